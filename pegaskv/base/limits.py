@@ -1,0 +1,93 @@
+"""Every bound of the system in one place, with the relations between them.
+
+A bound that an operator may want to move is an option whose default stands
+here. What must hold between bounds is asserted at the end of this file.
+"""
+
+from typing import Final
+
+__all__ = [
+    "BATCH_ROWS_MAX",
+    "BEFORE_HELLO_BYTES_MAX",
+    "CHECK_VALUE_ROWS_MAX",
+    "CLIENT_FRAME_BYTES_MAX",
+    "CONNECTION_BYTES_IN_FLIGHT_MAX",
+    "CONNECTION_OUTPUT_BYTES_MAX",
+    "CONNECTION_OUTPUT_PAUSE_BYTES",
+    "CONNECTION_REQUESTS_IN_FLIGHT_MAX",
+    "ENV_COUNT_MAX",
+    "ENV_VALUE_BYTES_MAX",
+    "FRAME_MESSAGES_MAX",
+    "HASH_KEY_BYTES_MAX",
+    "MUTATION_BYTES_MAX",
+    "MUTATION_OPERATIONS_MAX",
+    "PAGE_BYTES_MAX",
+    "PAGE_ROWS_MAX",
+    "PAGE_TIME_MS_MAX",
+    "PARTITION_BYTES_UNCOMMITTED_MAX",
+    "PARTITION_COUNT_MAX",
+    "PARTITION_MUTATIONS_UNCOMMITTED_MAX",
+    "PROCESS_BYTES_IN_FLIGHT_MAX",
+    "REPLICA_COUNT_MAX",
+    "REPLY_FLUSH_BYTES",
+    "SERVER_FRAME_BYTES_MAX",
+    "SORT_KEY_BYTES_MAX",
+    "TABLE_NAME_BYTES_MAX",
+    "TIMEOUT_MS_MAX",
+    "TTL_SECONDS_MAX",
+    "VALUE_BYTES_MAX",
+]
+
+# Frames.
+CLIENT_FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
+SERVER_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+BEFORE_HELLO_BYTES_MAX: Final = 4 * 1024
+FRAME_MESSAGES_MAX: Final = 1_024
+
+# Rows. A hash key of 65 535 bytes would collide with the reserved keys.
+HASH_KEY_BYTES_MAX: Final = 65_534
+SORT_KEY_BYTES_MAX: Final = 1024 * 1024
+VALUE_BYTES_MAX: Final = 1024 * 1024
+# Expiry is a u32 of seconds since 2016: a time to live ends before it wraps.
+TTL_SECONDS_MAX: Final = 2_000_000_000
+
+# Pages of a reply.
+PAGE_BYTES_MAX: Final = 1024 * 1024
+PAGE_ROWS_MAX: Final = 1_000
+PAGE_TIME_MS_MAX: Final = 20
+REPLY_FLUSH_BYTES: Final = 64 * 1024
+
+# One request may name this many rows.
+BATCH_ROWS_MAX: Final = 1_000
+CHECK_VALUE_ROWS_MAX: Final = 1_000
+
+# What one connection may have under way, and may leave unread.
+CONNECTION_REQUESTS_IN_FLIGHT_MAX: Final = 1_024
+CONNECTION_BYTES_IN_FLIGHT_MAX: Final = 16 * 1024 * 1024
+CONNECTION_OUTPUT_PAUSE_BYTES: Final = 1024 * 1024
+CONNECTION_OUTPUT_BYTES_MAX: Final = 16 * 1024 * 1024
+PROCESS_BYTES_IN_FLIGHT_MAX: Final = 256 * 1024 * 1024
+
+# One partition's open mutation, and what it may have prepared and not committed.
+MUTATION_OPERATIONS_MAX: Final = 1_000
+MUTATION_BYTES_MAX: Final = 1024 * 1024
+PARTITION_MUTATIONS_UNCOMMITTED_MAX: Final = 64
+PARTITION_BYTES_UNCOMMITTED_MAX: Final = 16 * 1024 * 1024
+
+# Tables.
+TABLE_NAME_BYTES_MAX: Final = 64
+PARTITION_COUNT_MAX: Final = 1_024
+REPLICA_COUNT_MAX: Final = 5
+ENV_COUNT_MAX: Final = 64
+ENV_VALUE_BYTES_MAX: Final = 1_024
+
+TIMEOUT_MS_MAX: Final = 3_600_000
+
+# A frame carries a request with the largest row, and a full page with its last row.
+assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
+assert PAGE_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
+assert CLIENT_FRAME_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
+assert CLIENT_FRAME_BYTES_MAX <= CONNECTION_BYTES_IN_FLIGHT_MAX <= PROCESS_BYTES_IN_FLIGHT_MAX
+assert REPLY_FLUSH_BYTES < CONNECTION_OUTPUT_PAUSE_BYTES < CONNECTION_OUTPUT_BYTES_MAX
+# The largest single write still fits a partition's window.
+assert MUTATION_BYTES_MAX <= PARTITION_BYTES_UNCOMMITTED_MAX

@@ -1,0 +1,82 @@
+"""Bytes to frames and back: length, checksum, limit. On the hot path.
+
+A frame is a header of eight bytes (body length u32, CRC-32C of the body u32,
+big-endian) and a body: one msgpack array of 1 to 1 024 messages. Many messages
+in one frame pay one header, one checksum, one pack and one socket write.
+
+The splitter is fed whatever arrived and returns the frames that are complete;
+where the bytes were cut never matters. A length is checked before a single
+byte of the body is kept.
+"""
+
+from struct import Struct
+from typing import Any, Final
+
+from google_crc32c import value as crc32c
+
+from pegaskv.base.errors import WireError
+from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX
+from pegaskv.codec.packing import pack, unpack
+
+__all__ = ["HEADER_BYTES", "FrameSplitter", "encode_frame"]
+
+_HEADER: Final = Struct(">II")
+HEADER_BYTES: Final = _HEADER.size
+
+_unpack_header = _HEADER.unpack_from
+_pack_header = _HEADER.pack
+
+
+def encode_frame(messages: list[Any]) -> bytes:
+    """Return the frame that carries `messages` (1 to 1 024 of them)."""
+    body = pack(messages)
+    return _pack_header(len(body), crc32c(body)) + body
+
+
+class FrameSplitter:
+    """Cuts one connection's incoming bytes into lists of messages.
+
+    `frame_bytes_max` may be raised once, when hello has been accepted.
+    """
+
+    __slots__ = ("_buffer", "frame_bytes_max")
+
+    def __init__(self, frame_bytes_max: int = CLIENT_FRAME_BYTES_MAX) -> None:
+        self.frame_bytes_max = frame_bytes_max
+        self._buffer = b""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes of an incomplete frame that are waiting for the rest."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> list[list[Any]]:
+        """Return the bodies of all frames that `data` completes, in order.
+
+        Raises:
+            WireError: the bytes are not a frame; the connection must be closed. Frames
+                before the broken one are lost with it.
+
+        """
+        frames: list[list[Any]] = []
+        if self._buffer:
+            data = self._buffer + data
+        position = 0
+        end = len(data)
+        while end - position >= HEADER_BYTES:
+            length, checksum = _unpack_header(data, position)
+            if length > self.frame_bytes_max:
+                raise WireError(f"frame of {length} bytes; the limit is {self.frame_bytes_max}")
+            body_end = position + HEADER_BYTES + length
+            if body_end > end:
+                break
+            body = data[position + HEADER_BYTES : body_end]
+            if crc32c(body) != checksum:
+                raise WireError("the frame's checksum does not match its body")
+            messages = unpack(body)
+            if type(messages) is not list or not 0 < len(messages) <= FRAME_MESSAGES_MAX:
+                raise WireError(f"a frame is an array of 1 to {FRAME_MESSAGES_MAX} messages")
+            frames.append(messages)
+            position = body_end
+        self._buffer = data[position:] if position else data
+        return frames

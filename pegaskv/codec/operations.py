@@ -1,0 +1,164 @@
+"""The table of operations on the wire: number, name, fields of request and reply.
+
+A request is `[id, operation, timeout_ms, *fields]`, a successful reply
+`[id, 0, *fields]` and any other `[id, code, message, hint, details]`. `id` is the
+caller's, a u32 that is unique among its requests under way. In place of
+`timeout_ms` an array `[timeout_ms, client uuid, sequence]` is accepted and its
+tail ignored: room for a later server-side deduplication of retries.
+
+Data operations begin with the table id and the partition index. `docs/protocol.md`
+is written from this table, and a test keeps them equal.
+"""
+
+from enum import IntEnum, IntFlag
+from typing import Final, NamedTuple
+
+__all__ = ["OPERATIONS", "Operation", "OperationSpec", "RangeFlag", "ScanFlag"]
+
+
+class Operation(IntEnum):
+    """Numbers of operations; they are never reused."""
+
+    HELLO = 0
+    PING = 1
+
+    GET = 10
+    TTL = 11
+    MULTI_GET = 12
+    BATCH_GET = 13
+    SCAN = 14
+
+    SET = 30
+    DELETE = 31
+    MULTI_SET = 32
+    MULTI_DELETE = 33
+    INCR = 34
+    CHECK_AND_SET = 35
+    CHECK_AND_MUTATE = 36
+    BATCH_SET = 37
+    BATCH_DELETE = 38
+
+    QUERY_CONFIG = 60
+    CREATE_TABLE = 61
+    DROP_TABLE = 62
+    RECALL_TABLE = 63
+    RENAME_TABLE = 64
+    LIST_TABLES = 65
+    TABLE_INFO = 66
+    SET_ENVS = 67
+    DELETE_ENVS = 68
+    CLEAR_ENVS = 69
+    LIST_NODES = 70
+    CLUSTER_INFO = 71
+    SERVER_INFO = 72
+
+
+class RangeFlag(IntFlag):
+    """The `flags` of MULTI_GET."""
+
+    START_INCLUSIVE = 1
+    STOP_INCLUSIVE = 2
+    REVERSE = 4
+    NO_VALUE = 8
+
+
+class ScanFlag(IntFlag):
+    """The `flags` of SCAN."""
+
+    NO_VALUE = 1
+    RETURN_EXPIRY = 2
+    COUNT_ONLY = 4
+
+
+class OperationSpec(NamedTuple):
+    """What a request and its successful reply carry after their first three or two elements."""
+
+    request: str
+    reply: str
+    is_write: bool = False
+
+
+_P: Final = "table id, partition index, "
+
+OPERATIONS: Final[dict[Operation, OperationSpec]] = {
+    Operation.HELLO: OperationSpec(
+        "protocol version min, protocol version max, software version, cluster id (0 = any), "
+        "[feature, ...], [auth mechanism, ...]",
+        "protocol version, software version, cluster name, cluster id, cluster uuid, node id, "
+        "[feature, ...], [auth mechanism, ...], {limit name: value}",
+    ),
+    Operation.PING: OperationSpec("", "server's wall clock in microseconds"),
+    Operation.GET: OperationSpec(_P + "hash key, sort key", "value or nil"),
+    Operation.TTL: OperationSpec(_P + "hash key, sort key", "seconds; -1 for ever, -2 absent"),
+    Operation.MULTI_GET: OperationSpec(
+        _P + "hash key, [sort key, ...] or nil, start, stop, flags, filter type, filter pattern, "
+        "max rows (0 = no limit), max bytes (0 = no limit)",
+        "complete, [sort key, value, sort key, value, ...] in ascending order",
+    ),
+    Operation.BATCH_GET: OperationSpec(
+        _P + "[hash key, sort key, hash key, sort key, ...]", "[value or nil, ...] in order"
+    ),
+    Operation.SCAN: OperationSpec(
+        _P + "start key (stored form, inclusive), stop key (stored form, exclusive, empty = end), "
+        "flags, hash-key filter type, pattern, sort-key filter type, pattern, "
+        "value filter type, pattern, max rows, max bytes",
+        "stored key to go on from or nil when complete, number of rows, "
+        "[stored key, value, (expiry)...] or empty with COUNT_ONLY",
+    ),
+    Operation.SET: OperationSpec(_P + "hash key, sort key, value, ttl", "decree", True),
+    Operation.DELETE: OperationSpec(_P + "hash key, sort key", "decree", True),
+    Operation.MULTI_SET: OperationSpec(
+        _P + "hash key, [sort key, value, sort key, value, ...], ttl", "decree", True
+    ),
+    Operation.MULTI_DELETE: OperationSpec(
+        _P + "hash key, [sort key, ...]", "decree, number of sort keys requested", True
+    ),
+    Operation.INCR: OperationSpec(
+        _P + "hash key, sort key, increment, ttl (0 = keep, -1 = clear)", "decree, new value", True
+    ),
+    Operation.CHECK_AND_SET: OperationSpec(
+        _P + "hash key, check sort key, check type, operand, set sort key or nil, value, ttl, "
+        "return check value",
+        "decree, passed, exists or nil, value or nil",
+        True,
+    ),
+    Operation.CHECK_AND_MUTATE: OperationSpec(
+        _P + "hash key, check sort key, check type, operand, "
+        "[[1, sort key, value, ttl] or [2, sort key], ...], return check value",
+        "decree, passed, exists or nil, value or nil",
+        True,
+    ),
+    Operation.BATCH_SET: OperationSpec(
+        _P + "[hash key, sort key, value, hash key, sort key, value, ...], ttl", "decree", True
+    ),
+    Operation.BATCH_DELETE: OperationSpec(
+        _P + "[hash key, sort key, hash key, sort key, ...]", "decree", True
+    ),
+    Operation.QUERY_CONFIG: OperationSpec(
+        "table name",
+        "table id, partition count, configuration version, "
+        "[[index, ballot, primary address or nil, [secondary address, ...]], ...]",
+    ),
+    Operation.CREATE_TABLE: OperationSpec(
+        "name, partition count, replica count (0 = server's default), {env: value}, "
+        "if exists (fail | same)",
+        "table, created",
+    ),
+    Operation.DROP_TABLE: OperationSpec(
+        "name, reserve seconds (-1 = server's default), if not exists (fail | ok)", "table or nil"
+    ),
+    Operation.RECALL_TABLE: OperationSpec("table id, new name or nil", "table"),
+    Operation.RENAME_TABLE: OperationSpec("old name, new name", "table"),
+    Operation.LIST_TABLES: OperationSpec("with dropped", "[table, ...]"),
+    Operation.TABLE_INFO: OperationSpec(
+        "name", "table, [[index, ballot, primary, [secondary, ...], {replica state}], ...]"
+    ),
+    Operation.SET_ENVS: OperationSpec("table name, {env: value}", "table"),
+    Operation.DELETE_ENVS: OperationSpec("table name, [env, ...]", "table"),
+    Operation.CLEAR_ENVS: OperationSpec("table name, prefix or nil for all", "table"),
+    Operation.LIST_NODES: OperationSpec("", "[[node id, address, status, {detail}], ...]"),
+    Operation.CLUSTER_INFO: OperationSpec("", "{name: value}"),
+    Operation.SERVER_INFO: OperationSpec("", "{name: value}"),
+}
+
+assert set(OPERATIONS) == set(Operation)

@@ -1,0 +1,163 @@
+"""What holds one replica's rows: LevelDB, or memory under the same contract.
+
+The engine is a cache of the mutation log. It is handed committed mutations only,
+in decree order; each write carries the replica's state (decree, ballot, last
+timestamp) in the same atomic batch, under a reserved key. After a crash it may be
+at any earlier decree, but never below the last `flush`, and never with a hole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from typing import Final, Protocol
+
+from pegaskv.base.errors import CorruptionError, UnsupportedFormat
+
+__all__ = [
+    "STATE_KEY",
+    "CheckpointInfo",
+    "Engine",
+    "EngineFactory",
+    "ReplicaState",
+    "Snapshot",
+]
+
+# The reserved key that holds `ReplicaState`.
+STATE_KEY: Final = b"\xff\xffstate"
+
+_STATE: Final = Struct(">BQIQ")
+_STATE_FORMAT: Final = 1
+_pack_state = _STATE.pack
+
+
+@dataclass(slots=True)
+class ReplicaState:
+    """How far an engine is: the last decree applied, its ballot, and the clock at it."""
+
+    decree: int = 0
+    ballot: int = 0
+    last_timestamp_us: int = 0
+
+    def encode(self) -> bytes:
+        """Return the bytes under `STATE_KEY`."""
+        return _pack_state(_STATE_FORMAT, self.decree, self.ballot, self.last_timestamp_us)
+
+    @classmethod
+    def decode(cls, data: bytes | None) -> "ReplicaState":
+        """Read what `encode` wrote; None is an engine that was never written.
+
+        Raises:
+            CorruptionError: the bytes have a wrong length.
+            UnsupportedFormat: the bytes were written by another version.
+
+        """
+        if data is None:
+            return cls()
+        if len(data) != _STATE.size:
+            raise CorruptionError(f"replica state of {len(data)} bytes")
+        version, decree, ballot, timestamp = _STATE.unpack(data)
+        if version != _STATE_FORMAT:
+            raise UnsupportedFormat(f"replica state version {version}")
+        return cls(decree, ballot, timestamp)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A published checkpoint: its directory, its last decree, and (name, bytes) of its files."""
+
+    path: Path
+    decree: int
+    files: tuple[tuple[str, int], ...]
+
+
+class Snapshot(Protocol):
+    """The engine as it was at one moment; may be read from a worker thread."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the stored row."""
+        ...
+
+    def iterate(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward.
+
+        Reserved keys are yielded like any others: the caller bounds the range.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the snapshot go; a second call does nothing."""
+        ...
+
+
+class Engine(Protocol):
+    """One replica's rows. `get` and `write` are for the loop, the rest for a worker."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the stored row.
+
+        Raises:
+            CorruptionError: the table that holds it is damaged.
+
+        """
+        ...
+
+    def write(self, rows: list[bytes | None], state: ReplicaState) -> None:
+        """Apply a flat list [key, row, key, None = remove, ...] and the state, atomically.
+
+        Raises:
+            OSError: the engine takes no more writes until it is opened again.
+
+        """
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Return the engine as it is now; cheap."""
+        ...
+
+    def state(self) -> ReplicaState:
+        """Return the state of the last write."""
+        ...
+
+    def flush(self) -> int:
+        """Make everything written before the call durable; return its decree."""
+        ...
+
+    def checkpoint(self, target: Path) -> CheckpointInfo:
+        """Flush, and publish a copy of hard links as the new directory `target`."""
+        ...
+
+    def compact(self) -> None:
+        """Rewrite all tables, so that removed rows give their space back."""
+        ...
+
+    def size_bytes(self) -> int:
+        """Roughly the bytes of all tables on disk."""
+        ...
+
+    def calm(self) -> bool:
+        """Whether a write on the loop would not be made to wait."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is under way, flush and close; a second call does nothing."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Opens engines; the place where LevelDB or memory is chosen."""
+
+    def open(self, path: Path) -> Engine:
+        """Open or create the engine in directory `path`, removing LevelDB's own log first.
+
+        Raises:
+            CorruptionError: the tables do not open.
+
+        """
+        ...
+
+    def open_checkpoint(self, checkpoint: Path, path: Path) -> Engine:
+        """Open a new engine in `path` from a published checkpoint."""
+        ...

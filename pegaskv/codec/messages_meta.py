@@ -1,0 +1,100 @@
+"""What meta and replica servers tell each other, and how a table travels.
+
+In a standalone server these values are handed over as they are; between
+processes they are packed. Either way a push is sent after its content was
+stored, never before, and a receiver ignores a version at or below the one it has.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pegaskv.base.errors import WireError
+from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
+
+__all__ = [
+    "NodeReport",
+    "ReplicaReport",
+    "TablePush",
+    "table_from_wire",
+    "table_to_wire",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """A replica that a node has on its disk; `closed` says why it does not serve, or is empty."""
+
+    gpid: Gpid
+    ballot: int
+    last_decree: int
+    committed_decree: int
+    closed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """A replica server tells the meta server who it is and what it holds, once when it starts.
+
+    `address` is HOST:PORT for clients, or "" for "where you reached the meta server".
+    """
+
+    node_id: str
+    address: str
+    replicas: tuple[ReplicaReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TablePush:
+    """A table and the configurations of its partitions that changed, as they are stored.
+
+    `first_assignment` names the partitions (indices) that may be opened empty: their
+    stored ballot was 0 before this one. A dropped table is pushed with its status; a
+    table that was purged is pushed with `purged`, and its replicas are removed.
+    """
+
+    table: TableInfo
+    partitions: tuple[PartitionConfiguration, ...] = ()
+    first_assignment: frozenset[int] = frozenset()
+    purged: bool = False
+
+
+def table_to_wire(table: TableInfo) -> dict[str, Any]:
+    """Return the map that a reply carries."""
+    return {
+        "table_id": table.table_id,
+        "name": table.name,
+        "status": table.status.value,
+        "partition_count": table.partition_count,
+        "replica_count": table.replica_count,
+        "envs": dict(table.envs),
+        "created_at": table.created_at,
+        "dropped_at": table.dropped_at,
+        "expires_at": table.expires_at,
+        "version": table.version,
+    }
+
+
+def table_from_wire(fields: Any) -> TableInfo:
+    """Read what `table_to_wire` made; unknown fields of a newer server are ignored.
+
+    Raises:
+        WireError: a field is missing or has a wrong type.
+    """
+    try:
+        table = TableInfo(
+            table_id=fields["table_id"],
+            name=fields["name"],
+            status=TableStatus(fields["status"]),
+            partition_count=fields["partition_count"],
+            replica_count=fields["replica_count"],
+            envs=dict(fields["envs"]),
+            created_at=fields["created_at"],
+            dropped_at=fields["dropped_at"],
+            expires_at=fields["expires_at"],
+            version=fields["version"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"not a table: {error!r}") from None
+    if not isinstance(table.table_id, int) or not isinstance(table.partition_count, int):
+        raise WireError("not a table: ids and counts are integers")
+    return table

@@ -79,6 +79,7 @@ def table_from_wire(fields: Any) -> TableInfo:
 
     Raises:
         WireError: a field is missing or has a wrong type.
+
     """
     try:
         table = TableInfo(

@@ -9,7 +9,6 @@ from typing import Final
 __all__ = [
     "BATCH_ROWS_MAX",
     "BEFORE_HELLO_BYTES_MAX",
-    "CHECK_VALUE_ROWS_MAX",
     "CLIENT_FRAME_BYTES_MAX",
     "CONNECTION_BYTES_IN_FLIGHT_MAX",
     "CONNECTION_OUTPUT_BYTES_MAX",
@@ -21,6 +20,7 @@ __all__ = [
     "HASH_KEY_BYTES_MAX",
     "MUTATION_BYTES_MAX",
     "MUTATION_OPERATIONS_MAX",
+    "OPERATION_ROWS_MAX",
     "PAGE_BYTES_MAX",
     "PAGE_ROWS_MAX",
     "PAGE_TIME_MS_MAX",
@@ -57,9 +57,10 @@ PAGE_ROWS_MAX: Final = 1_000
 PAGE_TIME_MS_MAX: Final = 20
 REPLY_FLUSH_BYTES: Final = 64 * 1024
 
-# One request may name this many rows.
+# One batch_* request may name this many rows.
 BATCH_ROWS_MAX: Final = 1_000
-CHECK_VALUE_ROWS_MAX: Final = 1_000
+# One multi-operation on one hash key, which is one operation of a mutation.
+OPERATION_ROWS_MAX: Final = 10_000
 
 # What one connection may have under way, and may leave unread.
 CONNECTION_REQUESTS_IN_FLIGHT_MAX: Final = 1_024

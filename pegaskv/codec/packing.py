@@ -11,12 +11,12 @@ from typing import Any
 import msgpack
 
 from pegaskv.base.errors import WireError
-from pegaskv.base.limits import BATCH_ROWS_MAX, FRAME_MESSAGES_MAX
+from pegaskv.base.limits import BATCH_ROWS_MAX, FRAME_MESSAGES_MAX, OPERATION_ROWS_MAX
 
 __all__ = ["pack", "unpack"]
 
-# The longest array that we ever send: a batch of rows as a flat list of four fields each.
-_ARRAY_LENGTH_MAX = max(FRAME_MESSAGES_MAX, 4 * BATCH_ROWS_MAX) + 16
+# The longest array that we ever send: a batch or a multi-operation as a flat list.
+_ARRAY_LENGTH_MAX = max(FRAME_MESSAGES_MAX, 4 * BATCH_ROWS_MAX, 2 * OPERATION_ROWS_MAX) + 16
 _MAP_LENGTH_MAX = 4_096
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)

@@ -93,7 +93,8 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.MULTI_GET: OperationSpec(
         _P + "hash key, [sort key, ...] or nil, start, stop, flags, filter type, filter pattern, "
         "max rows (0 = no limit), max bytes (0 = no limit)",
-        "complete, [sort key, value, sort key, value, ...] in ascending order",
+        "complete, [sort key, value, sort key, value, ...] in ascending order, "
+        "last sort key looked at (nil when complete): go on behind it, or with REVERSE before it",
     ),
     Operation.BATCH_GET: OperationSpec(
         _P + "[hash key, sort key, hash key, sort key, ...]", "[value or nil, ...] in order"
@@ -114,7 +115,9 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         _P + "hash key, [sort key, ...]", "decree, number of sort keys requested", True
     ),
     Operation.INCR: OperationSpec(
-        _P + "hash key, sort key, increment, ttl (0 = keep, -1 = clear)", "decree, new value", True
+        _P + "hash key, sort key, increment, ttl (0 = keep, -1 = clear)",
+        "decree, new value",
+        True,
     ),
     Operation.CHECK_AND_SET: OperationSpec(
         _P + "hash key, check sort key, check type, operand, set sort key or nil, value, ttl, "

@@ -1,0 +1,45 @@
+"""What an operator may set of the replica server: section [replica]."""
+
+from dataclasses import dataclass
+
+from pegaskv.base.errors import ConfigurationError
+
+__all__ = ["ReplicaOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """Options of the replicas of one server; the unit is in each name."""
+
+    # Below this share of free disk space client writes are refused; they resume by themselves.
+    min_free_percent: int = 5
+    disk_check_interval_ms: int = 1_000
+    # `os` tables are synced in the background at least this often.
+    os_sync_interval_ms: int = 100
+    # How often flushes and log retention are looked at; a full log asks for it at once.
+    flush_interval_ms: int = 1_000
+    # Expired rows are removed by a pass over a partition at most this often.
+    expiry_sweep_interval_ms: int = 300_000
+    # Scans and range reads that wait for their thread; more are answered Busy.
+    scans_waiting_max: int = 256
+    # A removed replica's files are kept this long in the trash.
+    trash_retention_ms: int = 86_400_000
+
+    def validate(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            ConfigurationError: names the option and its range.
+
+        """
+        if not 0 <= self.min_free_percent <= 50:
+            raise ConfigurationError("[replica] min_free_percent: must be from 0 to 50")
+        for name in (
+            "disk_check_interval_ms",
+            "os_sync_interval_ms",
+            "flush_interval_ms",
+            "expiry_sweep_interval_ms",
+            "scans_waiting_max",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"[replica] {name}: must be at least 1")

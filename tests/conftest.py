@@ -1,0 +1,47 @@
+"""What holds for every test: the loop they run on, which are left out, how much chance they try."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hypothesis
+import pytest
+import uvloop
+
+# No database and no fresh seed: `make test` gives the same answer for the same code. New
+# examples are the business of `make soak`. No deadline, since other work may hold the machine.
+hypothesis.settings.register_profile(
+    "test",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "soak",
+    parent=hypothesis.settings.get_profile("test"),
+    max_examples=5_000,
+    derandomize=False,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    soak = "soak" in config.option.markexpr
+    hypothesis.settings.load_profile("soak" if soak else "test")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], Any]]:
+    """The servers run on uvloop, so the tests do."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless `-m` speaks of them."""
+    if "soak" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]

@@ -17,6 +17,8 @@ __all__ = [
     "ENV_COUNT_MAX",
     "ENV_VALUE_BYTES_MAX",
     "FRAME_MESSAGES_MAX",
+    "FRAME_UNCOUNTED_BYTES_MAX",
+    "FRAME_VALUES_MAX",
     "HASH_KEY_BYTES_MAX",
     "MUTATION_BYTES_MAX",
     "MUTATION_OPERATIONS_MAX",
@@ -43,6 +45,10 @@ CLIENT_FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 SERVER_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 BEFORE_HELLO_BYTES_MAX: Final = 4 * 1024
 FRAME_MESSAGES_MAX: Final = 1_024
+# Arrays, maps, numbers and strings in one frame. Sixteen million empty maps fit 16 MiB and
+# take a gigabyte once decoded; a frame that is short cannot do much, and is not counted.
+FRAME_VALUES_MAX: Final = 1024 * 1024
+FRAME_UNCOUNTED_BYTES_MAX: Final = 64 * 1024
 
 # Rows. A hash key of 65 535 bytes would collide with the reserved keys.
 HASH_KEY_BYTES_MAX: Final = 65_534
@@ -88,6 +94,10 @@ TIMEOUT_MS_MAX: Final = 3_600_000
 assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert PAGE_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert CLIENT_FRAME_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
+# A full frame of the smallest requests and a frame of one full page both pass the count.
+assert FRAME_MESSAGES_MAX * 16 < FRAME_VALUES_MAX
+assert 4 * max(PAGE_ROWS_MAX, BATCH_ROWS_MAX) < FRAME_VALUES_MAX
+assert BEFORE_HELLO_BYTES_MAX < FRAME_UNCOUNTED_BYTES_MAX < CLIENT_FRAME_BYTES_MAX
 assert CLIENT_FRAME_BYTES_MAX <= CONNECTION_BYTES_IN_FLIGHT_MAX <= PROCESS_BYTES_IN_FLIGHT_MAX
 assert REPLY_FLUSH_BYTES < CONNECTION_OUTPUT_PAUSE_BYTES < CONNECTION_OUTPUT_BYTES_MAX
 # The largest single write still fits a partition's window.

@@ -7,7 +7,8 @@ only list of what can be configured and its defaults the only defaults.
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pegaskv.base.errors import ConfigurationError
 
@@ -50,13 +51,27 @@ def options_from_mapping(
     return options
 
 
+_KIND_NAMES: Final[dict[type, str]] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    dict: "a section",
+    type(None): "nothing",
+}
+
+
 def _check_type(value: Any, expected: Any, where: str) -> None:
-    # bool is an int to Python and a mistake to an operator.
-    if expected is int and isinstance(value, bool):
-        raise ConfigurationError(f"{where}: expected a whole number, got {value!r}")
-    if expected is float:
-        expected = (int, float)
-    if not isinstance(value, expected):
-        names = {int: "a whole number", str: "a string", bool: "true or false"}
-        kind = names.get(expected, getattr(expected, "__name__", "a number"))
-        raise ConfigurationError(f"{where}: expected {kind}, got {value!r}")
+    # `expected` is a class, a generic list or dict, a union of these, or a Literal.
+    if get_origin(expected) is Literal:
+        names = [repr(choice) for choice in get_args(expected)]
+        fits = value in get_args(expected)
+    else:
+        members = get_args(expected) if isinstance(expected, UnionType) else (expected,)
+        kinds = [get_origin(member) or member for member in members]
+        names = [_KIND_NAMES.get(kind, kind.__name__) for kind in kinds]
+        # By type(), since bool is an int to Python and a mistake to an operator.
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        raise ConfigurationError(f"{where}: expected {' or '.join(names)}, got {value!r}")

@@ -36,39 +36,50 @@ def encode_frame(messages: list[Any]) -> bytes:
 class FrameSplitter:
     """Cuts one connection's incoming bytes into lists of messages.
 
-    `frame_bytes_max` may be raised once, when hello has been accepted.
+    `frame_bytes_max` may be raised at any time, as it is when hello has been
+    accepted; it holds for every header that is read afterwards. What is kept never
+    exceeds one frame of that size and the last chunk, and each byte is copied a
+    fixed number of times however small the chunks are.
     """
 
-    __slots__ = ("_buffer", "frame_bytes_max")
+    __slots__ = ("_held", "_needed", "frame_bytes_max")
 
     def __init__(self, frame_bytes_max: int = CLIENT_FRAME_BYTES_MAX) -> None:
         self.frame_bytes_max = frame_bytes_max
-        self._buffer = b""
+        # The beginning of a frame, and how long it must grow before it is worth a look.
+        self._held = bytearray()
+        self._needed = HEADER_BYTES
 
     @property
     def buffered_bytes(self) -> int:
         """The bytes of an incomplete frame that are waiting for the rest."""
-        return len(self._buffer)
+        return len(self._held)
 
     def feed(self, data: bytes) -> list[list[Any]]:
         """Return the bodies of all frames that `data` completes, in order.
 
         Raises:
             WireError: the bytes are not a frame; the connection must be closed. Frames
-                before the broken one are lost with it.
+                of this call before the broken one are lost with it.
 
         """
         frames: list[list[Any]] = []
-        if self._buffer:
-            data = self._buffer + data
+        if self._held:
+            self._held += data
+            if len(self._held) < self._needed:
+                return frames
+            data = bytes(self._held)
+            self._held.clear()
         position = 0
         end = len(data)
+        needed = HEADER_BYTES
         while end - position >= HEADER_BYTES:
             length, checksum = _unpack_header(data, position)
             if length > self.frame_bytes_max:
                 raise WireError(f"frame of {length} bytes; the limit is {self.frame_bytes_max}")
             body_end = position + HEADER_BYTES + length
             if body_end > end:
+                needed += length
                 break
             body = data[position + HEADER_BYTES : body_end]
             if crc32c(body) != checksum:
@@ -78,5 +89,7 @@ class FrameSplitter:
                 raise WireError(f"a frame is an array of 1 to {FRAME_MESSAGES_MAX} messages")
             frames.append(messages)
             position = body_end
-        self._buffer = data[position:] if position else data
+        if position < end:
+            self._held += data[position:]
+            self._needed = needed
         return frames

@@ -6,7 +6,7 @@ stored, never before, and a receiver ignores a version at or below the one it ha
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pegaskv.base.errors import WireError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
@@ -58,6 +58,20 @@ class TablePush:
     purged: bool = False
 
 
+_FIELD_TYPES: Final[dict[str, type]] = {
+    "table_id": int,
+    "name": str,
+    "status": str,
+    "partition_count": int,
+    "replica_count": int,
+    "envs": dict,
+    "created_at": int,
+    "dropped_at": int,
+    "expires_at": int,
+    "version": int,
+}
+
+
 def table_to_wire(table: TableInfo) -> dict[str, Any]:
     """Return the map that a reply carries."""
     return {
@@ -82,20 +96,11 @@ def table_from_wire(fields: Any) -> TableInfo:
 
     """
     try:
-        table = TableInfo(
-            table_id=fields["table_id"],
-            name=fields["name"],
-            status=TableStatus(fields["status"]),
-            partition_count=fields["partition_count"],
-            replica_count=fields["replica_count"],
-            envs=dict(fields["envs"]),
-            created_at=fields["created_at"],
-            dropped_at=fields["dropped_at"],
-            expires_at=fields["expires_at"],
-            version=fields["version"],
-        )
+        values = {name: fields[name] for name in _FIELD_TYPES}
+        wrong = [name for name, kind in _FIELD_TYPES.items() if type(values[name]) is not kind]
+        if wrong:
+            raise TypeError(f"wrong type of {', '.join(wrong)}")
+        values["status"] = TableStatus(values["status"])
+        return TableInfo(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"not a table: {error!r}") from None
-    if not isinstance(table.table_id, int) or not isinstance(table.partition_count, int):
-        raise WireError("not a table: ids and counts are integers")
-    return table

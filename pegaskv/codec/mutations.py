@@ -28,7 +28,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, Final
 
-from pegaskv.base.errors import CorruptionError, UnsupportedFormat
+from pegaskv.base.errors import CorruptionError, UnsupportedFormat, WireError
 from pegaskv.base.version import MUTATION_FORMAT
 from pegaskv.codec.packing import pack, unpack
 
@@ -72,9 +72,14 @@ def encode_mutation(first_timestamp_us: int, operations: list[bytes]) -> bytes:
 
 
 def mutation_timestamps(mutation: bytes) -> tuple[int, int]:
-    """Return (first timestamp, last timestamp); equal for a barrier."""
-    version, first, count = _HEADER.unpack_from(mutation)
-    _check_version(version)
+    """Return (first timestamp, last timestamp); equal for a barrier.
+
+    Raises:
+        UnsupportedFormat: a version that this software does not know.
+        CorruptionError: the mutation is cut off.
+
+    """
+    first, count = _read_header(mutation)
     return first, first + max(count - 1, 0)
 
 
@@ -86,10 +91,7 @@ def decode_mutation(mutation: bytes) -> Iterator[tuple[OperationKind, int, list[
         CorruptionError: the lengths do not add up, or a body is not a list.
 
     """
-    if len(mutation) < _HEADER.size:
-        raise CorruptionError(f"a mutation of {len(mutation)} bytes is cut off")
-    version, _first, count = _HEADER.unpack_from(mutation)
-    _check_version(version)
+    _first, count = _read_header(mutation)
     position = _HEADER.size
     for _ in range(count):
         if position + _OPERATION.size > len(mutation):
@@ -104,7 +106,11 @@ def decode_mutation(mutation: bytes) -> Iterator[tuple[OperationKind, int, list[
             kind = OperationKind(number)
         except ValueError:
             raise UnsupportedFormat(f"operation kind {number} is unknown here") from None
-        fields = unpack(body, array_length_max=length)
+        try:
+            fields = unpack(body, array_length_max=length)
+        except WireError as error:
+            # A mutation was checked before it was logged: these bytes have changed since.
+            raise CorruptionError(f"an operation's body is {error}") from None
         if type(fields) is not list:
             raise CorruptionError("an operation's body is not a list")
         yield kind, partition_hash, fields
@@ -112,8 +118,12 @@ def decode_mutation(mutation: bytes) -> Iterator[tuple[OperationKind, int, list[
         raise CorruptionError(f"{len(mutation) - position} bytes follow a mutation")
 
 
-def _check_version(version: int) -> None:
+def _read_header(mutation: bytes) -> tuple[int, int]:
+    if len(mutation) < _HEADER.size:
+        raise CorruptionError(f"a mutation of {len(mutation)} bytes is cut off")
+    version, first, count = _HEADER.unpack_from(mutation)
     if version != MUTATION_FORMAT:
         raise UnsupportedFormat(
             f"mutation version {version}; this software knows {MUTATION_FORMAT}"
         )
+    return first, count

@@ -75,8 +75,11 @@ def decode_row(row: bytes) -> tuple[int, int, bytes]:
 
 
 def seconds_since_epoch(wall_us: int) -> int:
-    """Return whole seconds since 2016 for a Unix time in microseconds."""
-    return wall_us // 1_000_000 - EPOCH_UNIX_SECONDS
+    """Return whole seconds since 2016 for a Unix time in microseconds; 0 before.
+
+    A machine without a battery wakes in 1970: its rows must still be storable.
+    """
+    return max(wall_us // 1_000_000 - EPOCH_UNIX_SECONDS, 0)
 
 
 def expiry_from_ttl(ttl_seconds: int, now: int) -> int:

@@ -95,11 +95,10 @@ def multi_get_range(
     no_value = read.flags & RangeFlag.NO_VALUE
     skip = 2 + len(read.hash_key)
     found: list[tuple[bytes, bytes]] = []
-    size = seen = 0
+    size = 0
     complete = True
     previous: bytes | None = None
-    for key, row in snapshot.iterate(lower, upper, reverse=reverse):
-        seen += 1
+    for seen, (key, row) in enumerate(snapshot.iterate(lower, upper, reverse=reverse), 1):
         if seen % _ROWS_PER_CLOCK == 0 and is_late():
             complete = False
             break
@@ -133,17 +132,15 @@ def scan(
     no_value = read.flags & ScanFlag.NO_VALUE
     with_expiry = read.flags & ScanFlag.RETURN_EXPIRY
     found: list[bytes | int] = []
-    count = size = seen = 0
-    for key, row in snapshot.iterate(read.start, stop):
-        seen += 1
+    count = size = 0
+    for seen, (key, row) in enumerate(snapshot.iterate(read.start, stop), 1):
         if count >= rows_max or size >= bytes_max:
             return key, count, found
         # Not before the second look: a page always makes progress.
         if seen % _ROWS_PER_CLOCK == 0 and is_late():
             return key, count, found
-        if row[:4] != _NEVER or row[11] & 1:
-            if not is_visible(row, now):
-                continue
+        if (row[:4] != _NEVER or row[11] & 1) and not is_visible(row, now):
+            continue
         if not plain and not _passes(read, key, row):
             continue
         count += 1

@@ -1,0 +1,51 @@
+"""One partition's open mutation: what collects during a tick. On the hot path.
+
+A batch is filled by request handlers, closed once per tick, and then is the
+event: there is no object per request beside its reply. Operation i has the
+timestamp `first_timestamp_us + i`, so rows are stamped when they come in.
+"""
+
+from typing import Any
+
+from pegaskv.net.connection import ServerConnection
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """Operations that will share one decree.
+
+    `rows` is what the engine gets, `overlay` the same by key for atomic operations that
+    look at pending writes, `replies` who must be told. A reply is a list whose third
+    element becomes the decree, unless it is an error.
+    """
+
+    __slots__ = (
+        "ballot",
+        "controls",
+        "decree",
+        "first_timestamp_us",
+        "last_timestamp_us",
+        "now",
+        "operations",
+        "overlay",
+        "replies",
+        "rows",
+        "size",
+    )
+
+    def __init__(self, first_timestamp_us: int, now: int) -> None:
+        self.first_timestamp_us = first_timestamp_us
+        # The timestamp of the last operation; while the batch is open, of the next one less 1.
+        self.last_timestamp_us = first_timestamp_us - 1
+        # Seconds since 2016 when the batch was opened: what its expiries count from.
+        self.now = now
+        self.operations: list[bytes] = []
+        self.rows: list[bytes | None] = []
+        self.overlay: dict[bytes, bytes | None] = {}
+        self.replies: list[tuple[ServerConnection, list[Any]]] = []
+        # Orders (DURABILITY, PIN ...) whose effect begins with the commit.
+        self.controls: list[tuple[int, bytes]] = []
+        self.size = 0
+        self.decree = 0
+        self.ballot = 0

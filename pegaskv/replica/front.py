@@ -1,0 +1,131 @@
+"""The owner of the tick. On the hot path: no task, future or dataclass per request.
+
+Requests fill batches (`writes`); at the end of the loop turn the front closes the
+batches of all partitions, appends them to the log as one block, and steps each
+partition's machine synchronously. Tables that wait for the disk share one sync;
+while it runs in its thread the next batches fill, and when it ends the next tick
+goes to the disk before the last one is answered. There is never a delay to make a
+batch larger.
+
+A failed append or sync of the log ends all acknowledgements of this process: the
+front stops, `on_fatal` is told, and the process recovers by a restart.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pegaskv.net.connection import ServerConnection
+from pegaskv.replica.replica import Replica
+from pegaskv.storage.mutation_log import LogRecord, MutationLog
+
+__all__ = ["Front"]
+
+
+class Front:
+    """Batches of all partitions to the log, and their answers to the connections."""
+
+    def __init__(
+        self,
+        *,
+        log: MutationLog,
+        call_soon: Callable[[Callable[[], Any]], Any],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._log = log
+        self._call_soon = call_soon
+        self._on_fatal = on_fatal
+        self._dirty: list[Replica] = []
+        self._scheduled = False
+        self._syncing: list[tuple[Replica, int]] | None = None
+        self.stopped = False
+        self.ticks = 0
+        self.syncs = 0
+        self.bytes_appended = 0
+        # Called after each append; the stub looks whether something must be flushed.
+        self.on_appended: Callable[[], None] | None = None
+        log.on_ready = self._schedule
+
+    def wake(self, replica: Replica) -> None:
+        """`replica` has something for the next tick."""
+        self._dirty.append(replica)
+        if not self._scheduled:
+            self._schedule()
+
+    def sync_os_tables(self) -> None:
+        """Sync what `os` tables wrote, unless a sync is running or nothing is unsynced."""
+        if self._syncing is None and self._log.unsynced and not self.stopped:
+            self._start_sync([])
+
+    @property
+    def idle(self) -> bool:
+        """Whether no tick is open or in flight."""
+        return not self._dirty and self._syncing is None
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._scheduled = False
+        # When the log is switching segments it calls `_schedule` once it is ready.
+        if not self._dirty or self.stopped or not self._log.ready():
+            return
+        held: list[Replica] = []
+        records: list[LogRecord] = []
+        synced: list[tuple[Replica, int]] = []
+        unsynced: list[tuple[Replica, int]] = []
+        for replica in self._dirty:
+            if replica.fsync and self._syncing is not None:
+                held.append(replica)
+                continue
+            replica.dirty = False
+            replica.close_batches(records)
+            decree = replica.machine.prepared.last_prepared
+            (synced if replica.fsync else unsynced).append((replica, decree))
+        self._dirty = held
+        if not records:
+            return
+        self.ticks += 1
+        try:
+            self._log.append(records)
+        except OSError as error:
+            self._fail(error)
+            return
+        if synced:
+            self._start_sync(synced)
+        if unsynced:
+            self._commit(unsynced)
+        if self.on_appended is not None:
+            self.on_appended()
+
+    def _start_sync(self, replicas: list[tuple[Replica, int]]) -> None:
+        self._syncing = replicas
+        self.syncs += 1
+        self._log.sync(self._on_synced)
+
+    def _on_synced(self, error: BaseException | None) -> None:
+        synced, self._syncing = self._syncing, None
+        if self.stopped:
+            return
+        if error is not None:
+            self._fail(error)
+            return
+        assert synced is not None
+        if self._dirty:
+            # The disk gets the next tick before the clients get their answers.
+            self._tick()
+        if synced:
+            self._commit(synced)
+
+    def _commit(self, logged: list[tuple[Replica, int]]) -> None:
+        if self.stopped:
+            return
+        touched: set[ServerConnection] = set()
+        for replica, decree in logged:
+            replica.on_logged(decree, touched)
+        for connection in touched:
+            connection.flush()
+
+    def _fail(self, error: BaseException) -> None:
+        self.stopped = True
+        self._on_fatal(error)

@@ -1,0 +1,453 @@
+"""One partition on this node: its machine, its engine, its open batches. On the hot path.
+
+The machine decides; this class keeps what the machine must not know: the rows of
+each mutation, who waits for it, and the engine that it is applied to. It runs on
+the loop and awaits nothing.
+
+Where a key is looked up, in this order: batches that are open, full or in the log
+(for atomic operations only), committed rows that the engine has not taken yet, and
+the engine. Plain reads see committed rows only.
+
+A failed engine write ends the engine, not the replica: committed rows stay in
+`applying`, reads go on, writes are refused, and the stub opens the engine again.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from pegaskv.base.errors import (
+    Busy,
+    CorruptionError,
+    DiskFull,
+    NotReady,
+    PartitionClosed,
+    RequestError,
+)
+from pegaskv.base.limits import (
+    PARTITION_BYTES_UNCOMMITTED_MAX,
+    PARTITION_MUTATIONS_UNCOMMITTED_MAX,
+)
+from pegaskv.base.types import Durability, Gpid
+from pegaskv.codec.keys import encode_key
+from pegaskv.codec.mutations import (
+    OperationKind,
+    encode_mutation,
+    encode_operation,
+    mutation_timestamps,
+)
+from pegaskv.codec.values import seconds_since_epoch
+from pegaskv.net.connection import ServerConnection
+from pegaskv.replica.batch import Batch
+from pegaskv.replica.effects import Append, Commit, Serve
+from pegaskv.replica.events import Assigned, Deactivated, Logged, Proposed
+from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.prepare_list import Mutation
+from pegaskv.replica.replay import DURABILITY_KEY, control_rows, mutation_rows
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.worker import Worker
+from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
+from pegaskv.storage.mutation_log import LogRecord
+
+__all__ = ["APPLYING_BYTES_MAX", "Replica"]
+
+# Committed bytes that wait for a stalled engine before writes are answered Busy.
+APPLYING_BYTES_MAX: Final = 8 * 1024 * 1024
+
+_MISSING: Final[Any] = object()
+
+
+class Replica:
+    """A partition's replica.
+
+    Invariants: `serving` implies that the machine serves and nothing closed the replica;
+    `in_flight` holds the batches of exactly the decrees in the machine's window.
+    """
+
+    def __init__(
+        self,
+        gpid: Gpid,
+        *,
+        machine: ReplicaMachine,
+        engine: Engine,
+        incarnation: int,
+        partition_count: int,
+        cluster_id: int,
+        last_timestamp_us: int,
+        clock: Clock,
+        apply_worker: Worker,
+        wake: Callable[["Replica"], None],
+        on_engine_failed: Callable[["Replica", BaseException], None],
+        on_control: Callable[["Replica", int, bytes], None],
+    ) -> None:
+        self.gpid = gpid
+        self.machine = machine
+        self.engine = engine
+        self.incarnation = incarnation
+        self.index = gpid.partition_index
+        self.mask = partition_count - 1
+        self.cluster_bits = cluster_id << 1
+        self.last_timestamp_us = last_timestamp_us
+        self.default_ttl = 0
+        stored = engine.get(DURABILITY_KEY)
+        self.durability = Durability(stored.decode()) if stored else Durability.FSYNC
+        # Whether commits wait for a sync; `os` takes effect once the manifest says so.
+        self.fsync = True
+        self.serving = False
+        self.available = True
+        # Why the replica does not serve until an operator acts, or "".
+        self.closed = ""
+        self.disk_full = False
+        self.engine_failed: BaseException | None = None
+        self.reopening = False
+        # Set while the front has this replica on its list for the next tick.
+        self.dirty = False
+
+        self.open: Batch | None = None
+        self.full: deque[Batch] = deque()
+        self.in_flight: deque[Batch] = deque()
+        self._unproposed: list[tuple[Mutation, int]] = []
+        self.uncommitted_bytes = 0
+        self.applying: dict[bytes, bytes | None] = {}
+        self.unapplied: deque[Batch] = deque()
+        self.applying_bytes = 0
+        self.reads = 0
+        self.writes = 0
+        self.scans = 0
+
+        self._clock = clock
+        self._apply_worker = apply_worker
+        self._wake = wake
+        self._on_engine_failed = on_engine_failed
+        self._on_control = on_control
+        self.on_serving: Callable[[], None] | None = None
+
+    # --- Reading -----------------------------------------------------------------------
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the committed row under a stored key."""
+        if self.applying:
+            row = self.applying.get(key, _MISSING)
+            if row is not _MISSING:
+                return row  # type: ignore[no-any-return]
+        return self.engine.get(key)
+
+    def current(self, hash_key: bytes, sort_key: bytes) -> bytes | None:
+        """Return the row as the last pending write leaves it: what atomic operations see."""
+        key = encode_key(hash_key, sort_key)
+        if self.open is not None and key in self.open.overlay:
+            return self.open.overlay[key]
+        for batches in (self.full, self.in_flight):
+            for batch in reversed(batches):
+                if key in batch.overlay:
+                    return batch.overlay[key]
+        return self.get(key)
+
+    def snapshot_then(self, use: Callable[[Snapshot | BaseException], None]) -> None:
+        """Call `use` with a snapshot that holds all that is committed now.
+
+        On the loop, at once when the engine is up to date. The caller closes the snapshot.
+        """
+        if not self.applying and not self.reopening:
+            use(self.engine.snapshot())
+            return
+        if self.engine_failed is not None:
+            use(NotReady(f"partition {self.gpid} is reopening its storage"))
+            return
+        self._apply_worker.submit(
+            self.engine.snapshot,
+            lambda snapshot, error: use(error or snapshot),  # type: ignore[arg-type]
+        )
+
+    def refusal(self) -> RequestError:
+        """Why the replica does not serve at this moment."""
+        if self.closed:
+            return PartitionClosed(f"partition {self.gpid} is closed: {self.closed}")
+        return NotReady(f"partition {self.gpid} is not ready yet")
+
+    # --- Filling batches ---------------------------------------------------------------
+
+    def open_batch(self, size: int = 0) -> Batch:
+        """Return the batch that takes the next operation; `size` is what is about to come.
+
+        Raises:
+            NotReady, PartitionClosed, DiskFull, Busy: nothing can be written now.
+
+        """
+        self.admit(size)
+        batch = self.open
+        if batch is None:
+            batch = self.open = self._new_batch()
+        return batch
+
+    def admit(self, size: int = 0) -> None:
+        """Raise the error that a write of `size` bytes must be answered with, if any."""
+        if not self.serving:
+            raise self.refusal()
+        if self.disk_full:
+            raise DiskFull(f"partition {self.gpid} refuses writes: the disk is nearly full")
+        if self.engine_failed is not None:
+            raise Busy(
+                f"partition {self.gpid} is reopening its storage after {self.engine_failed}",
+                details={"retry_after_ms": 500},
+            )
+        if (
+            len(self.full) + len(self.in_flight) >= PARTITION_MUTATIONS_UNCOMMITTED_MAX
+            or self.uncommitted_bytes + size > PARTITION_BYTES_UNCOMMITTED_MAX
+            or self.applying_bytes > APPLYING_BYTES_MAX
+        ):
+            raise Busy(
+                f"partition {self.gpid} has too many writes under way",
+                details={"retry_after_ms": 20},
+            )
+
+    def _new_batch(self) -> Batch:
+        wall_us = self._clock.wall_us()
+        first = self.last_timestamp_us + 1
+        first = max(first, wall_us)
+        self.last_timestamp_us = first - 1
+        if not self.dirty:
+            self.dirty = True
+            self._wake(self)
+        return Batch(first, seconds_since_epoch(wall_us))
+
+    def continue_batch(self) -> Batch:
+        """Put the open batch behind the full ones and return a new one."""
+        batch = self.open
+        assert batch is not None
+        batch.last_timestamp_us = self.last_timestamp_us
+        self.full.append(batch)
+        self.uncommitted_bytes += batch.size
+        self.open = self._new_batch()
+        return self.open
+
+    def answer_after_pending(self, connection: ServerConnection, reply: list[Any]) -> None:
+        """Send `reply` once all that is pending now is committed; at once if nothing is.
+
+        What was evaluated against pending writes must not be told before they are sure.
+        """
+        batch = self.open
+        if batch is None and self.full:
+            batch = self.full[-1]
+        if batch is None and self.in_flight:
+            batch = self.in_flight[-1]
+        if batch is None:
+            if reply[1] == 0:
+                reply[2] = self.machine.committed
+            connection.out.append(reply)
+            return
+        connection.defer()
+        batch.replies.append((connection, reply))
+
+    def propose_control(self, kind: OperationKind, argument: bytes) -> None:
+        """Put an order into the partition's own log; it acts when it is committed."""
+        batch = self.open
+        if batch is None:
+            batch = self.open = self._new_batch()
+        self.last_timestamp_us += 1
+        rows = control_rows(kind, [argument], 0)
+        operation = encode_operation(kind, self.index, [argument])
+        batch.operations.append(operation)
+        batch.rows += rows
+        batch.size += len(operation)
+        batch.controls.append((kind, argument))
+
+    # --- The tick ----------------------------------------------------------------------
+
+    def assign(self, ballot: int) -> None:
+        """Become primary under `ballot`: the tail and a barrier go into the log first."""
+        for effect in self.machine.step(Assigned(ballot)):
+            if isinstance(effect, Append):
+                self._unproposed = [(mutation, effect.committed) for mutation in effect.mutations]
+        self.serving = False
+        if self._unproposed and not self.dirty:
+            self.dirty = True
+            self._wake(self)
+
+    def close_batches(self, records: list[LogRecord]) -> None:
+        """Give each open batch a decree and append its record to `records`."""
+        if self._unproposed:
+            self._repropose(records)
+        if self.open is not None:
+            self.open.last_timestamp_us = self.last_timestamp_us
+            self.full.append(self.open)
+            self.uncommitted_bytes += self.open.size
+            self.open = None
+        while self.full:
+            batch = self.full.popleft()
+            payload = encode_mutation(batch.first_timestamp_us, batch.operations)
+            effects = self.machine.step(
+                Proposed(payload, batch.first_timestamp_us, batch.last_timestamp_us)
+            )
+            append = effects[0]
+            if not isinstance(append, Append):
+                self._refuse(batch)
+                continue
+            self._in_log(batch, append.mutations[0], append.committed, records)
+
+    def _repropose(self, records: list[LogRecord]) -> None:
+        known = {batch.decree: batch for batch in self.in_flight}
+        self.in_flight.clear()
+        for mutation, committed in self._unproposed:
+            batch = known.get(mutation.decree) or self._batch_from(mutation)
+            self._in_log(batch, mutation, committed, records)
+        self._unproposed = []
+
+    def _batch_from(self, mutation: Mutation) -> Batch:
+        """Make the batch of a mutation that came from the log: nobody waits for it."""
+        first, last = mutation_timestamps(mutation.payload)
+        batch = Batch(first, 0)
+        batch.last_timestamp_us = last
+        batch.rows = mutation_rows(mutation.payload, mutation.decree)
+        batch.overlay = dict(zip(batch.rows[::2], batch.rows[1::2], strict=True))  # type: ignore[arg-type]
+        batch.size = len(mutation.payload)
+        self.uncommitted_bytes += batch.size
+        self.last_timestamp_us = max(self.last_timestamp_us, last)
+        return batch
+
+    def _in_log(
+        self, batch: Batch, mutation: Mutation, committed: int, records: list[LogRecord]
+    ) -> None:
+        batch.decree = mutation.decree
+        batch.ballot = mutation.ballot
+        self.in_flight.append(batch)
+        records.append(
+            LogRecord(
+                self.gpid[0],
+                self.gpid[1],
+                self.incarnation,
+                mutation.ballot,
+                mutation.decree,
+                committed,
+                mutation.first_timestamp_us,
+                mutation.payload,
+            )
+        )
+
+    def _refuse(self, batch: Batch) -> None:
+        # It is in no mutation: the client may send it again elsewhere.
+        self.uncommitted_bytes -= batch.size
+        error = self.refusal()
+        for connection, reply in batch.replies:
+            connection.finish(connection.error(reply[0], error))
+            connection.flush()
+
+    def on_logged(self, decree: int, touched: set[ServerConnection]) -> None:
+        """The log has everything up to `decree`: commit, apply and answer."""
+        for effect in self.machine.step(Logged(decree)):
+            if isinstance(effect, Commit):
+                self._commit(effect.decree, touched)
+            elif isinstance(effect, Serve):
+                self._open_for_clients()
+
+    def _commit(self, decree: int, touched: set[ServerConnection]) -> None:
+        in_flight = self.in_flight
+        while in_flight and in_flight[0].decree <= decree:
+            batch = in_flight.popleft()
+            self.uncommitted_bytes -= batch.size
+            self._apply(batch)
+            for kind, argument in batch.controls:
+                self._on_control(self, kind, argument)
+            committed = batch.decree
+            for connection, reply in batch.replies:
+                if reply[1] == 0:
+                    reply[2] = committed
+                connection.finish(reply)
+                touched.add(connection)
+
+    def _open_for_clients(self) -> None:
+        self.serving = self.available and not self.closed
+        if self.on_serving is not None:
+            self.on_serving()
+
+    # --- The engine --------------------------------------------------------------------
+
+    def _apply(self, batch: Batch) -> None:
+        if self.engine_failed is None and not self.unapplied and self.engine.calm():
+            try:
+                self.engine.write(batch.rows, self._state(batch))
+            except (OSError, CorruptionError) as error:
+                self._keep(batch)
+                self._fail_engine(error)
+            return
+        self._keep(batch)
+        if self.engine_failed is None:
+            self._apply_later(batch)
+
+    def _state(self, batch: Batch) -> ReplicaState:
+        return ReplicaState(batch.decree, batch.ballot, batch.last_timestamp_us)
+
+    def _keep(self, batch: Batch) -> None:
+        """Hold committed rows where reads see them until the engine has taken them."""
+        self.unapplied.append(batch)
+        self.applying_bytes += batch.size
+        self.applying.update(zip(batch.rows[::2], batch.rows[1::2], strict=True))  # type: ignore[arg-type]
+
+    def _apply_later(self, batch: Batch) -> None:
+        engine, state = self.engine, self._state(batch)
+
+        def done(_: None, error: BaseException | None) -> None:
+            if engine is not self.engine or self.engine_failed is not None:
+                return
+            if error is not None:
+                self._fail_engine(error)
+            else:
+                self._applied(batch)
+
+        self._apply_worker.submit(lambda: engine.write(batch.rows, state), done)
+
+    def _applied(self, batch: Batch) -> None:
+        assert self.unapplied[0] is batch
+        self.unapplied.popleft()
+        self.applying_bytes -= batch.size
+        for key, row in zip(batch.rows[::2], batch.rows[1::2], strict=True):
+            # A later batch may have put a newer row there.
+            if self.applying.get(key, _MISSING) is row:  # type: ignore[arg-type]
+                del self.applying[key]  # type: ignore[arg-type]
+
+    def _fail_engine(self, error: BaseException) -> None:
+        self.engine_failed = error
+        self._on_engine_failed(self, error)
+
+    def replace_engine(self, engine: Engine) -> None:
+        """Go on with an engine that was opened again and brought up from the log.
+
+        What was committed meanwhile and is above its decree is applied to it here.
+        """
+        self.engine = engine
+        self.engine_failed = None
+        self.reopening = False
+        kept = [batch for batch in self.unapplied if batch.decree > engine.state().decree]
+        self.unapplied.clear()
+        self.applying.clear()
+        self.applying_bytes = 0
+        for batch in kept:
+            self._apply(batch)
+
+    # --- Life --------------------------------------------------------------------------
+
+    def set_available(self, available: bool) -> None:
+        """Serve, or stop serving clients while the table is dropped."""
+        self.available = available
+        self.serving = available and self.machine.serving and not self.closed
+
+    def close_for(self, reason: str) -> None:
+        """Serve nobody until an operator acts."""
+        self.closed = reason
+        self.serving = False
+
+    def deactivate(self) -> None:
+        """Leave the role; what is in the log stays there."""
+        self.serving = False
+        self.machine.step(Deactivated())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is open, in the log uncommitted, or waiting for the engine."""
+        return (
+            self.open is None
+            and not self.full
+            and not self.in_flight
+            and not self._unproposed
+            and not self.unapplied
+        )

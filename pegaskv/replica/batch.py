@@ -7,6 +7,7 @@ timestamp `first_timestamp_us + i`, so rows are stamped when they come in.
 
 from typing import Any
 
+from pegaskv.codec.mutations import OperationKind
 from pegaskv.net.connection import ServerConnection
 
 __all__ = ["Batch"]
@@ -45,7 +46,7 @@ class Batch:
         self.overlay: dict[bytes, bytes | None] = {}
         self.replies: list[tuple[ServerConnection, list[Any]]] = []
         # Orders (DURABILITY, PIN ...) whose effect begins with the commit.
-        self.controls: list[tuple[int, bytes]] = []
+        self.controls: list[tuple[OperationKind, bytes]] = []
         self.size = 0
         self.decree = 0
         self.ballot = 0

@@ -120,7 +120,8 @@ class Front:
     def _commit(self, logged: list[tuple[Replica, int]]) -> None:
         if self.stopped:
             return
-        touched: set[ServerConnection] = set()
+        # A dictionary, since the order of a set of objects differs from run to run.
+        touched: dict[ServerConnection, None] = {}
         for replica, decree in logged:
             replica.on_logged(decree, touched)
         for connection in touched:

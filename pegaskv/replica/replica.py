@@ -78,7 +78,7 @@ class Replica:
         apply_worker: Worker,
         wake: Callable[["Replica"], None],
         on_engine_failed: Callable[["Replica", BaseException], None],
-        on_control: Callable[["Replica", int, bytes], None],
+        on_control: Callable[["Replica", OperationKind, bytes], None],
     ) -> None:
         self.gpid = gpid
         self.machine = machine
@@ -245,10 +245,8 @@ class Replica:
         if batch is None:
             batch = self.open = self._new_batch()
         self.last_timestamp_us += 1
-        rows = control_rows(kind, [argument], 0)
         operation = encode_operation(kind, self.index, [argument])
         batch.operations.append(operation)
-        batch.rows += rows
         batch.size += len(operation)
         batch.controls.append((kind, argument))
 
@@ -332,7 +330,7 @@ class Replica:
             connection.finish(connection.error(reply[0], error))
             connection.flush()
 
-    def on_logged(self, decree: int, touched: set[ServerConnection]) -> None:
+    def on_logged(self, decree: int, touched: dict[ServerConnection, None]) -> None:
         """The log has everything up to `decree`: commit, apply and answer."""
         for effect in self.machine.step(Logged(decree)):
             if isinstance(effect, Commit):
@@ -340,11 +338,13 @@ class Replica:
             elif isinstance(effect, Serve):
                 self._open_for_clients()
 
-    def _commit(self, decree: int, touched: set[ServerConnection]) -> None:
+    def _commit(self, decree: int, touched: dict[ServerConnection, None]) -> None:
         in_flight = self.in_flight
         while in_flight and in_flight[0].decree <= decree:
             batch = in_flight.popleft()
             self.uncommitted_bytes -= batch.size
+            for kind, argument in batch.controls:
+                batch.rows += control_rows(kind, [argument], batch.decree)
             self._apply(batch)
             for kind, argument in batch.controls:
                 self._on_control(self, kind, argument)
@@ -353,7 +353,7 @@ class Replica:
                 if reply[1] == 0:
                     reply[2] = committed
                 connection.finish(reply)
-                touched.add(connection)
+                touched[connection] = None
 
     def _open_for_clients(self) -> None:
         self.serving = self.available and not self.closed

@@ -1,0 +1,353 @@
+"""Owns all connections of a server: how many there are, what they hold, how they end.
+
+A connection looks after its own requests and replies. What needs a clock or a view over
+all connections stands here: admission, the process's account of bytes in flight, the
+sweep that ends whoever keeps the server waiting, counters, and the clean stop.
+
+It promises that no peer takes more than its share for long: a connection that says
+nothing, sends half a frame or reads nothing is ended within its time limit, and when the
+process's account is full, reading pauses and the largest half-sent frame is given up.
+Connections that are merely idle are kept.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pegaskv.base.errors import Busy, InvalidArgument, RequestError, WireError
+from pegaskv.base.metrics import Metric
+from pegaskv.codec.operations import Operation
+from pegaskv.net.connection import Handler, ServerConnection
+from pegaskv.net.hello import ServerIdentity
+from pegaskv.net.options import AcceptorOptions
+from pegaskv.runtime.clock import Clock
+
+__all__ = ["Acceptor"]
+
+_log = logging.getLogger(__name__)
+
+# The beginning of a `WireError` and the kind that metrics and log lines call it.
+_KINDS = (
+    ("frame of", "too large"),
+    ("the frame's checksum", "checksum"),
+    ("not a msgpack", "packing"),
+    ("a frame is", "no messages"),
+    ("a message without", "no request id"),
+    ("the first frame", "no hello"),
+    ("HTTP", "http"),
+)
+
+
+class Acceptor:
+    """Makes the connections of one server and ends them.
+
+    `Network.listen` takes an acceptor as its factory. `run` must be kept running in a scope.
+    Invariant (`check`): `bytes_in_flight` is the sum of what the connections hold.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[int, Handler],
+        *,
+        identity: ServerIdentity,
+        clock: Clock,
+        options: AcceptorOptions | None = None,
+    ) -> None:
+        self.identity = identity
+        self.options = options or AcceptorOptions()
+        self.bytes_in_flight = 0
+        self.handler_failures = 0
+        # Time as of the last sweep: near enough for time limits of seconds, and free.
+        self.now_ms = clock.monotonic_ms()
+        self._clock = clock
+        self._handlers: dict[int, Handler] = {
+            Operation.HELLO: _on_second_hello,
+            Operation.PING: self._on_ping,
+            **handlers,
+        }
+        # Dictionaries keep their order, so that two runs of a simulation agree.
+        self._connections: dict[ServerConnection, None] = {}
+        self._watched: dict[ServerConnection, None] = {}
+        self._stalled: dict[ServerConnection, None] = {}
+        self._lingering: dict[ServerConnection, None] = {}
+        self._per_address: Counter[str] = Counter()
+        self._draining = False
+        self._empty = asyncio.Event()
+
+        self._accepted = 0
+        self._refused: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._broken: Counter[str] = Counter()
+        self._broken_logged: dict[str, tuple[int, int]] = {}
+        # What ended connections had counted.
+        self._past_requests = 0
+        self._past_received_bytes = 0
+        self._past_sent_bytes = 0
+
+    def __call__(self) -> ServerConnection:
+        """Make the protocol of a connection that was just accepted."""
+        return ServerConnection(self, self._handlers)
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that were admitted and have not ended."""
+        return len(self._connections)
+
+    async def run(self) -> None:
+        """Keep the time limits until cancelled."""
+        while True:
+            await self._clock.sleep_ms(self.options.sweep_interval_ms)
+            self.sweep()
+
+    async def drain(self, deadline_ms: int) -> None:
+        """Answer what is under way and close all connections; cut them off after `deadline_ms`."""
+        self._draining = True
+        for connection in [*self._connections]:
+            connection.drain()
+        for connection in [*self._lingering]:
+            connection.close()
+        if self._connections or self._lingering:
+            try:
+                async with self._clock.timeout_ms(deadline_ms):
+                    await self._empty.wait()
+            except TimeoutError:
+                left = {**self._connections, **self._lingering}
+                _log.warning("%d connections were cut off while stopping", len(left))
+                for connection in left:
+                    self._ended["stop"] += 1
+                    connection.abort()
+
+    # What connections call.
+
+    def admit(self, connection: ServerConnection) -> RequestError | None:
+        """Register a new connection, or return why there is no room for it."""
+        options = self.options
+        address = connection.address
+        refusal = None
+        if self._draining:
+            refusal = ("stopping", "the server is stopping")
+        elif len(self._connections) >= options.connections_max:
+            refusal = ("total", f"the server has its {options.connections_max} connections")
+        elif self._per_address[address] >= options.connections_per_address_max:
+            refusal = (
+                "address",
+                f"{address} has its {options.connections_per_address_max} connections already",
+            )
+        if refusal is not None:
+            reason, message = refusal
+            self._refused[reason] += 1
+            self._log_at_intervals(f"refused: {reason}", f"connection refused: {message}")
+            return Busy(
+                message,
+                hint="use one connection for many requests, or try again shortly",
+                details={"retry_after_ms": 1_000},
+            )
+        self._accepted += 1
+        self._empty.clear()
+        self._connections[connection] = None
+        self._per_address[address] += 1
+        connection.deadline_ms = self._clock.monotonic_ms() + options.hello_timeout_ms
+        self.watch(connection)
+        return None
+
+    def forget(self, connection: ServerConnection) -> None:
+        """The connection has ended."""
+        self._watched.pop(connection, None)
+        self._lingering.pop(connection, None)
+        if connection in self._connections:
+            del self._connections[connection]
+            self._per_address[connection.address] -= 1
+            if not self._per_address[connection.address]:
+                del self._per_address[connection.address]
+        self._stalled.pop(connection, None)
+        self._past_requests += connection.requests
+        self._past_received_bytes += connection.received_bytes
+        self._past_sent_bytes += connection.sent_bytes
+        if not self._connections and not self._lingering:
+            self._empty.set()
+
+    def watch(self, connection: ServerConnection) -> None:
+        """Look at the connection's time limits at every sweep, while it has any."""
+        self._watched[connection] = None
+
+    def linger(self, connection: ServerConnection) -> None:
+        """Keep a refused connection until its peer has read why, or for a short while."""
+        if len(self._lingering) >= self.options.lingering_max:
+            # A flood: the oldest has waited longest.
+            next(iter(self._lingering)).abort()
+        self._lingering[connection] = None
+        connection.deadline_ms = self._clock.monotonic_ms() + self.options.linger_ms
+        self.watch(connection)
+
+    def expect_end(self, connection: ServerConnection) -> None:
+        """The connection closes once its peer has taken what is unsent; see that it does."""
+        connection.deadline_ms = self._clock.monotonic_ms() + self.options.output_stall_timeout_ms
+        self.watch(connection)
+
+    def charge(self, change: int) -> None:
+        """Add to the process's account of bytes; room that is made wakes those who wait."""
+        self.bytes_in_flight += change
+        if self._stalled and self.bytes_in_flight < self.options.bytes_in_flight_max:
+            stalled, self._stalled = self._stalled, {}
+            for connection in stalled:
+                connection.resume()
+
+    def over_budget(self, connection: ServerConnection) -> bool:
+        """Whether the process holds too much for `connection` to read on; it will be woken."""
+        if self.bytes_in_flight < self.options.bytes_in_flight_max:
+            return False
+        self._stalled[connection] = None
+        return True
+
+    def cut_off(self, connection: ServerConnection, reason: str) -> None:
+        """End a connection whose peer keeps us waiting."""
+        self._ended[reason] += 1
+        self._log_at_intervals(
+            f"ended: {reason}", f"connection of {connection.address} closed: {reason}"
+        )
+        connection.abort()
+
+    def refuse_hello(self, connection: ServerConnection, error: RequestError) -> None:
+        """Count a hello that was not accepted."""
+        self._refused["hello"] += 1
+        self._log_at_intervals(
+            "refused: hello", f"hello of {connection.address} refused: {error.message}"
+        )
+
+    def count_broken(self, connection: ServerConnection, error: WireError) -> None:
+        """Count bytes or messages that are not our protocol."""
+        text = error.message
+        kind = next((name for start, name in _KINDS if text.startswith(start)), "other")
+        self._broken[kind] += 1
+        self._log_at_intervals(
+            f"broken: {kind}", f"connection of {connection.address} closed: {text}"
+        )
+
+    def _log_at_intervals(self, kind: str, text: str) -> None:
+        """Log the first of each kind in an interval, and how many came since the last line."""
+        logged_ms, missed = self._broken_logged.get(kind, (None, 0))
+        if logged_ms is not None and self.now_ms - logged_ms < self.options.log_interval_ms:
+            self._broken_logged[kind] = (logged_ms, missed + 1)
+            return
+        self._broken_logged[kind] = (self.now_ms, 0)
+        more = f" (and {missed} more of this kind since the last line)" if missed else ""
+        _log.warning("%s%s", text, more)
+
+    # The sweep.
+
+    def sweep(self) -> None:
+        """End whatever has passed its time limit."""
+        now_ms = self.now_ms = self._clock.monotonic_ms()
+        for connection in [*self._watched]:
+            self._look_at(connection, now_ms)
+        if self._stalled and self.bytes_in_flight >= self.options.bytes_in_flight_max:
+            self._make_room()
+
+    def _look_at(self, connection: ServerConnection, now_ms: int) -> None:
+        options = self.options
+        deadline_ms = connection.deadline_ms
+        if deadline_ms is not None and now_ms >= deadline_ms:
+            if connection in self._lingering or connection.closed:
+                connection.abort()
+            else:
+                self._ended["no hello in time"] += 1
+                self._log_at_intervals(
+                    "ended: no hello",
+                    f"connection of {connection.address} closed: it said no hello in time",
+                )
+                connection.turn_away(InvalidArgument("no hello in time"))
+            return
+        partial_ms = connection.partial_since_ms
+        if partial_ms is not None:
+            if connection.paused:
+                # A frame that we do not read on is not the peer's delay.
+                connection.partial_since_ms = now_ms
+            elif now_ms - partial_ms >= options.partial_frame_timeout_ms:
+                self.cut_off(connection, "a frame was not completed in time")
+                return
+        if connection.unsent_since_ms is not None:
+            progress = connection.sent_bytes - connection.unsent_bytes
+            if progress != connection.progress:
+                connection.progress = progress
+                connection.unsent_since_ms = now_ms
+            elif now_ms - connection.unsent_since_ms >= options.output_stall_timeout_ms:
+                self.cut_off(connection, "it does not read its replies")
+                return
+        if deadline_ms is None and partial_ms is None and connection.unsent_since_ms is None:
+            self._watched.pop(connection, None)
+
+    def _make_room(self) -> None:
+        """All wait for room: whoever holds most of it with a half-sent frame gives it up."""
+        largest = max(self._connections, key=lambda connection: connection.partial_bytes)
+        if largest.partial_bytes:
+            self._ended["memory"] += 1
+            self._log_at_intervals(
+                "ended: memory", f"connection of {largest.address} closed: memory is short"
+            )
+            largest.turn_away(
+                Busy(
+                    "the server's memory for requests is taken",
+                    details={"retry_after_ms": 1_000},
+                )
+            )
+
+    # What it answers itself, and what it counts.
+
+    def _on_ping(self, connection: ServerConnection, message: list[Any]) -> None:
+        if len(message) != 3:
+            raise InvalidArgument("ping has no fields")
+        connection.out.append((message[0], 0, self._clock.wall_us()))
+
+    def metrics(self) -> Iterable[Metric]:
+        """What the connections have done since the server started."""
+
+        def one(name: str, kind: Any, text: str, value: float) -> Metric:
+            return Metric(name, kind, text, (((), float(value)),))
+
+        def by_reason(name: str, text: str, counts: Counter[str]) -> Metric:
+            samples = tuple(
+                ((("reason", reason),), float(count)) for reason, count in counts.items()
+            )
+            return Metric(name, "counter", text, samples)
+
+        live = {**self._connections, **self._lingering}
+        requests = self._past_requests + sum(each.requests for each in live)
+        received = self._past_received_bytes + sum(each.received_bytes for each in live)
+        sent = self._past_sent_bytes + sum(each.sent_bytes for each in live)
+        yield one("pegaskv_connections", "gauge", "Open connections.", len(self._connections))
+        yield one("pegaskv_connections_accepted_total", "counter", "Connections.", self._accepted)
+        yield by_reason("pegaskv_connections_refused_total", "Connections refused.", self._refused)
+        yield by_reason(
+            "pegaskv_connections_ended_total", "Connections that the server ended.", self._ended
+        )
+        yield by_reason(
+            "pegaskv_broken_frames_total", "Bytes that were not the protocol.", self._broken
+        )
+        yield one("pegaskv_requests_total", "counter", "Requests received.", requests)
+        yield one(
+            "pegaskv_handler_failures_total",
+            "counter",
+            "Requests that met an error of the server's own.",
+            self.handler_failures,
+        )
+        yield one("pegaskv_received_bytes_total", "counter", "Bytes received.", received)
+        yield one("pegaskv_sent_bytes_total", "counter", "Bytes sent.", sent)
+        yield one(
+            "pegaskv_in_flight_bytes",
+            "gauge",
+            "Bytes of requests under way and frames that are not complete.",
+            self.bytes_in_flight,
+        )
+
+    def check(self) -> None:
+        """Assert the invariants; tests call this."""
+        live = {**self._connections, **self._lingering}
+        assert self.bytes_in_flight == sum(each.held_bytes for each in live)
+        assert sum(self._per_address.values()) == len(self._connections)
+        assert all(count > 0 for count in self._per_address.values())
+
+
+def _on_second_hello(connection: ServerConnection, message: list[Any]) -> None:
+    raise InvalidArgument("hello was said already")

@@ -1,0 +1,557 @@
+"""One client's connection at a server. On the hot path.
+
+Requests come in frames of many messages, and replies leave the same way: handlers
+append tuples to `out`, and whatever the bytes that just arrived have caused is packed
+once and written once. A request costs a dictionary look-up and a call: there is no
+task, future, clock reading or log line for it, and what must be counted or charged is
+counted per frame or per chunk of bytes. Who changes this file measures before and after.
+
+Everything here is read from strangers, so it promises:
+
+* before hello is accepted only frames of 4 KiB with one message are read;
+* a message that is wrong is answered by its id; one without an id, or bytes that are
+  not a frame, close this connection, and nothing else notices;
+* what is held for a connection is bounded: reading pauses while 1 024 requests or
+  16 MiB are under way or 1 MiB of replies is unsent, and goes on by itself.
+
+Time limits (a silent or half-sent hello, a frame that never ends, a peer that reads
+nothing) are kept by the acceptor, which looks at watched connections now and then.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pegaskv.base.errors import (
+    InternalError,
+    InvalidArgument,
+    NotReady,
+    RequestError,
+    UnknownOperation,
+    WireError,
+)
+from pegaskv.base.limits import (
+    BEFORE_HELLO_BYTES_MAX,
+    CLIENT_FRAME_BYTES_MAX,
+    CONNECTION_BYTES_IN_FLIGHT_MAX,
+    CONNECTION_OUTPUT_BYTES_MAX,
+    CONNECTION_OUTPUT_PAUSE_BYTES,
+    CONNECTION_REQUESTS_IN_FLIGHT_MAX,
+    FRAME_MESSAGES_MAX,
+    REPLY_FLUSH_BYTES,
+)
+from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
+from pegaskv.codec.operations import Operation
+from pegaskv.net.hello import answer_hello
+
+if TYPE_CHECKING:
+    from pegaskv.net.acceptor import Acceptor
+
+__all__ = ["CONNECTION_ID", "Handler", "ServerConnection"]
+
+_log = logging.getLogger(__name__)
+
+Handler: TypeAlias = Callable[["ServerConnection", list[Any]], None]
+
+# The request id of an error that concerns the connection as a whole, sent before it is closed.
+CONNECTION_ID: Final = 0
+_REQUEST_ID_MAX: Final = 0xFFFFFFFF
+
+_HTTP_METHODS: Final = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"DELETE ")
+_HTTP_ANSWER: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    b"This port speaks the protocol of pegaskv. HTTP has a port of its own (--http).\n"
+)
+
+# Why reading is paused; it goes on when no reason is left.
+_IN_FLIGHT: Final = 1
+_OUTPUT: Final = 2
+_PROCESS: Final = 4
+_DRAIN: Final = 8
+
+
+class ServerConnection(asyncio.Protocol):
+    """One connection: frames in, handlers called, replies out.
+
+    Handlers append replies to `out` (and the size of large ones to `out_bytes`), or call
+    `defer` and later `finish` and `flush`. `closed` is true as soon as nothing more will
+    be read or answered; `defer`, `finish` and `flush` may be called nevertheless.
+    """
+
+    __slots__ = (
+        "_acceptor",
+        "_backlog",
+        "_buffered",
+        "_charged",
+        "_counted",
+        "_going_on",
+        "_greeted",
+        "_handlers",
+        "_loop",
+        "_paused",
+        "_request_bytes",
+        "_splitter",
+        "_transport",
+        "address",
+        "closed",
+        "deadline_ms",
+        "in_flight",
+        "out",
+        "out_bytes",
+        "partial_since_ms",
+        "progress",
+        "received_bytes",
+        "requests",
+        "sent_bytes",
+        "unsent_since_ms",
+    )
+
+    def __init__(self, acceptor: "Acceptor", handlers: Mapping[int, Handler]) -> None:
+        self.out: list[Any] = []
+        self.out_bytes = 0
+        self.in_flight = 0
+        self.closed = False
+        # Read and written by the acceptor's sweep.
+        self.address = "?"
+        self.deadline_ms: int | None = None
+        self.partial_since_ms: int | None = None
+        self.unsent_since_ms: int | None = None
+        self.progress = -1
+        self.requests = 0
+        self.received_bytes = 0
+        self.sent_bytes = 0
+
+        self._acceptor = acceptor
+        self._handlers = handlers
+        self._greeted = False
+        self._splitter = FrameSplitter(BEFORE_HELLO_BYTES_MAX)
+        self._transport: asyncio.Transport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Frames that were read and wait until reading may go on.
+        self._backlog: list[list[Any]] = []
+        self._paused = 0
+        self._going_on = False
+        # Bytes charged: for the frames whose requests are under way, for the partial frame, and
+        # the sum that the process's account holds. `_counted` requests stand for the first.
+        self._request_bytes = 0
+        self._buffered = 0
+        self._charged = 0
+        self._counted = 0
+
+    # What handlers call.
+
+    def defer(self) -> None:
+        """Say that the request at hand will be answered later."""
+        self.in_flight += 1
+
+    def finish(self, reply: tuple[Any, ...]) -> None:
+        """Answer a deferred request; the caller flushes when it has answered all it can."""
+        self.in_flight -= 1
+        self.out.append(reply)
+
+    def error(self, request_id: int, error: RequestError) -> tuple[Any, ...]:
+        """Return the reply that carries `error`."""
+        return (request_id, error.code, error.message, error.hint, error.details)
+
+    def flush(self) -> None:
+        """Pack what is in `out` and write it; nothing happens if it is empty."""
+        out = self.out
+        if self.closed:
+            out.clear()
+            return
+        if out:
+            if len(out) <= FRAME_MESSAGES_MAX and self.out_bytes <= REPLY_FLUSH_BYTES:
+                try:
+                    frame = encode_frame(out)
+                except (TypeError, ValueError, OverflowError):
+                    self._write_apart(out)
+                else:
+                    self._write(frame)
+            else:
+                self._write_apart(out)
+            out.clear()
+            self.out_bytes = 0
+        if self.in_flight < self._counted:
+            self._settle()
+        if self._paused:
+            self._consider()
+
+    def close(self) -> None:
+        """Write what is in `out`, then close when the peer has taken it."""
+        if not self.closed:
+            # Not through `flush`, which would come back here at the end of a drain.
+            if self.out:
+                self._write_apart(self.out)
+            self._end()
+        if self._transport is not None and not self._transport.is_closing():
+            self._acceptor.expect_end(self)
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what is unsent is lost."""
+        self._end()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The peer has connected: it may speak if the acceptor has room."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        transport.set_write_buffer_limits(
+            high=CONNECTION_OUTPUT_PAUSE_BYTES, low=CONNECTION_OUTPUT_PAUSE_BYTES // 4
+        )
+        peer = transport.get_extra_info("peername")
+        if peer:
+            self.address = str(peer[0])
+        refusal = self._acceptor.admit(self)
+        if refusal is not None:
+            self.turn_away(refusal)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """The connection has ended, by either side."""
+        self._end()
+        self._transport = None
+        self._acceptor.forget(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived, answer what can be answered at once, write once."""
+        if self.closed:
+            return
+        size = len(data)
+        self.received_bytes += size
+        try:
+            frames = self._splitter.feed(data)
+        except WireError as error:
+            self._break(error, data)
+            return
+        if frames:
+            if not self._greeted:
+                frames = self._greet(frames)
+            if self._paused:
+                self._backlog.extend(frames)
+            else:
+                self._handle(frames)
+        if self.in_flight or self._charged or self._splitter.buffered_bytes or self._backlog:
+            self._charge(size, whole=bool(frames))
+        if self.out:
+            self.flush()
+
+    def pause_writing(self) -> None:
+        """The peer does not read its replies: stop reading its requests."""
+        self.unsent_since_ms = self._acceptor.now_ms
+        self._acceptor.watch(self)
+        self._pause(_OUTPUT)
+
+    def resume_writing(self) -> None:
+        """The peer has read most of its replies."""
+        self.unsent_since_ms = None
+        self.resume(_OUTPUT)
+
+    # Requests.
+
+    def _handle(self, frames: list[list[Any]]) -> None:
+        handlers = self._handlers
+        for number, messages in enumerate(frames, 1):
+            count = len(messages)
+            if self.in_flight + count > CONNECTION_REQUESTS_IN_FLIGHT_MAX and self.in_flight:
+                self._backlog = frames[number - 1 :] + self._backlog
+                self._pause(_IN_FLIGHT)
+                return
+            self.requests += count
+            rest = iter(messages)
+            for message in rest:
+                try:
+                    # The types are exact: a bool is no number here.
+                    if (
+                        type(message) is not list
+                        or type(message[0]) is not int
+                        or type(message[1]) is not int
+                    ):
+                        raise WireError("not a request")
+                    handlers[message[1]](self, message)
+                except Exception as error:  # noqa: BLE001 - a stranger's message ends nothing
+                    self._refuse(message, error)
+                    if self.closed:
+                        return
+                if self.out_bytes > REPLY_FLUSH_BYTES:
+                    self.flush()
+                    if self._paused or self.closed:
+                        # The peer is slower than we are: the rest is for later.
+                        left = list(rest)
+                        self.requests -= len(left)
+                        behind = [left, *frames[number:]] if left else frames[number:]
+                        self._backlog = behind + self._backlog
+                        return
+
+    def _refuse(self, message: Any, error: Exception) -> None:
+        """Answer a message that its handler did not take, or close if it has no id."""
+        if self.closed:
+            return
+        if (
+            type(message) is not list
+            or not message
+            or type(message[0]) is not int
+            or not 0 <= message[0] <= _REQUEST_ID_MAX
+        ):
+            self._break(WireError("a message without a request id"))
+            return
+        if not isinstance(error, RequestError):
+            error = self._explain(message, error)
+        self.out.append(self.error(message[0], error))
+
+    def _explain(self, message: list[Any], error: Exception) -> RequestError:
+        if len(message) < 3:
+            return InvalidArgument("a request is [id, operation, time limit, ...]")
+        operation = message[1]
+        if type(operation) is not int:
+            return InvalidArgument("an operation is a whole number")
+        if operation not in self._handlers:
+            return UnknownOperation(
+                f"unknown operation {operation}", hint="the client may be newer than the server"
+            )
+        self._acceptor.handler_failures += 1
+        _log.error("operation %d failed", operation, exc_info=error)
+        return InternalError(f"operation {operation} failed: {type(error).__name__}")
+
+    def _greet(self, frames: list[list[Any]]) -> list[list[Any]]:
+        """Take the first frame, which must be hello; return the frames after it."""
+        message = frames[0][0]
+        if (
+            len(frames[0]) != 1
+            or type(message) is not list
+            or len(message) < 3
+            or type(message[0]) is not int
+            or not 0 <= message[0] <= _REQUEST_ID_MAX
+            or message[1] != Operation.HELLO
+        ):
+            self._break(WireError("the first frame is not one hello"))
+            return []
+        try:
+            fields = answer_hello(self._acceptor.identity, message[3:])
+        except RequestError as error:
+            self._acceptor.refuse_hello(self, error)
+            self.turn_away(error, request_id=message[0])
+            return []
+        self._greeted = True
+        self.deadline_ms = None
+        self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
+        self.out.append((message[0], 0, *fields))
+        return frames[1:]
+
+    # Output.
+
+    def _write(self, frame: bytes) -> None:
+        transport = self._transport
+        assert transport is not None
+        transport.write(frame)
+        self.sent_bytes += len(frame)
+        if (
+            self._paused & _OUTPUT
+            and transport.get_write_buffer_size() > CONNECTION_OUTPUT_BYTES_MAX
+        ):
+            self._acceptor.cut_off(self, "its unsent replies passed the limit")
+
+    def _write_apart(self, out: list[Any]) -> None:
+        """Write replies that are many, large or broken in frames of their own."""
+        # Frames of about REPLY_FLUSH_BYTES, so that small replies do not wait for large ones.
+        count = len(out)
+        if self.out_bytes > REPLY_FLUSH_BYTES:
+            count = max(1, count * REPLY_FLUSH_BYTES // self.out_bytes)
+        step = min(count, FRAME_MESSAGES_MAX)
+        for begin in range(0, len(out), step):
+            self._write_part(out[begin : begin + step])
+            if self.closed:
+                return
+
+    def _write_part(self, replies: list[Any]) -> None:
+        try:
+            frame = encode_frame(replies)
+        except (TypeError, ValueError, OverflowError) as error:
+            frame = b""
+            reason = f"the reply cannot be packed: {error}"
+        else:
+            if len(frame) <= CLIENT_FRAME_BYTES_MAX + HEADER_BYTES:
+                self._write(frame)
+                return
+            reason = f"a reply of {len(frame)} bytes does not fit a frame"
+        if len(replies) > 1:
+            middle = len(replies) // 2
+            self._write_part(replies[:middle])
+            if not self.closed:
+                self._write_part(replies[middle:])
+            return
+        self._acceptor.handler_failures += 1
+        _log.error("%s", reason)
+        self._write(encode_frame([self.error(replies[0][0], InternalError(reason))]))
+
+    # What is held and charged.
+
+    def _charge(self, received: int, *, whole: bool) -> None:
+        """Charge `received` bytes that just came; `whole` says that they completed a frame."""
+        buffered = self._splitter.buffered_bytes
+        if buffered:
+            if whole or not self._buffered:
+                self.partial_since_ms = self._acceptor.now_ms
+                self._acceptor.watch(self)
+        else:
+            self.partial_since_ms = None
+        if self.in_flight or self._backlog:
+            self._request_bytes += received + self._buffered - buffered
+        else:
+            self._request_bytes = 0
+        self._buffered = buffered
+        self._counted = self.in_flight
+        self._book()
+        if self.in_flight >= CONNECTION_REQUESTS_IN_FLIGHT_MAX or (
+            self.in_flight and self._charged >= CONNECTION_BYTES_IN_FLIGHT_MAX
+        ):
+            self._pause(_IN_FLIGHT)
+        if received and self._acceptor.over_budget(self):
+            self._pause(_PROCESS)
+
+    def _settle(self) -> None:
+        """Give back what was charged for requests that were answered since.
+
+        Requests are not weighed one by one: each counts as the mean of those under way.
+        """
+        if self.in_flight:
+            self._request_bytes = self._request_bytes * self.in_flight // self._counted
+        elif not self._backlog:
+            self._request_bytes = 0
+        self._counted = self.in_flight
+        self._book()
+
+    def _book(self) -> None:
+        charged = self._request_bytes + self._buffered
+        if charged != self._charged:
+            change = charged - self._charged
+            self._charged = charged
+            self._acceptor.charge(change)
+
+    @property
+    def held_bytes(self) -> int:
+        """What this connection has in the process's account of bytes."""
+        return self._charged
+
+    @property
+    def partial_bytes(self) -> int:
+        """The bytes of a frame that has begun and is not complete."""
+        return self._buffered
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is read from the peer at the moment."""
+        return self._paused != 0
+
+    @property
+    def greeted(self) -> bool:
+        """Whether hello has been accepted."""
+        return self._greeted
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of replies that the peer has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    # Pauses.
+
+    def _pause(self, reason: int) -> None:
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._paused |= reason
+
+    def resume(self, reason: int = _PROCESS) -> None:
+        """Take one reason away; reading goes on in the next turn of the loop if none is left."""
+        self._paused &= ~reason
+        if not self._paused and not self.closed and not self._going_on:
+            # Not at once: the caller may be in the middle of a batch that handlers would join.
+            self._going_on = True
+            assert self._loop is not None
+            self._loop.call_soon(self._go_on)
+
+    def _consider(self) -> None:
+        """See whether answers have made room for what waits, and whether a drain has ended."""
+        if self._paused & _DRAIN:
+            if not self.in_flight:
+                self.close()
+        elif self._paused & _IN_FLIGHT:
+            few = self.in_flight <= CONNECTION_REQUESTS_IN_FLIGHT_MAX // 2
+            waiting = len(self._backlog[0]) if self._backlog else 0
+            if not self.in_flight or (
+                few
+                and self._charged <= CONNECTION_BYTES_IN_FLIGHT_MAX // 2
+                and self.in_flight + waiting <= CONNECTION_REQUESTS_IN_FLIGHT_MAX
+            ):
+                self.resume(_IN_FLIGHT)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        if self._paused or self.closed:
+            return
+        if self._backlog:
+            frames, self._backlog = self._backlog, []
+            self._handle(frames)
+            if self.closed:
+                return
+            self._charge(0, whole=False)
+            if self.out:
+                self.flush()
+        if not self._paused and not self.closed:
+            assert self._transport is not None
+            self._transport.resume_reading()
+
+    # The end.
+
+    def drain(self) -> None:
+        """Stop reading, answer what is under way, then close."""
+        if self.closed:
+            return
+        self._pause(_DRAIN)
+        stopping = NotReady("the server is stopping", hint="try again when it is back")
+        for message in (message for frame in self._backlog for message in frame):
+            self._refuse(message, stopping)
+            if self.closed:
+                return
+        self._backlog.clear()
+        if self.in_flight:
+            self.flush()
+        else:
+            self.close()
+
+    def turn_away(self, error: RequestError, *, request_id: int = CONNECTION_ID) -> None:
+        """Answer `error`, and close when the peer had time to read it."""
+        self.out.append(self.error(request_id, error))
+        self._write_apart(self.out)
+        if self.closed:
+            return
+        self._end()
+        self._acceptor.linger(self)
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            # What comes is thrown away; unread bytes would destroy the answer on its way.
+            self._paused = 0
+            self._transport.resume_reading()
+
+    def _break(self, error: WireError, data: bytes = b"") -> None:
+        """The peer does not speak our protocol, or breaks it."""
+        if not self._greeted and data.startswith(_HTTP_METHODS):
+            # A browser or curl shows this to whoever took the wrong port.
+            self._acceptor.count_broken(self, WireError("HTTP on the protocol's port"))
+            self._write(_HTTP_ANSWER)
+            self.close()
+            return
+        self._acceptor.count_broken(self, error)
+        self.turn_away(InvalidArgument(error.message, hint="the connection is closed"))
+
+    def _end(self) -> None:
+        self.closed = True
+        self.partial_since_ms = None
+        self.unsent_since_ms = None
+        self.out.clear()
+        self._backlog.clear()
+        self._splitter = FrameSplitter(0)
+        self._request_bytes = self._buffered = self._counted = 0
+        self._book()

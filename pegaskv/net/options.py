@@ -1,0 +1,31 @@
+"""What bounds the connections of a server: how many, and how long each may keep us waiting."""
+
+from dataclasses import dataclass
+
+from pegaskv.base.limits import PROCESS_BYTES_IN_FLIGHT_MAX
+
+__all__ = ["AcceptorOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptorOptions:
+    """Bounds over all connections; those of one connection stand in `base/limits.py`.
+
+    Times are looked at every `sweep_interval_ms`, so they are kept to within that.
+    """
+
+    connections_max: int = 10_000
+    connections_per_address_max: int = 1_000
+    bytes_in_flight_max: int = PROCESS_BYTES_IN_FLIGHT_MAX
+    # A connection that has not said hello by then is closed.
+    hello_timeout_ms: int = 5_000
+    # A frame that began and is not complete by then closes its connection.
+    partial_frame_timeout_ms: int = 10_000
+    # A peer that reads none of its replies for so long is cut off.
+    output_stall_timeout_ms: int = 30_000
+    # What is refused stays open so long, since closing at once may destroy the answer on its way.
+    linger_ms: int = 1_000
+    lingering_max: int = 64
+    sweep_interval_ms: int = 250
+    # Broken frames of one kind are logged once in this time, with their number.
+    log_interval_ms: int = 60_000

@@ -15,6 +15,7 @@ __all__ = [
     "ABSENT",
     "COMMIT_BYTES_MAX",
     "COMMIT_OPERATIONS_MAX",
+    "Compacted",
     "Conflict",
     "Fence",
     "Fenced",
@@ -44,6 +45,10 @@ class Fenced(PegasKVError):
 
 class StoreUnavailable(PegasKVError):
     """The store cannot be reached or cannot write; a commit may or may not have happened."""
+
+
+class Compacted(PegasKVError):
+    """The changes that a watcher asks for are no longer known: it must list again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,24 @@ class MetaStore(Protocol):
         ...
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchEvent]:
-        """Yield the changes after `from_revision`, in order, for ever."""
+        """Yield the changes after `from_revision`, in order, for ever.
+
+        Raises:
+            Compacted: the changes after `from_revision` are no longer known.
+            StoreUnavailable: the store was closed.
+
+        """
+        ...
+
+    async def recover(self) -> None:
+        """After StoreUnavailable: return when the store can be used again.
+
+        A commit whose outcome was unknown has happened or not from then on, and a list says so.
+
+        Raises:
+            StoreUnavailable: not yet.
+
+        """
         ...
 
     async def session(self, ttl_ms: int) -> Session:

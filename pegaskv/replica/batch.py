@@ -44,7 +44,7 @@ class Batch:
         self.operations: list[bytes] = []
         self.rows: list[bytes | None] = []
         self.overlay: dict[bytes, bytes | None] = {}
-        self.replies: list[tuple[ServerConnection, list[Any]]] = []
+        self.replies: list[tuple[ServerConnection, Any]] = []
         # Orders (DURABILITY, PIN ...) whose effect begins with the commit.
         self.controls: list[tuple[OperationKind, bytes]] = []
         self.size = 0

@@ -16,8 +16,8 @@ class ReplicaOptions:
     disk_check_interval_ms: int = 1_000
     # `os` tables are synced in the background at least this often.
     os_sync_interval_ms: int = 100
-    # How often flushes and log retention are looked at; a full log asks for it at once.
-    flush_interval_ms: int = 1_000
+    # How often it is looked at whether a partition must be flushed and log can be given up.
+    flush_interval_ms: int = 200
     # Expired rows are removed by a pass over a partition at most this often.
     expiry_sweep_interval_ms: int = 300_000
     # Scans and range reads that wait for their thread; more are answered Busy.

@@ -256,10 +256,8 @@ class ReadHandlers:
 
         def done(result: tuple[Any, Any, Any] | None, error: BaseException | None) -> None:
             if result is not None:
-                if isinstance(result[2], list):
-                    connection.out_bytes += sum(
-                        len(part) for part in result[2] if type(part) is bytes
-                    )
+                found = next(part for part in result if type(part) is list)
+                connection.out_bytes += sum(len(part) for part in found if type(part) is bytes)
                 connection.finish((request_id, 0, *result))
             else:
                 assert error is not None

@@ -80,7 +80,7 @@ def control_rows(kind: OperationKind, fields: list[bytes], decree: int) -> list[
 class History:
     """What a restart found of one replica above its tables: to apply, and to propose again.
 
-    `gap` says why the history cannot be whole, or is empty.
+    `gap` says why the history cannot be whole, or is empty; the rest is what lies before it.
     """
 
     committed: list[LogRecord]
@@ -95,11 +95,13 @@ def split_history(valid: Iterable[LogRecord], flushed_decree: int) -> History:
     the commit point of its time; what lies above the highest of them was prepared only.
     """
     records = [record for record in valid if record.decree > flushed_decree]
-    for expected, record in enumerate(records, flushed_decree + 1):
+    gap = ""
+    for place, record in enumerate(records):
+        expected = flushed_decree + 1 + place
         if record.decree != expected:
-            return History(
-                [], [], f"the log lacks decrees {expected} to {record.decree - 1} of this replica"
-            )
+            gap = f"the log lacks decrees {expected} to {record.decree - 1} of this replica"
+            records = records[:place]
+            break
     commit_point = max((record.committed for record in records), default=flushed_decree)
     committed = [record for record in records if record.decree <= commit_point]
     tail = [
@@ -113,4 +115,4 @@ def split_history(valid: Iterable[LogRecord], flushed_decree: int) -> History:
         for record in records
         if record.decree > commit_point
     ]
-    return History(committed, tail)
+    return History(committed, tail, gap)

@@ -91,6 +91,7 @@ class Replica:
         self.default_ttl = 0
         stored = engine.get(DURABILITY_KEY)
         self.durability = Durability(stored.decode()) if stored else Durability.FSYNC
+        self.wanted_durability = self.durability
         # Whether commits wait for a sync; `os` takes effect once the manifest says so.
         self.fsync = True
         self.serving = False
@@ -114,6 +115,9 @@ class Replica:
         self.reads = 0
         self.writes = 0
         self.scans = 0
+        # Whether rows with an expiry may have come since the last pass of the sweep.
+        self.expires = True
+        self.earliest_expiry = 0
 
         self._clock = clock
         self._apply_worker = apply_worker
@@ -221,7 +225,7 @@ class Replica:
         self.open = self._new_batch()
         return self.open
 
-    def answer_after_pending(self, connection: ServerConnection, reply: list[Any]) -> None:
+    def answer_after_pending(self, connection: ServerConnection, reply: Any) -> None:
         """Send `reply` once all that is pending now is committed; at once if nothing is.
 
         What was evaluated against pending writes must not be told before they are sure.
@@ -368,7 +372,7 @@ class Replica:
                 self.engine.write(batch.rows, self._state(batch))
             except (OSError, CorruptionError) as error:
                 self._keep(batch)
-                self._fail_engine(error)
+                self.fail_engine(error)
             return
         self._keep(batch)
         if self.engine_failed is None:
@@ -390,7 +394,7 @@ class Replica:
             if engine is not self.engine or self.engine_failed is not None:
                 return
             if error is not None:
-                self._fail_engine(error)
+                self.fail_engine(error)
             else:
                 self._applied(batch)
 
@@ -405,7 +409,27 @@ class Replica:
             if self.applying.get(key, _MISSING) is row:  # type: ignore[arg-type]
                 del self.applying[key]  # type: ignore[arg-type]
 
-    def _fail_engine(self, error: BaseException) -> None:
+    def remove_rows(self, rows: list[tuple[bytes, bytes]]) -> int:
+        """Remove (key, row) pairs that are still the same from the engine; return how many.
+
+        For rows that no client can see: it is not logged and takes no decree.
+        """
+        if self.engine_failed is not None or self.unapplied:
+            return 0
+        gone: list[bytes | None] = []
+        try:
+            for key, row in rows:
+                if self.engine.get(key) == row:
+                    gone += (key, None)
+            if gone:
+                self.engine.write(gone, self.engine.state())
+        except (OSError, CorruptionError) as error:
+            self.fail_engine(error)
+            return 0
+        return len(gone) // 2
+
+    def fail_engine(self, error: BaseException) -> None:
+        """The engine takes no more writes: keep rows here until it has been opened again."""
         self.engine_failed = error
         self._on_engine_failed(self, error)
 

@@ -99,11 +99,11 @@ class WriteHandlers:
         if batch is None:
             batch = replica.open_batch(len(value))
         timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
-        ttl = ttl or replica.default_ttl
-        row = (
-            pack_row_header(batch.now + ttl if ttl else 0, timestamp << 8 | replica.cluster_bits)
-            + value
-        )
+        expiry = 0
+        if ttl or replica.default_ttl:
+            expiry = batch.now + (ttl or replica.default_ttl)
+            replica.expires = True
+        row = pack_row_header(expiry, timestamp << 8 | replica.cluster_bits) + value
         key = _pack_length(len(hash_key)) + hash_key + sort_key
         body = pack([key, row])
         batch.operations.append(_pack_operation(len(body), partition_hash, _WRITE) + body)
@@ -341,7 +341,10 @@ def _batch_rows(
 
 def _expiry(replica: Replica, ttl: int, now: int) -> int:
     """Resolve a time to live to an expiry, when the write is logged and at no other time."""
-    return expiry_from_ttl(ttl or replica.default_ttl, now)
+    expiry = expiry_from_ttl(ttl or replica.default_ttl, now)
+    if expiry:
+        replica.expires = True
+    return expiry
 
 
 def _hash_of(replica: Replica, hash_key: bytes, sort_key: bytes) -> int:

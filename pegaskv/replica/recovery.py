@@ -1,0 +1,200 @@
+"""From what is on disk after any stop to replicas that may be opened.
+
+Runs in a thread, before anything is served: engines are opened (each without its
+own log), the mutation log is scanned, and the committed part of each replica's
+history is applied. What was prepared only is kept as the tail that the next ballot
+proposes again. A replica that may have lost acknowledged writes stays closed.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pegaskv.base.errors import CorruptionError, PegasKVError
+from pegaskv.base.types import Gpid
+from pegaskv.codec.mutations import mutation_timestamps
+from pegaskv.replica.prepare_list import Mutation
+from pegaskv.replica.replay import mutation_rows, split_history
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.worker import Worker
+from pegaskv.storage.directories import DataDirectory
+from pegaskv.storage.disk import Disk
+from pegaskv.storage.engine import Engine, EngineFactory, ReplicaState
+from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.log_recovery import valid_history
+from pegaskv.storage.mutation_log import LogRecord, MutationLog, RecoveredLog
+
+__all__ = ["RecoveredReplica", "RecoveredServer", "apply_records", "recover_replicas"]
+
+_log = logging.getLogger(__name__)
+
+_APPLY_BYTES: Final = 1024 * 1024
+
+
+@dataclass(slots=True)
+class RecoveredReplica:
+    """A replica as a start found it; `closed` says why it cannot be opened, or is empty."""
+
+    engine: Engine | None = None
+    incarnation: int = 0
+    decree: int = 0
+    ballot: int = 0
+    last_timestamp_us: int = 0
+    tail: list[Mutation] = field(default_factory=list)
+    closed: str = ""
+
+    @property
+    def last_decree(self) -> int:
+        """The last decree that was prepared here."""
+        return self.decree + len(self.tail)
+
+
+@dataclass(slots=True)
+class RecoveredServer:
+    """All replicas of a data directory, and the log open for appending."""
+
+    log: MutationLog
+    replicas: dict[Gpid, RecoveredReplica]
+    next_incarnation: int
+
+
+def recover_replicas(
+    *,
+    directory: DataDirectory,
+    disk: Disk,
+    engine_factory: EngineFactory,
+    clock: Clock,
+    log_worker: Worker,
+    log_options: LogOptions,
+    accept_loss: bool,
+) -> RecoveredServer:
+    """Open engines and log, and bring each replica up to its commit point. Blocks.
+
+    Raises:
+        UnsupportedFormat: a file was written by a newer version.
+        OSError: a file cannot be read or written.
+
+    """
+    replicas: dict[Gpid, RecoveredReplica] = {}
+    for manifest in directory.list_replicas():
+        replica = _open_engine(directory, manifest.gpid, engine_factory)
+        replica.incarnation = manifest.incarnation
+        if manifest.os_acknowledged and not (directory.was_clean_stop or directory.same_boot):
+            _log.warning(
+                "partition %s acknowledged writes without syncing them and the machine went "
+                "down: its last writes may be lost",
+                manifest.gpid,
+            )
+        replicas[manifest.gpid] = replica
+
+    def wanted(gpid: Gpid, incarnation: int, decree: int) -> bool:
+        replica = replicas.get(gpid)
+        return (
+            replica is not None and replica.incarnation == incarnation and decree > replica.decree
+        )
+
+    log, recovered = MutationLog.recover(
+        disk,
+        directory.log_path,
+        options=log_options,
+        clock=clock,
+        worker=log_worker,
+        wanted=wanted,
+    )
+    for gpid, replica in replicas.items():
+        log.set_incarnation(gpid, replica.incarnation, replica.decree)
+        if not replica.closed:
+            _close_if_damaged(gpid, replica, recovered, accept_loss=accept_loss)
+        if not replica.closed:
+            _replay(gpid, replica, recovered.records.get(gpid, []), accept_loss=accept_loss)
+    highest = max((replica.incarnation for replica in replicas.values()), default=0)
+    return RecoveredServer(log, replicas, max(highest, recovered.highest_incarnation) + 1)
+
+
+def _open_engine(directory: DataDirectory, gpid: Gpid, factory: EngineFactory) -> RecoveredReplica:
+    try:
+        engine = factory.open(directory.engine_path(gpid))
+    except CorruptionError as error:
+        _log.error("the tables of partition %s do not open: %s", gpid, error)
+        try:
+            engine = directory.restore_checkpoint(gpid, factory)
+        except (OSError, PegasKVError) as second:
+            return RecoveredReplica(
+                closed=f"its tables do not open ({error}), nor does a checkpoint ({second})"
+            )
+        _log.warning("partition %s goes on from its last checkpoint and the log", gpid)
+    state = engine.state()
+    return RecoveredReplica(
+        engine=engine,
+        decree=state.decree,
+        ballot=state.ballot,
+        last_timestamp_us=state.last_timestamp_us,
+    )
+
+
+def _close_if_damaged(
+    gpid: Gpid, replica: RecoveredReplica, recovered: RecoveredLog, *, accept_loss: bool
+) -> None:
+    if recovered.damage is None:
+        return
+    lost = recovered.damage.describe(gpid, replica.incarnation)
+    if not lost:
+        return
+    if accept_loss:
+        _log.error("partition %s: the operator accepts the loss: %s", gpid, lost)
+        return
+    replica.closed = f"the log is damaged: {lost}; start with --accept-loss to go on without"
+    _log.error("partition %s stays closed: %s", gpid, replica.closed)
+
+
+def _replay(
+    gpid: Gpid, replica: RecoveredReplica, records: Sequence[LogRecord], *, accept_loss: bool
+) -> None:
+    assert replica.engine is not None
+    history = split_history(valid_history(records), replica.decree)
+    if history.gap and not accept_loss:
+        replica.closed = f"{history.gap}; start with --accept-loss to go on without"
+        _log.error("partition %s stays closed: %s", gpid, replica.closed)
+        return
+    try:
+        apply_records(replica.engine, history.committed)
+    except (PegasKVError, OSError) as error:
+        replica.closed = f"replaying its log failed: {error}"
+        _log.error("partition %s stays closed: %s", gpid, replica.closed)
+        return
+    state = replica.engine.state()
+    replica.decree = state.decree
+    replica.ballot = max([state.ballot, *(record.ballot for record in records)])
+    replica.tail = history.tail
+    replica.last_timestamp_us = state.last_timestamp_us
+    for mutation in history.tail:
+        replica.last_timestamp_us = max(
+            replica.last_timestamp_us, mutation_timestamps(mutation.payload)[1]
+        )
+
+
+def apply_records(engine: Engine, records: Sequence[LogRecord]) -> None:
+    """Apply committed records in decree order, many in one batch.
+
+    Raises:
+        UnsupportedFormat, CorruptionError: a mutation cannot be read.
+        OSError: the engine refused the write.
+
+    """
+    rows: list[bytes | None] = []
+    size = 0
+    state = engine.state()
+    for record in records:
+        rows += mutation_rows(record.payload, record.decree)
+        size += len(record.payload)
+        state = ReplicaState(
+            record.decree,
+            record.ballot,
+            max(state.last_timestamp_us, mutation_timestamps(record.payload)[1]),
+        )
+        if size >= _APPLY_BYTES:
+            engine.write(rows, state)
+            rows, size = [], 0
+    if size:
+        engine.write(rows, state)

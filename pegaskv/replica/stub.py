@@ -1,0 +1,584 @@
+"""All partitions of one replica server: open, serve, flush, repair, close.
+
+The stub is the side of the replica server that may wait. It recovers replicas from
+their engines and the log, opens them when the meta server says so, and looks after
+them: flushes that let log go, expired rows, free space, engines that failed. The
+hot path runs beside it, in `front`, `writes` and `read_handlers`.
+
+Nothing serves after a start until the meta server has given it a new ballot and the
+barrier of that ballot is committed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from pegaskv.base.errors import CorruptionError, PegasKVError, UnsupportedFormat
+from pegaskv.base.metrics import Metric
+from pegaskv.base.types import Durability, Gpid, PartitionConfiguration, TableInfo, TableStatus
+from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
+from pegaskv.codec.mutations import OperationKind
+from pegaskv.codec.values import seconds_since_epoch
+from pegaskv.net.connection import Handler
+from pegaskv.replica.expiry import sweep
+from pegaskv.replica.front import Front
+from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.options import ReplicaOptions
+from pegaskv.replica.read_handlers import ReadHandlers
+from pegaskv.replica.recovery import RecoveredReplica, apply_records, recover_replicas
+from pegaskv.replica.replica import Replica
+from pegaskv.replica.writes import WriteHandlers
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.tasks import TaskScope
+from pegaskv.runtime.worker import Worker
+from pegaskv.storage.directories import DataDirectory
+from pegaskv.storage.disk import Disk
+from pegaskv.storage.engine import Engine, EngineFactory
+from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.mutation_log import MutationLog
+
+__all__ = ["ReplicaStub", "Workers"]
+
+_log = logging.getLogger(__name__)
+
+# An engine that fails so often inside this time is left closed.
+_ENGINE_FAILURES_MAX: Final = 3
+_ENGINE_FAILURES_WITHIN_MS: Final = 600_000
+_REOPEN_PAUSE_MS: Final = 500
+_STOP_PATIENCE_MS: Final = 5_000
+
+
+class Workers:
+    """The threads of one replica server; a sync never waits behind a scan or a flush."""
+
+    def __init__(self, *, log: Worker, apply: Worker, scan: Worker, upkeep: Worker) -> None:
+        self.log = log
+        self.apply = apply
+        self.scan = scan
+        self.upkeep = upkeep
+
+
+class ReplicaStub:
+    """One replica server without its sockets.
+
+    `on_fatal` is called once when the log has failed: nothing is acknowledged any more,
+    and the process must end to recover by a restart.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: DataDirectory,
+        disk: Disk,
+        engine_factory: EngineFactory,
+        clock: Clock,
+        workers: Workers,
+        scope: TaskScope,
+        cluster_id: int,
+        options: ReplicaOptions,
+        log_options: LogOptions,
+        on_fatal: Callable[[BaseException], None],
+        accept_loss: bool = False,
+    ) -> None:
+        self._directory = directory
+        self._disk = disk
+        self._engine_factory = engine_factory
+        self._clock = clock
+        self._workers = workers
+        self._scope = scope
+        self._cluster_id = cluster_id
+        self._options = options
+        self._log_options = log_options
+        self._on_fatal = on_fatal
+        self._accept_loss = accept_loss
+        self._log: MutationLog | None = None
+        self._front: Front | None = None
+        self._recovered: dict[Gpid, RecoveredReplica] = {}
+        self._replicas: dict[tuple[int, int], Replica] = {}
+        self._tables: dict[int, TableInfo] = {}
+        self._table_versions: dict[int, int] = {}
+        self._configuring = asyncio.Lock()
+        self._next_incarnation = 1
+        self._engine_failures: dict[Gpid, list[int]] = {}
+        self._sweep_due: dict[Gpid, int] = {}
+        self._disk_full = False
+        self._stopping = False
+        self.rows_expired = 0
+        self.free_bytes = 0
+
+    # --- Start and stop ----------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Recover all replicas and begin to look after them; they serve after `configure`.
+
+        Raises:
+            UnsupportedFormat, OSError: the data directory cannot be used.
+
+        """
+        recovered = await self._workers.upkeep.run(
+            lambda: recover_replicas(
+                directory=self._directory,
+                disk=self._disk,
+                engine_factory=self._engine_factory,
+                clock=self._clock,
+                log_worker=self._workers.log,
+                log_options=self._log_options,
+                accept_loss=self._accept_loss,
+            )
+        )
+        self._log = recovered.log
+        self._recovered = recovered.replicas
+        self._next_incarnation = recovered.next_incarnation
+        loop = asyncio.get_running_loop()
+        self._front = Front(log=self._log, call_soon=loop.call_soon, on_fatal=self._on_log_failed)
+        await self._look_at_disk()
+        clock, options = self._clock, self._options
+        for name, function, pause_ms in (
+            ("disk", self._look_at_disk, options.disk_check_interval_ms),
+            ("sync os tables", self._sync_os_tables, options.os_sync_interval_ms),
+            ("flush", self._flush_due, options.flush_interval_ms),
+            ("expiry", self._sweep_expired, 1_000),
+        ):
+            self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
+
+    async def stop(self) -> None:
+        """Finish what is in the log, flush, and close; the caller has stopped the requests."""
+        self._stopping = True
+        for replica in self._replicas.values():
+            replica.set_available(False)
+        front, log = self._front, self._log
+        if front is not None and not front.stopped:
+            give_up_at = self._clock.monotonic_ms() + _STOP_PATIENCE_MS
+            while self._clock.monotonic_ms() < give_up_at and not (
+                front.idle and all(replica.idle for replica in self._replicas.values())
+            ):
+                front.sync_os_tables()
+                await self._clock.sleep_ms(5)
+        await self._scope.close()
+        for replica in self._replicas.values():
+            await self._close_engine(replica.engine)
+        for recovered in self._recovered.values():
+            await self._close_engine(recovered.engine)
+        if log is not None:
+            await log.close()
+
+    async def _close_engine(self, engine: Engine | None) -> None:
+        if engine is None:
+            return
+        try:
+            await self._workers.upkeep.run(engine.close)
+        except (OSError, PegasKVError) as error:
+            # Nothing is lost: the log has what the tables lack.
+            _log.warning("an engine did not close cleanly: %s", error)
+
+    def _on_log_failed(self, error: BaseException) -> None:
+        for replica in self._replicas.values():
+            replica.close_for(f"the log of this server has failed: {error}")
+        self._on_fatal(error)
+
+    # --- What others ask ---------------------------------------------------------------
+
+    def handlers(self) -> dict[int, Handler]:
+        """Return the handlers of all data operations."""
+        reads = ReadHandlers(
+            self._replicas,
+            clock=self._clock,
+            worker=self._workers.scan,
+            scans_waiting_max=self._options.scans_waiting_max,
+            on_corruption=self._on_corruption,
+        )
+        return reads.handlers() | WriteHandlers(self._replicas, self._clock).handlers()
+
+    def node_report(self, address: str) -> NodeReport:
+        """Return who this node is and which replicas it has."""
+        replicas = [
+            ReplicaReport(
+                replica.gpid,
+                replica.machine.ballot,
+                replica.machine.prepared.last_prepared,
+                replica.machine.committed,
+                replica.closed,
+            )
+            for replica in self._replicas.values()
+        ]
+        replicas += [
+            ReplicaReport(
+                gpid, recovered.ballot, recovered.last_decree, recovered.decree, recovered.closed
+            )
+            for gpid, recovered in self._recovered.items()
+        ]
+        return NodeReport(self._directory.node_id, address, tuple(sorted(replicas, key=_by_gpid)))
+
+    def replica_state(self, gpid: Gpid) -> dict[str, Any]:
+        """Return what `app` shows of a replica; empty when it is not here."""
+        replica = self._replicas.get(gpid)
+        if replica is None:
+            recovered = self._recovered.get(gpid)
+            if recovered is None:
+                return {}
+            return {"status": "inactive", "closed": recovered.closed}
+        return {
+            "status": replica.machine.status.value,
+            "serving": replica.serving,
+            "closed": replica.closed,
+            "ballot": replica.machine.ballot,
+            "committed_decree": replica.machine.committed,
+            "durability": replica.durability.value,
+            "size_bytes": replica.engine.size_bytes() if not replica.reopening else 0,
+        }
+
+    # --- Configuration -----------------------------------------------------------------
+
+    async def configure(self, push: TablePush) -> None:
+        """Take a table's state as the meta server stored it; return when it is in force.
+
+        A version at or below the one that is known is ignored.
+        """
+        async with self._configuring:
+            table = push.table
+            if push.purged:
+                await self._remove_table(table.table_id)
+                return
+            known = self._table_versions.get(table.table_id, -1)
+            if table.version >= known:
+                self._tables[table.table_id] = table
+                self._table_versions[table.table_id] = table.version
+            opened = []
+            for configuration in push.partitions:
+                if configuration.primary != self._directory.node_id:
+                    continue
+                first = configuration.gpid.partition_index in push.first_assignment
+                serving = await self._become_primary(table, configuration, first=first)
+                if serving is not None:
+                    opened.append(serving)
+            for serving in opened:
+                await serving.wait()
+            self._apply_table(self._tables[table.table_id])
+
+    async def _become_primary(
+        self, table: TableInfo, configuration: PartitionConfiguration, *, first: bool
+    ) -> asyncio.Event | None:
+        """Open the replica if need be and give it its ballot; None when it stays closed."""
+        gpid = configuration.gpid
+        replica = self._replicas.get(gpid)
+        if replica is None:
+            recovered = self._recovered.pop(gpid, None)
+            if recovered is None:
+                recovered = await self._first_or_missing(gpid, first=first)
+            replica = self._make_replica(table, gpid, recovered)
+            if replica is None:
+                self._recovered[gpid] = recovered
+                return None
+        if replica.closed or configuration.ballot <= replica.machine.ballot:
+            return None
+        serving = asyncio.Event()
+        replica.available = table.status is TableStatus.AVAILABLE
+        replica.on_serving = serving.set
+        replica.assign(configuration.ballot)
+        return serving
+
+    async def _first_or_missing(self, gpid: Gpid, *, first: bool) -> RecoveredReplica:
+        if not first:
+            # Never an empty replica in the place of one that had data.
+            reason = "its replica is missing on this server, which the meta server names for it"
+            _log.error("partition %s stays closed: %s", gpid, reason)
+            return RecoveredReplica(closed=reason)
+        incarnation = self._next_incarnation
+        self._next_incarnation += 1
+        directory, factory = self._directory, self._engine_factory
+
+        def create() -> Engine:
+            directory.create_replica(gpid, incarnation, created_at_us=self._clock.wall_us())
+            return factory.open(directory.engine_path(gpid))
+
+        engine = await self._workers.upkeep.run(create)
+        assert self._log is not None
+        self._log.set_incarnation(gpid, incarnation, 0)
+        return RecoveredReplica(engine=engine, incarnation=incarnation)
+
+    def _make_replica(
+        self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica
+    ) -> Replica | None:
+        if recovered.engine is None or recovered.closed:
+            return None
+        assert self._front is not None
+        replica = Replica(
+            gpid,
+            machine=ReplicaMachine(
+                gpid,
+                ballot=recovered.ballot,
+                committed=recovered.decree,
+                tail=recovered.tail,
+            ),
+            engine=recovered.engine,
+            incarnation=recovered.incarnation,
+            partition_count=table.partition_count,
+            cluster_id=self._cluster_id,
+            last_timestamp_us=recovered.last_timestamp_us,
+            clock=self._clock,
+            apply_worker=self._workers.apply,
+            wake=self._front.wake,
+            on_engine_failed=self._on_engine_failed,
+            on_control=self._on_control,
+        )
+        replica.disk_full = self._disk_full
+        self._replicas[gpid] = replica
+        return replica
+
+    def _apply_table(self, table: TableInfo) -> None:
+        """Bring a table's status and envs to its replicas."""
+        for replica in self._replicas.values():
+            if replica.gpid.table_id != table.table_id:
+                continue
+            replica.set_available(table.status is TableStatus.AVAILABLE and not self._stopping)
+            replica.default_ttl = int(table.envs.get("default_ttl", "0"))
+            wanted = Durability(table.envs.get("durability", Durability.FSYNC.value))
+            if wanted is not replica.wanted_durability and replica.machine.serving:
+                replica.wanted_durability = wanted
+                if wanted is Durability.FSYNC:
+                    # From here on commits wait; the order itself is the first that does.
+                    replica.fsync = True
+                replica.propose_control(OperationKind.DURABILITY, wanted.value.encode())
+            elif replica.durability is Durability.OS and replica.fsync:
+                self._allow_os(replica)
+
+    def _on_control(self, replica: Replica, kind: OperationKind, argument: bytes) -> None:
+        if kind is not OperationKind.DURABILITY:
+            return
+        replica.durability = Durability(argument.decode())
+        if replica.durability is Durability.OS:
+            self._allow_os(replica)
+        else:
+            self._mark_os(replica, acknowledged=False)
+
+    def _allow_os(self, replica: Replica) -> None:
+        """Acknowledge without a sync once the manifest says so: its tail may be lost."""
+
+        def marked() -> None:
+            replica.fsync = replica.wanted_durability is Durability.FSYNC
+
+        self._mark_os(replica, acknowledged=True, then=marked)
+
+    def _mark_os(
+        self, replica: Replica, *, acknowledged: bool, then: Callable[[], None] | None = None
+    ) -> None:
+        def done(_: None, error: BaseException | None) -> None:
+            if error is not None:
+                _log.error("partition %s stays in fsync mode: %s", replica.gpid, error)
+            elif then is not None:
+                then()
+
+        self._workers.upkeep.submit(
+            lambda: self._directory.mark_os_acknowledged(replica.gpid, acknowledged), done
+        )
+
+    async def _remove_table(self, table_id: int) -> None:
+        """Close and trash the replicas of a table that was purged."""
+        assert self._log is not None
+        gpids = [gpid for gpid in self._replicas if gpid[0] == table_id]
+        gpids += [gpid for gpid in self._recovered if gpid.table_id == table_id]
+        for gpid in gpids:
+            replica = self._replicas.pop(gpid, None)
+            if replica is not None:
+                replica.set_available(False)
+                while not replica.idle and self._front is not None and not self._front.stopped:
+                    await self._clock.sleep_ms(5)
+                replica.deactivate()
+                await self._close_engine(replica.engine)
+            recovered = self._recovered.pop(Gpid(*gpid), None)
+            if recovered is not None:
+                await self._close_engine(recovered.engine)
+            self._log.forget(Gpid(*gpid))
+            when = self._clock.wall_us()
+            await self._workers.upkeep.run(
+                lambda gpid=gpid, when=when: self._directory.trash_replica(  # type: ignore[misc]
+                    Gpid(*gpid), "purged", at_us=when
+                )
+            )
+        self._tables.pop(table_id, None)
+
+    # --- Upkeep ------------------------------------------------------------------------
+
+    async def _sync_os_tables(self) -> None:
+        assert self._front is not None
+        self._front.sync_os_tables()
+
+    async def _look_at_disk(self) -> None:
+        free, total = await self._workers.upkeep.run(
+            lambda: self._disk.free_bytes(self._directory.path)
+        )
+        self.free_bytes = free
+        full = free * 100 < total * self._options.min_free_percent
+        if full != self._disk_full:
+            self._disk_full = full
+            if full:
+                _log.error(
+                    "the disk is nearly full (%d MiB free, below %d %%): writes are refused",
+                    free >> 20,
+                    self._options.min_free_percent,
+                )
+            else:
+                _log.warning("the disk has room again (%d MiB free): writes resume", free >> 20)
+            for replica in self._replicas.values():
+                replica.disk_full = full
+
+    async def _flush_due(self) -> None:
+        """Flush what holds too much log, then give up log that nobody needs."""
+        assert self._log is not None
+        due = self._log.flush_candidates(self._clock.monotonic_ms())
+        for gpid in due:
+            replica = self._replicas.get(gpid)
+            if replica is not None and replica.engine_failed is None:
+                await self._flush(replica)
+        if due:
+            await self._log.collect()
+
+    async def _flush(self, replica: Replica) -> None:
+        assert self._log is not None
+        engine = replica.engine
+        try:
+            info = await self._workers.upkeep.run(
+                lambda: self._directory.publish_checkpoint(replica.gpid, engine)
+            )
+        except (OSError, PegasKVError) as error:
+            if engine is replica.engine and not self._stopping:
+                replica.fail_engine(error)
+            return
+        self._log.mark_flushed(replica.gpid, info.decree)
+
+    async def _sweep_expired(self) -> None:
+        now_ms = self._clock.monotonic_ms()
+        for gpid, replica in list(self._replicas.items()):
+            earliest = replica.earliest_expiry
+            now = seconds_since_epoch(self._clock.wall_us())
+            if (
+                not replica.serving
+                or now_ms < self._sweep_due.get(Gpid(*gpid), 0)
+                or not (replica.expires or (earliest and earliest <= now))
+            ):
+                continue
+            replica.expires = False
+            try:
+                removed, replica.earliest_expiry = await sweep(
+                    replica, clock=self._clock, worker=self._workers.upkeep
+                )
+            except (OSError, PegasKVError) as error:
+                _log.warning("the expiry sweep of %s was interrupted: %s", replica.gpid, error)
+                replica.expires = True
+                removed = 0
+            self.rows_expired += removed
+            self._sweep_due[Gpid(*gpid)] = now_ms + self._options.expiry_sweep_interval_ms
+
+    # --- Engines that failed -------------------------------------------------------------
+
+    def _on_corruption(self, replica: Replica, error: BaseException) -> None:
+        if replica.engine_failed is None and not self._stopping:
+            replica.fail_engine(error)
+
+    def _on_engine_failed(self, replica: Replica, error: BaseException) -> None:
+        _log.error(
+            "the storage of partition %s failed, it is opened again: %s", replica.gpid, error
+        )
+        if not self._stopping and not self._scope.closed:
+            self._scope.start(f"reopen {replica.gpid}", self._reopen(replica))
+
+    async def _reopen(self, replica: Replica) -> None:
+        """Close the engine, open it again and bring it up from the log."""
+        while True:
+            # A full disk is not the engine's fault: it waits, and it counts only once.
+            while self._disk_full:
+                await self._clock.sleep_ms(_REOPEN_PAUSE_MS)
+            now_ms = self._clock.monotonic_ms()
+            recent = [
+                at_ms
+                for at_ms in self._engine_failures.get(replica.gpid, [])
+                if now_ms - at_ms < _ENGINE_FAILURES_WITHIN_MS
+            ]
+            self._engine_failures[replica.gpid] = [*recent, now_ms]
+            if len(recent) + 1 >= _ENGINE_FAILURES_MAX:
+                replica.close_for(f"its storage failed again and again: {replica.engine_failed}")
+                _log.error("partition %s is closed: %s", replica.gpid, replica.closed)
+                return
+            try:
+                engine = await self._opened_again(replica)
+            except (UnsupportedFormat, CorruptionError, OSError) as error:
+                _log.error("the storage of partition %s does not open: %s", replica.gpid, error)
+                replica.engine_failed = error
+                await self._clock.sleep_ms(_REOPEN_PAUSE_MS)
+                continue
+            replica.replace_engine(engine)
+            replica.set_available(replica.available)
+            _log.warning("the storage of partition %s is open again", replica.gpid)
+            return
+
+    async def _opened_again(self, replica: Replica) -> Engine:
+        assert self._log is not None
+        log, factory, directory = self._log, self._engine_factory, self._directory
+        old, gpid, committed = replica.engine, replica.gpid, replica.machine.committed
+        replica.serving = False
+        replica.reopening = True
+
+        def reopen() -> Engine:
+            try:
+                old.close()
+            except (OSError, PegasKVError) as error:
+                # It failed before; what it lacks is in the log.
+                _log.warning("the failed storage of %s closed with: %s", gpid, error)
+            try:
+                engine = factory.open(directory.engine_path(gpid))
+            except CorruptionError:
+                engine = directory.restore_checkpoint(gpid, factory)
+            records = log.read(gpid, engine.state().decree + 1, 1 << 40)
+            apply_records(engine, [record for record in records if record.decree <= committed])
+            return engine
+
+        return await self._workers.upkeep.run(reopen)
+
+    # --- Metrics -----------------------------------------------------------------------
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return what the replica server counts, per table where that means something."""
+        for name, attribute, text in (
+            ("pegaskv_reads_total", "reads", "Single rows read."),
+            ("pegaskv_scans_total", "scans", "Range reads and pages of scans."),
+            ("pegaskv_writes_total", "writes", "Write requests taken into a mutation."),
+        ):
+            sums: dict[int, int] = {}
+            for replica in self._replicas.values():
+                table_id = replica.gpid.table_id
+                sums[table_id] = sums.get(table_id, 0) + getattr(replica, attribute)
+            yield Metric(
+                name,
+                "counter",
+                text,
+                tuple(
+                    ((("table", self._table_name(table_id)),), float(value))
+                    for table_id, value in sums.items()
+                ),
+            )
+        front = self._front
+        closed = sum(1 for replica in self._replicas.values() if replica.closed)
+        closed += sum(1 for recovered in self._recovered.values() if recovered.closed)
+        plain: list[tuple[str, Any, str, float]] = [
+            ("pegaskv_replicas", "gauge", "Replicas on this server.", len(self._replicas)),
+            ("pegaskv_replicas_closed", "gauge", "Replicas that wait for an operator.", closed),
+            ("pegaskv_rows_expired_total", "counter", "Expired rows removed.", self.rows_expired),
+            ("pegaskv_disk_free_bytes", "gauge", "Free bytes on the data disk.", self.free_bytes),
+            ("pegaskv_disk_full", "gauge", "1 while writes are refused.", self._disk_full),
+        ]
+        if front is not None:
+            plain += [
+                ("pegaskv_log_appends_total", "counter", "Blocks appended.", front.ticks),
+                ("pegaskv_log_syncs_total", "counter", "Syncs of the log.", front.syncs),
+            ]
+        for name, kind, text, value in plain:
+            yield Metric(name, kind, text, (((), float(value)),))
+
+    def _table_name(self, table_id: int) -> str:
+        table = self._tables.get(table_id)
+        return table.name if table is not None else str(table_id)
+
+
+def _by_gpid(report: ReplicaReport) -> Gpid:
+    return report.gpid

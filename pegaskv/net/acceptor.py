@@ -176,7 +176,9 @@ class Acceptor:
         """Keep a refused connection until its peer has read why, or for a short while."""
         if len(self._lingering) >= self.options.lingering_max:
             # A flood: the oldest has waited longest.
-            next(iter(self._lingering)).abort()
+            oldest = next(iter(self._lingering))
+            del self._lingering[oldest]
+            oldest.abort()
         self._lingering[connection] = None
         connection.deadline_ms = self._clock.monotonic_ms() + self.options.linger_ms
         self.watch(connection)

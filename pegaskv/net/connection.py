@@ -69,6 +69,9 @@ _IN_FLIGHT: Final = 1
 _OUTPUT: Final = 2
 _PROCESS: Final = 4
 _DRAIN: Final = 8
+# With one of these, frames that were read already wait too. When the process's account is
+# full they must not: handling them is what empties it.
+_HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN
 
 
 class ServerConnection(asyncio.Protocol):
@@ -231,7 +234,7 @@ class ServerConnection(asyncio.Protocol):
         if frames:
             if not self._greeted:
                 frames = self._greet(frames)
-            if self._paused:
+            if self._paused & _HOLDING or self._backlog:
                 self._backlog.extend(frames)
             else:
                 self._handle(frames)
@@ -279,7 +282,7 @@ class ServerConnection(asyncio.Protocol):
                         return
                 if self.out_bytes > REPLY_FLUSH_BYTES:
                     self.flush()
-                    if self._paused or self.closed:
+                    if self._paused & _HOLDING or self.closed:
                         # The peer is slower than we are: the rest is for later.
                         left = list(rest)
                         self.requests -= len(left)
@@ -392,6 +395,8 @@ class ServerConnection(asyncio.Protocol):
 
     def _charge(self, received: int, *, whole: bool) -> None:
         """Charge `received` bytes that just came; `whole` says that they completed a frame."""
+        if self.closed:
+            return
         buffered = self._splitter.buffered_bytes
         if buffered:
             if whole or not self._buffered:
@@ -448,6 +453,11 @@ class ServerConnection(asyncio.Protocol):
         return self._paused != 0
 
     @property
+    def output_paused(self) -> bool:
+        """Whether the peer leaves so much unread that large replies should not be made now."""
+        return self._paused & _OUTPUT != 0
+
+    @property
     def greeted(self) -> bool:
         """Whether hello has been accepted."""
         return self._greeted
@@ -467,7 +477,7 @@ class ServerConnection(asyncio.Protocol):
     def resume(self, reason: int = _PROCESS) -> None:
         """Take one reason away; reading goes on in the next turn of the loop if none is left."""
         self._paused &= ~reason
-        if not self._paused and not self.closed and not self._going_on:
+        if not self._paused & _HOLDING and not self.closed and not self._going_on:
             # Not at once: the caller may be in the middle of a batch that handlers would join.
             self._going_on = True
             assert self._loop is not None
@@ -490,7 +500,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         self._going_on = False
-        if self._paused or self.closed:
+        if self._paused & _HOLDING or self.closed:
             return
         if self._backlog:
             frames, self._backlog = self._backlog, []

@@ -28,6 +28,7 @@ ANNOUNCED_LIMITS: Final[Mapping[str, int]] = {
     "sort_key_bytes_max": limits.SORT_KEY_BYTES_MAX,
     "value_bytes_max": limits.VALUE_BYTES_MAX,
     "batch_rows_max": limits.BATCH_ROWS_MAX,
+    "operation_rows_max": limits.OPERATION_ROWS_MAX,
     "page_bytes_max": limits.PAGE_BYTES_MAX,
     "page_rows_max": limits.PAGE_ROWS_MAX,
 }

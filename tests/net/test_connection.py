@@ -1,0 +1,612 @@
+"""What one connection of a server promises, without sockets."""
+
+import asyncio
+import random
+
+import pytest
+
+from pegaskv.base.errors import Busy, InternalError, InvalidArgument, UnknownOperation
+from pegaskv.base.limits import (
+    CONNECTION_BYTES_IN_FLIGHT_MAX,
+    CONNECTION_OUTPUT_BYTES_MAX,
+    CONNECTION_OUTPUT_PAUSE_BYTES,
+    CONNECTION_REQUESTS_IN_FLIGHT_MAX,
+    FRAME_MESSAGES_MAX,
+    REPLY_FLUSH_BYTES,
+)
+from pegaskv.base.version import VERSION
+from pegaskv.codec.frames import HEADER_BYTES, encode_frame
+from tests.net.connection_support import (
+    BROKEN,
+    ECHO,
+    IDENTITY,
+    LARGE,
+    LATER,
+    UNPACKABLE,
+    Peer,
+    Server,
+    hello,
+)
+
+
+def echo(request_id: int, *fields: object) -> list[object]:
+    return [request_id, ECHO, 0, *fields]
+
+
+async def turn() -> None:
+    """Let what was scheduled run."""
+    await asyncio.sleep(0)
+
+
+# Hello.
+
+
+async def test_hello_says_who_the_server_is_and_its_limits() -> None:
+    peer = Server().connect()
+    peer.send([hello(7, cluster_id=5)])
+    [reply] = peer.replies()
+    assert reply[:8] == [
+        7,
+        0,
+        1,
+        VERSION,
+        IDENTITY.cluster_name,
+        IDENTITY.cluster_id,
+        IDENTITY.cluster_uuid,
+        IDENTITY.node_id,
+    ]
+    assert reply[10]["frame_messages_max"] == FRAME_MESSAGES_MAX
+    assert not peer.refused
+
+
+async def test_hello_agrees_on_the_highest_common_version() -> None:
+    peer = Server().connect()
+    peer.send([hello(versions=(1, 9))])
+    assert peer.replies()[0][:3] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("versions", "older"), [((2, 3), "server")])
+async def test_hello_without_a_common_version_names_both_ranges(
+    versions: tuple[int, int], older: str
+) -> None:
+    peer = Server().connect()
+    peer.send([hello(3, versions=versions)])
+    [reply] = peer.replies()
+    assert reply[:2] == [3, InvalidArgument.code]
+    assert "2 to 3" in reply[2]
+    assert "1 to 1" in reply[2]
+    assert reply[3] == f"upgrade the {older}"
+    assert peer.refused
+
+
+async def test_hello_for_another_cluster_is_refused_by_both_names() -> None:
+    peer = Server().connect()
+    peer.send([hello(cluster_id=6)])
+    [reply] = peer.replies()
+    assert reply[1] == InvalidArgument.code
+    assert "`onebox` with id 5" in reply[2]
+    assert "id 6" in reply[2]
+    assert peer.refused
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        [1, 1, "x", 0, []],
+        [1, 1, "x", 0, [], [], []],
+        [2, 1, "x", 0, [], []],
+        [0, 1, "x", 0, [], []],
+        [True, True, "x", 0, [], []],
+        ["1", 1, "x", 0, [], []],
+        [1, 1, b"x", 0, [], []],
+        [1, 1, "x", 128, [], []],
+        [1, 1, "x", -1, [], []],
+        [1, 1, "x", None, [], []],
+        [1, 1, "x", 0, "f", []],
+        [1, 1, "x", 0, [1], []],
+        [1, 1, "x", 0, [], [b"m"]],
+    ],
+)
+async def test_a_malformed_hello_is_answered_and_ends_the_connection(fields: list[object]) -> None:
+    peer = Server().connect()
+    peer.send([[9, 0, 0, *fields]])
+    assert peer.replies()[0][:2] == [9, InvalidArgument.code]
+    assert peer.refused
+
+
+async def test_nothing_is_handled_before_hello() -> None:
+    server = Server()
+    peer = server.connect()
+    peer.send([echo(4)])
+    assert server.handled == []
+    assert peer.replies()[0][:2] == [0, InvalidArgument.code]
+    assert peer.refused
+
+
+async def test_two_messages_in_the_first_frame_are_refused() -> None:
+    server = Server()
+    peer = server.connect()
+    peer.send([hello(), echo(4)])
+    assert server.handled == []
+    assert peer.refused
+
+
+async def test_a_frame_over_4_kib_is_refused_by_its_header_before_hello() -> None:
+    peer = Server().connect()
+    peer.send_bytes(encode_frame([[1, 0, 0, b"x" * 5_000]])[:HEADER_BYTES])
+    assert peer.refused
+    assert peer.connection.held_bytes == 0
+
+
+async def test_requests_behind_hello_in_one_packet_are_served() -> None:
+    peer = Server().connect()
+    peer.send([hello()], [echo(2)])
+    assert [reply[:2] for reply in peer.replies()] == [[1, 0], [2, 0]]
+
+
+async def test_a_second_hello_is_an_error_and_the_connection_goes_on() -> None:
+    peer = Server().greeted()
+    peer.send([hello(8)], [echo(9)])
+    assert [reply[:2] for reply in peer.replies()] == [[8, InvalidArgument.code], [9, 0]]
+
+
+async def test_a_silent_connection_is_closed_after_its_time() -> None:
+    server = Server()
+    peer = server.connect()
+    server.pass_time(4_900)
+    assert not peer.refused
+    server.pass_time(200)
+    assert peer.refused
+    assert peer.replies()[0][:2] == [0, InvalidArgument.code]
+    server.pass_time(1_000)
+    assert peer.transport.aborted
+
+
+async def test_an_idle_connection_is_kept() -> None:
+    server = Server()
+    peer = server.greeted()
+    for _ in range(50):
+        server.pass_time(60_000)
+    peer.send([echo(2)])
+    assert peer.replies() == [[2, 0]]
+
+
+# Requests and replies.
+
+
+async def test_replies_of_all_frames_in_one_packet_leave_in_one_write() -> None:
+    peer = Server().greeted()
+    before = peer.transport.writes
+    peer.send([echo(1), echo(2)], [echo(3)])
+    assert peer.frames() == [[[1, 0], [2, 0], [3, 0]]]
+    assert peer.transport.writes == before + 1
+
+
+async def test_ping_tells_the_wall_clock() -> None:
+    peer = Server().greeted()
+    peer.send([[2, 1, 0]], [[3, 1, 0, 1]])
+    assert peer.replies()[0] == [2, 0, 1_000_000]
+    assert not peer.refused
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+async def test_the_cut_of_the_bytes_never_matters(cut: int) -> None:
+    server = Server()
+    peer = server.connect()
+    data = b"".join(
+        encode_frame(frame)
+        for frame in ([hello()], [echo(2, b"a"), echo(3)], [echo(4, b"x" * 300)], [[5, LATER, 0]])
+    )
+    for begin in range(0, len(data), cut):
+        peer.send_bytes(data[begin : begin + cut])
+    server.answer()
+    assert [reply[:2] for reply in peer.replies()] == [[number, 0] for number in range(1, 6)]
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_a_deferred_request_is_answered_when_it_is_finished() -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.send([[2, LATER, 0], echo(3)])
+    assert peer.replies() == [[3, 0]]
+    assert peer.connection.in_flight == 1
+    server.answer()
+    assert peer.replies() == [[2, 0]]
+    assert peer.connection.in_flight == 0
+
+
+async def test_finish_after_the_connection_is_lost_is_harmless() -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.send([[2, LATER, 0]])
+    peer.transport.lose()
+    server.answer()
+    assert server.acceptor.connection_count == 0
+    assert server.acceptor.bytes_in_flight == 0
+    server.acceptor.check()
+
+
+async def test_more_replies_than_a_frame_holds_leave_in_several() -> None:
+    server = Server()
+    peer = server.greeted()
+    total = FRAME_MESSAGES_MAX + 300
+    peer.send([echo(number) for number in range(1, 1_001)], [echo(1) for _ in range(total - 1_000)])
+    frames = peer.frames()
+    assert max(map(len, frames)) <= FRAME_MESSAGES_MAX
+    assert sum(map(len, frames)) == total
+
+
+async def test_a_large_reply_does_not_hold_small_ones_back() -> None:
+    peer = Server().greeted()
+    peer.send([echo(2), [3, LARGE, 0, 4 * REPLY_FLUSH_BYTES], echo(4)])
+    frames = peer.frames()
+    assert len(frames) >= 2
+    assert [reply[0] for frame in frames for reply in frame] == [2, 3, 4]
+
+
+async def test_large_deferred_replies_leave_in_frames_of_about_the_flush_size() -> None:
+    peer = Server().greeted()
+    connection = peer.connection
+    for number in range(1, 41):
+        connection.defer()
+        connection.out_bytes += 16 * 1024
+        connection.finish((number, 0, bytes(16 * 1024)))
+    connection.flush()
+    frames = peer.frames()
+    assert [reply[0] for frame in frames for reply in frame] == list(range(1, 41))
+    assert max(len(encode_frame(frame)) for frame in frames) <= 2 * REPLY_FLUSH_BYTES
+
+
+async def test_a_failing_handler_is_answered_and_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.send([echo(2), [3, BROKEN, 0], echo(4)])
+    replies = peer.replies()
+    assert [reply[:2] for reply in replies] == [[2, 0], [3, InternalError.code], [4, 0]]
+    assert "a bug of ours" not in replies[1][2]
+    assert "a bug of ours" in caplog.text
+    assert server.acceptor.handler_failures == 1
+
+
+async def test_a_reply_that_cannot_be_packed_becomes_an_error_and_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    peer = Server().greeted()
+    peer.send([echo(2), [3, UNPACKABLE, 0], echo(4), [5, UNPACKABLE, 0]])
+    assert [reply[:2] for reply in peer.replies()] == [
+        [2, 0],
+        [3, InternalError.code],
+        [4, 0],
+        [5, InternalError.code],
+    ]
+    assert "cannot be packed" in caplog.text
+
+
+async def test_an_unknown_operation_is_answered_by_its_number() -> None:
+    peer = Server().greeted()
+    peer.send([[2, 4_000, 0], echo(3)])
+    replies = peer.replies()
+    assert replies[0][:2] == [2, UnknownOperation.code]
+    assert "4000" in replies[0][2]
+    assert replies[1] == [3, 0]
+
+
+# Limits: what is under way.
+
+
+async def test_reading_pauses_at_the_limit_of_requests_and_goes_on_below_it() -> None:
+    server = Server()
+    peer = server.greeted()
+    most = CONNECTION_REQUESTS_IN_FLIGHT_MAX
+    for begin in range(0, most, 256):
+        peer.send([[number, LATER, 0] for number in range(begin, begin + 256)])
+    assert not peer.transport.reading
+    server.answer(most // 4)
+    await turn()
+    assert not peer.transport.reading
+    server.answer(most // 4)
+    await turn()
+    assert peer.transport.reading
+
+
+async def test_never_more_requests_than_the_limit_are_under_way() -> None:
+    server = Server()
+    peer = server.greeted()
+    total = 10_000
+    peer.send(
+        *(
+            [[number, LATER, 0] for number in range(begin, begin + 100)]
+            for begin in range(0, total, 100)
+        )
+    )
+    most = 0
+    while server.waiting:
+        most = max(most, peer.connection.in_flight)
+        assert peer.connection.in_flight <= CONNECTION_REQUESTS_IN_FLIGHT_MAX
+        server.answer(len(server.waiting) // 2 + 1)
+        server.acceptor.check()
+        await turn()
+    assert most > CONNECTION_REQUESTS_IN_FLIGHT_MAX - 100
+    assert server.handled == list(range(total))
+    assert sorted(reply[0] for reply in peer.replies()) == list(range(total))
+    assert peer.transport.reading
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_reading_pauses_at_the_limit_of_bytes_and_goes_on_below_it() -> None:
+    server = Server()
+    peer = server.greeted()
+    size = CONNECTION_BYTES_IN_FLIGHT_MAX // 8
+    for number in range(8):
+        assert peer.transport.reading
+        peer.send([[number, LATER, 0, bytes(size)]])
+    assert not peer.transport.reading
+    assert peer.connection.held_bytes >= CONNECTION_BYTES_IN_FLIGHT_MAX
+    server.answer(5)
+    await turn()
+    assert peer.transport.reading
+    server.answer()
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_a_slow_request_does_not_keep_the_bytes_of_quick_ones() -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.send([[1, LATER, 0]])
+    slow = server.waiting.pop()
+    for number in range(2, 200):
+        peer.send([[number, LATER, 0, bytes(512 * 1024)]])
+        server.answer()
+        await turn()
+        assert peer.transport.reading
+    assert peer.connection.held_bytes < CONNECTION_BYTES_IN_FLIGHT_MAX // 2
+    server.waiting.append(slow)
+    server.answer()
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_the_process_budget_pauses_all_and_is_given_back() -> None:
+    server = Server(bytes_in_flight_max=1_000_000)
+    peers = [server.greeted(f"10.0.0.{number}") for number in range(4)]
+    for peer in peers:
+        peer.send([[1, LATER, 0, bytes(400_000)]])
+    assert [peer.transport.reading for peer in peers] == [True, True, False, False]
+    peers[0].send([[2, LATER, 0]])
+    assert not peers[0].transport.reading
+    server.answer(3)
+    await turn()
+    assert all(peer.transport.reading for peer in peers)
+    server.answer()
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_when_half_sent_frames_fill_the_budget_the_largest_is_given_up() -> None:
+    server = Server(bytes_in_flight_max=1_000_000)
+    small, large, late = (server.greeted(f"10.0.0.{number}") for number in range(3))
+    frame = encode_frame([[1, ECHO, 0, bytes(900_000)]])
+    small.send_bytes(frame[:300_000])
+    large.send_bytes(frame[:600_000])
+    late.send_bytes(frame[:200_000])
+    assert not late.transport.reading
+    server.pass_time(250)
+    assert large.refused
+    assert large.replies()[0][:2] == [0, Busy.code]
+    assert not small.refused
+    await turn()
+    assert late.transport.reading
+    late.send_bytes(frame[200_000:])
+    assert late.replies()[0][:2] == [1, 0]
+
+
+# Limits: what is unsent.
+
+
+async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
+    server = Server()
+    peer = server.greeted(reads=False)
+    requests = [[number, LARGE, 0, 100_000] for number in range(2, 102)]
+    peer.send(requests[:50], requests[50:])
+    assert not peer.transport.reading
+    # It stopped in the middle of the first frame: ten more would not have been made.
+    assert peer.transport.unsent < CONNECTION_OUTPUT_PAUSE_BYTES + 300_000
+    assert len(server.handled) < 20
+    for _ in range(20):
+        peer.transport.take()
+        await turn()
+    assert [reply[0] for reply in peer.replies()] == list(range(2, 102))
+    assert peer.transport.reading
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_too_many_unsent_bytes_close_the_connection() -> None:
+    server = Server()
+    peer = server.greeted(reads=False)
+    peer.send([[number, LATER, 0] for number in range(2, 42)])
+    finished = 0
+    while not peer.refused:
+        connection, request_id = server.waiting.pop()
+        connection.out_bytes += 1_000_000
+        connection.finish((request_id, 0, bytes(1_000_000)))
+        connection.flush()
+        finished += 1
+    assert peer.transport.aborted
+    assert finished == CONNECTION_OUTPUT_BYTES_MAX // 1_000_000 + 1
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_a_peer_that_reads_nothing_for_long_is_cut_off() -> None:
+    server = Server()
+    peer = server.greeted(reads=False)
+    peer.send([[2, LARGE, 0, 2_000_000]])
+    server.pass_time(29_000)
+    server.pass_time(500)
+    assert not peer.refused
+    server.pass_time(31_000)
+    assert peer.transport.aborted
+
+
+async def test_a_peer_that_reads_slowly_is_kept() -> None:
+    server = Server()
+    peer = server.greeted(reads=False)
+    peer.send([[2, LARGE, 0, 2_000_000]])
+    for _ in range(20):
+        server.pass_time(20_000)
+        peer.transport.take(1_000)
+    assert not peer.refused
+
+
+async def test_a_frame_that_is_never_completed_closes_the_connection() -> None:
+    server = Server()
+    peer = server.greeted()
+    frame = encode_frame([echo(2, bytes(100))])
+    for byte in range(60):
+        peer.send_bytes(frame[byte : byte + 1])
+        server.pass_time(150)
+        assert not peer.refused
+    peer.send_bytes(frame[60:61])
+    server.pass_time(1_500)
+    assert peer.transport.aborted
+
+
+async def test_complete_frames_give_the_next_one_its_own_time() -> None:
+    server = Server()
+    peer = server.greeted()
+    frame = encode_frame([echo(2)])
+    peer.send_bytes(frame[:3])
+    for _ in range(10):
+        server.pass_time(5_000)
+        peer.send_bytes(frame[3:] + frame[:3])
+    assert not peer.refused
+    assert len(peer.replies()) == 10
+
+
+# Admission.
+
+
+async def test_connections_over_the_cap_of_an_address_are_refused_politely() -> None:
+    server = Server(connections_per_address_max=2)
+    first, _, third = (server.connect("10.0.0.1") for _ in range(3))
+    other = server.connect("10.0.0.2")
+    assert third.refused
+    assert third.replies()[0][:2] == [0, Busy.code]
+    assert not other.refused
+    first.transport.lose()
+    assert not server.connect("10.0.0.1").refused
+    server.acceptor.check()
+
+
+async def test_connections_over_the_cap_of_the_server_are_refused_politely() -> None:
+    server = Server(connections_max=3)
+    peers = [server.connect(f"10.0.0.{number}") for number in range(4)]
+    assert [peer.refused for peer in peers] == [False, False, False, True]
+    assert peers[3].replies()[0][:2] == [0, Busy.code]
+    # It may still speak; nobody listens, and after a moment it is closed.
+    peers[3].send([hello()])
+    assert peers[3].replies() == []
+    server.pass_time(1_000)
+    assert peers[3].transport.aborted
+
+
+async def test_a_flood_of_refused_connections_does_not_stay() -> None:
+    server = Server(connections_max=1, lingering_max=5)
+    server.connect()
+    flood = [server.connect() for _ in range(20)]
+    for peer in flood:
+        if peer.transport.aborted:
+            peer.transport.lose()
+    assert sum(not peer.transport.aborted for peer in flood) == 5
+
+
+# The clean stop.
+
+
+async def test_drain_answers_what_is_under_way_and_closes() -> None:
+    server = Server()
+    idle, busy = server.greeted(), server.greeted()
+    busy.send([[2, LATER, 0]])
+    stop = asyncio.ensure_future(server.acceptor.drain(5_000))  # noqa: TID251 - the test's own
+    await turn()
+    assert idle.transport.closing
+    assert not busy.transport.closing
+    assert not busy.transport.reading
+    idle.transport.lose()
+    server.answer()
+    assert busy.replies() == [[2, 0]]
+    assert busy.transport.closing
+    assert not busy.transport.aborted
+    busy.transport.lose()
+    await stop
+
+
+async def test_drain_refuses_what_it_has_not_begun() -> None:
+    server = Server()
+    peer = server.greeted()
+    most = CONNECTION_REQUESTS_IN_FLIGHT_MAX
+    peer.send(
+        [[number, LATER, 0] for number in range(1, most + 1)], [[2_000, LATER, 0], [2_001, ECHO, 0]]
+    )
+    peer.connection.drain()
+    server.answer()
+    replies = peer.replies()
+    assert [reply[:2] for reply in replies[:2]] == [[2_000, 13], [2_001, 13]]
+    assert [reply[1] for reply in replies[2:]] == [0] * most
+    assert peer.transport.closing
+
+
+async def test_drain_cuts_off_who_does_not_end_in_time() -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.send([[2, LATER, 0]])
+    await server.acceptor.drain(10)
+    assert peer.transport.aborted
+
+
+async def test_a_connection_that_comes_during_the_drain_is_refused() -> None:
+    server = Server()
+    await server.acceptor.drain(10)
+    assert server.connect().refused
+
+
+# Any order of events.
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_accounts_are_right_and_every_request_is_answered_in_any_order(seed: int) -> None:
+    chance = random.Random(seed)
+    server = Server(bytes_in_flight_max=400_000)
+    peers: list[Peer] = [server.greeted(reads=chance.random() < 0.5) for _ in range(4)]
+    sent: dict[Peer, list[int]] = {peer: [] for peer in peers}
+    pauses = 0
+    for step in range(300):
+        peer = chance.choice(peers)
+        action = chance.random()
+        if action < 0.5 and peer.transport.reading:
+            count = chance.choice((1, 3, 40, 500))
+            operation = chance.choice((ECHO, LATER, LATER))
+            size = chance.choice((0, 10, 2_000))
+            ids = [step * 1_000 + number for number in range(count)]
+            sent[peer] += ids
+            peer.send([[number, operation, 0, bytes(size)] for number in ids])
+        elif action < 0.8:
+            chance.shuffle(server.waiting)
+            server.answer(chance.randrange(200))
+        else:
+            peer.transport.take()
+            await turn()
+        pauses += not peer.transport.reading
+        server.acceptor.check()
+        assert peer.connection.in_flight <= CONNECTION_REQUESTS_IN_FLIGHT_MAX
+    for _ in range(200):
+        server.answer()
+        for peer in peers:
+            peer.transport.take()
+        await turn()
+    for peer in peers:
+        assert not peer.refused
+        assert peer.transport.reading
+        assert sorted(reply[0] for reply in peer.replies()) == sorted(sent[peer])
+    assert server.acceptor.bytes_in_flight == 0
+    assert pauses > 10, "no limit was reached: nothing was tested"

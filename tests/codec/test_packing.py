@@ -1,5 +1,6 @@
 """Packing: nothing but a value or a `WireError`, in bounded time and memory."""
 
+import contextlib
 import math
 import time
 import tracemalloc
@@ -109,11 +110,8 @@ def test_a_flipped_bit_gives_a_value_or_a_wire_error(value: Any, data: st.DataOb
     body = bytearray(pack(value))
     position = data.draw(st.integers(0, len(body) - 1))
     body[position] ^= 1 << data.draw(st.integers(0, 7))
-    try:
-        decoded = unpack(bytes(body))
-    except WireError:
-        return
-    assert decoded != value or type(decoded) is not type(value) or pack(value) != bytes(body)
+    with contextlib.suppress(WireError):
+        unpack(bytes(body))
 
 
 @given(VALUES, st.integers(1, 50))

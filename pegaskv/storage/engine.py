@@ -12,12 +12,13 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, Protocol
 
-from pegaskv.base.errors import CorruptionError, UnsupportedFormat
+from pegaskv.base.errors import CorruptionError, PegasKVError, UnsupportedFormat
 
 __all__ = [
     "STATE_KEY",
     "CheckpointInfo",
     "Engine",
+    "EngineClosed",
     "EngineFactory",
     "ReplicaState",
     "Snapshot",
@@ -29,6 +30,10 @@ STATE_KEY: Final = b"\xff\xffstate"
 _STATE: Final = Struct(">BQIQ")
 _STATE_FORMAT: Final = 1
 _pack_state = _STATE.pack
+
+
+class EngineClosed(PegasKVError):
+    """The engine or snapshot was closed before or while it was used."""
 
 
 @dataclass(slots=True)

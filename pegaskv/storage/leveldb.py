@@ -1,0 +1,451 @@
+"""Rows in LevelDB; the only file that imports plyvel. `get` and `write` are on the hot path.
+
+LevelDB is a cache of the mutation log, so nothing is synced but by `flush`, and
+LevelDB's own log is removed before every open: the tables alone are the truth, and
+they are always an exact prefix. Every block that is read has its checksum compared.
+
+Closing a handle while another thread is inside it ends the process. So each engine
+owns its handle, and every operation is counted while it lasts; `close` refuses new
+ones, waits for those under way, and only then closes. The counter is a list: its
+`append` and `pop` are atomic and cost 20 ns each, a lock five times as much. An open
+snapshot counts until it is closed.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import plyvel
+
+from pegaskv.base.errors import CorruptionError
+from pegaskv.storage.disk import Disk
+from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, EngineClosed, ReplicaState
+from pegaskv.storage.leveldb_files import TableLinker, log_numbers, make_ready, restore
+from pegaskv.storage.options import StorageOptions
+
+__all__ = ["LevelDBEngine", "LevelDBFactory", "LevelDBSnapshot"]
+
+# LevelDB delays each write at 8 files in level 0, and stops them all at 12.
+_LEVEL0_FILES_CALM: Final = 6
+# How much may be written before `calm` looks again.
+_SAMPLE_BYTES: Final = 1024 * 1024
+# What a row takes in memory beyond its bytes in a batch: a node and its alignment.
+_BYTES_PER_ROW: Final = 32
+_CACHE_SHARE_MIN: Final = 512 * 1024
+# Above every key, reserved ones included.
+_END: Final = b"\xff" * 16
+_DRAIN_POLL_S: Final = 0.001
+
+
+class LevelDBFactory:
+    """Opens LevelDB engines and deals out one budget of block cache among them.
+
+    Each engine gets an eighth of what is left of the budget, and at most a sixteenth of
+    all: few partitions have large caches, and many stay inside the budget, but for the
+    512 KiB that everyone gets.
+    """
+
+    def __init__(self, disk: Disk, options: StorageOptions | None = None) -> None:
+        self._disk = disk
+        self._options = options or StorageOptions()
+        self._cache_left = self._options.block_cache_bytes
+        self._lock = threading.Lock()
+
+    def open(self, path: Path) -> "LevelDBEngine":
+        """Open or create the engine in directory `path`.
+
+        Raises:
+            CorruptionError: the tables do not open.
+            OSError: the disk refused, or another handle has the directory open.
+
+        """
+        make_ready(self._disk, path)
+        cache = self._take_cache()
+        try:
+            return LevelDBEngine(self._disk, path, self._options, cache, self._give_cache_back)
+        except BaseException:
+            self._give_cache_back(cache)
+            raise
+
+    def open_checkpoint(self, checkpoint: Path, path: Path) -> "LevelDBEngine":
+        """Open a new engine in the new directory `path` from a published checkpoint.
+
+        Raises:
+            CorruptionError: the checkpoint is not as it was published.
+            FileExistsError: `path` is there already.
+
+        """
+        restore(self._disk, checkpoint, path)
+        return self.open(path)
+
+    def _take_cache(self) -> int:
+        with self._lock:
+            share = min(self._options.block_cache_bytes // 16, self._cache_left // 8)
+            share = max(share, _CACHE_SHARE_MIN)
+            self._cache_left -= share
+            return share
+
+    def _give_cache_back(self, share: int) -> None:
+        with self._lock:
+            self._cache_left += share
+
+
+class LevelDBEngine:
+    """One open LevelDB. `get` and `write` may run beside each other; two writes may not.
+
+    Invariant: `_get` and `_write_batch` are the handle's own methods until `close` has
+    begun, and raise from then on; whoever loaded them before is in `_uses`.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        path: Path,
+        options: StorageOptions,
+        cache_bytes: int,
+        on_closed: Callable[[int], None],
+    ) -> None:
+        self.path = path
+        self._disk = disk
+        self._cache_bytes = cache_bytes
+        self._on_closed = on_closed
+        with _translated():
+            self._db = plyvel.DB(
+                str(path),
+                create_if_missing=True,
+                paranoid_checks=True,
+                write_buffer_size=options.write_buffer_bytes,
+                lru_cache_size=cache_bytes,
+                max_open_files=options.open_files_max,
+                block_size=options.block_bytes,
+                bloom_filter_bits=options.bloom_bits,
+                max_file_size=options.table_file_bytes,
+            )
+        try:
+            with _translated():
+                stored = self._db.get(STATE_KEY, verify_checksums=True)
+            self._encoded_state = ReplicaState.decode(stored).encode()
+            self._linker = TableLinker(disk, path)
+            self._log_number = log_numbers(disk, path)[-1]
+        except BaseException:
+            self._db.close()
+            raise
+        self._uses: list[None] = []
+        self._closed = False
+        self._close_lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
+        self._get: Callable[..., Any] = self._db.get
+        self._write_batch: Callable[[], Any] = self._db.write_batch
+        # Bytes of memory taken by all writes; at the last sample; when the memtable was new.
+        self._written = 0
+        self._sampled = 0
+        self._switched = 0
+        self._flushed: int = 0
+        self._memtable_calm = options.write_buffer_bytes * 3 // 4
+        self._calm = True
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the stored row.
+
+        Raises:
+            CorruptionError: the table that holds it is damaged.
+            EngineClosed: `close` has begun.
+
+        """
+        uses = self._uses
+        uses.append(None)
+        try:
+            return self._get(key, verify_checksums=True)  # type: ignore[no-any-return]
+        except plyvel.Error as error:
+            raise _translate(error) from None
+        finally:
+            uses.pop()
+
+    def write(self, rows: list[bytes | None], state: ReplicaState) -> None:
+        """Apply a flat list [key, row, key, None = remove, ...] and the state, atomically.
+
+        Raises:
+            OSError: the engine takes no more writes until it is opened again.
+            CorruptionError: likewise, since a compaction met a damaged table.
+            EngineClosed: `close` has begun.
+
+        """
+        uses = self._uses
+        uses.append(None)
+        try:
+            batch = self._write_batch()
+            put = batch.put
+            pairs = iter(rows)
+            for key in pairs:
+                row = next(pairs)
+                if row is None:
+                    batch.delete(key)
+                else:
+                    put(key, row)
+            encoded = state.encode()
+            put(STATE_KEY, encoded)
+            batch.write()
+            self._encoded_state = encoded
+            self._written += (
+                batch.approximate_size() + len(rows) * (_BYTES_PER_ROW // 2) + _BYTES_PER_ROW
+            )
+        except plyvel.Error as error:
+            raise _translate(error) from None
+        finally:
+            uses.pop()
+
+    def state(self) -> ReplicaState:
+        """Return the state of the last write."""
+        return ReplicaState.decode(self._encoded_state)
+
+    def snapshot(self) -> "LevelDBSnapshot":
+        """Return the engine as it is now; it must be closed, since `close` waits for it.
+
+        Raises:
+            EngineClosed: `close` has begun.
+
+        """
+        self._uses.append(None)
+        try:
+            if self._closed:
+                self._refuse()
+            return LevelDBSnapshot(self._db.snapshot(), self._uses)
+        except BaseException:
+            self._uses.pop()
+            raise
+
+    def flush(self) -> int:
+        """Make everything written before the call durable; return its decree.
+
+        Raises:
+            OSError: it did not become durable; the engine takes no more writes.
+            CorruptionError: likewise.
+            EngineClosed: `close` has begun.
+
+        """
+        with self._use() as db:
+            return self._flush(db)
+
+    def checkpoint(self, target: Path) -> CheckpointInfo:
+        """Flush, and publish a copy of hard links as the new directory `target`.
+
+        Its decree is read from its tables: writes made meanwhile may be in it.
+
+        Raises:
+            FileExistsError: `target` is there already.
+            OSError: the disk refused; nothing was published.
+            EngineClosed: `close` has begun.
+
+        """
+        with self._use() as db, self._checkpoint_lock:
+            self._flush(db)
+            return self._linker.checkpoint(target)
+
+    def compact(self) -> None:
+        """Rewrite all tables, so that removed rows give their space back."""
+        with self._use() as db:
+            db.compact_range(start=b"", stop=_END)
+            # It returns nothing; an error stops all later writes, so an empty one asks.
+            db.write_batch().write()
+
+    def size_bytes(self) -> int:
+        """Roughly the bytes of all tables on disk."""
+        with self._use() as db:
+            return int(db.approximate_size(b"", _END))
+
+    def calm(self) -> bool:
+        """Whether a write on the loop would not be made to wait.
+
+        It looks again after each MiB written, and at every call once it was not calm.
+        """
+        if self._calm and self._written - self._sampled < _SAMPLE_BYTES:
+            return True
+        with self._use() as db:
+            self._calm = self._sample(db)
+        return self._calm
+
+    def close(self) -> None:
+        """Wait for what is under way, flush and close; a second call does nothing.
+
+        A thread that has an open snapshot of this engine must not call it.
+        """
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._get = self._write_batch = self._refuse
+            # Polled: closing is rare, and a signal would cost every read something.
+            pause = threading.Event()
+            while self._uses:
+                pause.wait(_DRAIN_POLL_S)
+            # What cannot be flushed is in the mutation log.
+            with suppress(OSError, CorruptionError), _translated():
+                self._flush(self._db)
+            self._db.close()
+        self._on_closed(self._cache_bytes)
+
+    def _flush(self, db: Any) -> int:
+        # Both are taken first: what is written during the flush may or may not be in it.
+        state = ReplicaState.decode(self._encoded_state)
+        written = self._written
+        if written == self._flushed:
+            return state.decree
+        with _translated():
+            # Without bounds this compacts nothing: it writes the memtable to a synced table
+            # and waits for that. It reports no error, but an error stops all later writes:
+            # an empty one asks for it.
+            db.compact_range()
+            db.write_batch().write()
+        self._flushed = written
+        self._switched = max(self._switched, written)
+        self._log_number = log_numbers(self._disk, self.path)[-1]
+        return state.decree
+
+    def _sample(self, db: Any) -> bool:
+        before, self._sampled = self._sampled, self._written
+        if self._written - self._switched >= self._memtable_calm:
+            # LevelDB may have begun a new memtable by itself; each has a log of its own.
+            number = log_numbers(self._disk, self.path)[-1]
+            if number != self._log_number:
+                self._log_number = number
+                self._switched = before
+        return (
+            self._written - self._switched < self._memtable_calm
+            and int(db.get_property(b"leveldb.num-files-at-level0")) < _LEVEL0_FILES_CALM
+        )
+
+    @contextmanager
+    def _use(self) -> Iterator[Any]:
+        self._uses.append(None)
+        try:
+            if self._closed:
+                self._refuse()
+            with _translated():
+                yield self._db
+        finally:
+            self._uses.pop()
+
+    def _refuse(self, *_args: object, **_options: object) -> NoReturn:
+        raise EngineClosed(f"engine {self.path} is closed")
+
+
+class LevelDBSnapshot:
+    """The engine as it was at one moment; for one thread at a time."""
+
+    __slots__ = ("_iterators", "_snapshot", "_uses")
+
+    def __init__(self, snapshot: Any, uses: list[None]) -> None:
+        self._snapshot: Any = snapshot
+        self._uses = uses
+        self._iterators: list[Any] = []
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the row as it was.
+
+        Raises:
+            CorruptionError: the table that holds it is damaged.
+            EngineClosed: the snapshot was closed.
+
+        """
+        if self._snapshot is None:
+            raise EngineClosed("snapshot is closed")
+        try:
+            return self._snapshot.get(key, verify_checksums=True)  # type: ignore[no-any-return]
+        except plyvel.Error as error:
+            raise _translate(error) from None
+
+    def iterate(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward.
+
+        Raises:
+            CorruptionError: a table in the range is damaged.
+            EngineClosed: the snapshot was closed.
+
+        """
+        if self._snapshot is None:
+            raise EngineClosed("snapshot is closed")
+        # plyvel's other iterator ends silently where the last block of a table is damaged,
+        # and downward it misses a first row that equals `start`.
+        rows = self._snapshot.raw_iterator(verify_checksums=True)
+        self._iterators.append(rows)
+        try:
+            if reverse:
+                yield from _downward(rows, start, stop)
+            else:
+                yield from _upward(rows, start, stop)
+        except plyvel.IteratorInvalidError:
+            return
+        except plyvel.Error as error:
+            raise _translate(error) from None
+        except RuntimeError:
+            if self._snapshot is not None:
+                raise
+            raise EngineClosed("snapshot is closed") from None
+        finally:
+            rows.close()
+            if rows in self._iterators:
+                self._iterators.remove(rows)
+
+    def close(self) -> None:
+        """Let the snapshot go, with its iterators; a second call does nothing."""
+        if self._snapshot is None:
+            return
+        snapshot, self._snapshot = self._snapshot, None
+        for rows in self._iterators:
+            rows.close()
+        self._iterators.clear()
+        snapshot.close()
+        self._uses.pop()
+
+    def __del__(self) -> None:
+        # One that was forgotten must not keep the engine from closing for ever.
+        self.close()
+
+
+def _upward(rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    # Ends with IteratorInvalidError behind the last row.
+    key_of, row_of, advance = rows.key, rows.value, rows.next
+    rows.seek(start)
+    while True:
+        key = key_of()
+        if stop and key >= stop:
+            return
+        yield key, row_of()
+        advance()
+
+
+def _downward(rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    key_of, row_of, advance = rows.key, rows.value, rows.prev
+    if stop:
+        rows.seek(stop)
+    if stop and rows.valid():
+        rows.prev()
+    else:
+        rows.seek_to_last()
+    while True:
+        key = key_of()
+        if key < start:
+            return
+        yield key, row_of()
+        advance()
+
+
+def _translate(error: Exception) -> Exception:
+    if isinstance(error, plyvel.CorruptionError):
+        return CorruptionError(str(error))
+    if isinstance(error, OSError):
+        return OSError(str(error))
+    # LevelDB's other refusals concern the directory: of another comparator, or not there.
+    return CorruptionError(str(error))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except plyvel.Error as error:
+        raise _translate(error) from None

@@ -20,6 +20,11 @@ def hello(
     return [request_id, 0, 1_000, *versions, "test 1", cluster_id, [], []]
 
 
+async def turn() -> None:
+    """Let what was scheduled run."""
+    await asyncio.sleep(0)
+
+
 class SetClock:
     """A clock that stands where it was set."""
 

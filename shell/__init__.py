@@ -1,0 +1,1 @@
+"""The shell of operators and scripts: one registry of commands, an interactive and a batch face."""

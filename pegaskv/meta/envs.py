@@ -1,0 +1,131 @@
+"""pure: the envs of tables: which there are, what they mean, which values they take.
+
+An env is a setting of one table that can be changed while it is used. Only what
+stands in this registry can be set, so a typo is an answer and never a setting
+that does nothing. What a record holds from newer software is kept as it is.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pegaskv.base.errors import InvalidArgument
+from pegaskv.base.limits import ENV_COUNT_MAX, ENV_VALUE_BYTES_MAX, TTL_SECONDS_MAX
+from pegaskv.base.options import nearest
+from pegaskv.base.types import Durability
+
+__all__ = ["ENVS", "Env", "check_deleted", "checked", "cleared", "merged", "warnings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """One env: `read` returns the value as it is stored, or raises ValueError."""
+
+    name: str
+    kind: str
+    meaning: str
+    values: str
+    sample: str
+    read: Callable[[str], str]
+
+
+def _seconds(text: str) -> str:
+    # `int` alone would take " 1_0 " and digits of other scripts.
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise ValueError
+    if int(text) > TTL_SECONDS_MAX:
+        raise ValueError
+    return str(int(text))
+
+
+def _durability(text: str) -> str:
+    return Durability(text).value
+
+
+_ALL: Final = (
+    Env(
+        "default_ttl",
+        "seconds",
+        "how long a row lives that is written without a time to live; 0 = for ever",
+        f"a whole number from 0 to {TTL_SECONDS_MAX}",
+        "86400",
+        _seconds,
+    ),
+    Env(
+        "durability",
+        "choice",
+        "when a write is acknowledged: `fsync` = synced to disk, "
+        "`os` = handed to the operating system",
+        "fsync or os",
+        "fsync",
+        _durability,
+    ),
+)
+
+ENVS: Final[Mapping[str, Env]] = {env.name: env for env in _ALL}
+
+
+def checked(envs: Mapping[str, str]) -> dict[str, str]:
+    """Return `envs` as they are stored.
+
+    Raises:
+        InvalidArgument: a name is unknown (the nearest is named) or a value cannot be.
+
+    """
+    found = {}
+    for name, value in envs.items():
+        env = ENVS.get(name)
+        if env is None:
+            raise _unknown(name)
+        if len(value.encode()) > ENV_VALUE_BYTES_MAX:
+            raise InvalidArgument(
+                f"env `{name}`: the value is longer than {ENV_VALUE_BYTES_MAX} bytes"
+            )
+        try:
+            found[name] = env.read(value)
+        except ValueError:
+            raise InvalidArgument(
+                f"env `{name}` cannot be {value!r}: it is {env.values}",
+                hint=f"for example {name}={env.sample}",
+            ) from None
+    return found
+
+
+def merged(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Return `old` with `new` over it. Raises InvalidArgument when they are too many."""
+    result = {**old, **new}
+    if len(result) > ENV_COUNT_MAX:
+        raise InvalidArgument(f"a table has at most {ENV_COUNT_MAX} envs")
+    return result
+
+
+def check_deleted(names: Iterable[str], old: Mapping[str, str]) -> None:
+    """Raise InvalidArgument for a name that is neither known nor set on the table."""
+    for name in names:
+        if name not in ENVS and name not in old:
+            raise _unknown(name)
+
+
+def cleared(old: Mapping[str, str], prefix: str | None) -> dict[str, str]:
+    """Return what is left of `old` without `prefix.*`, or without all when it is None."""
+    if prefix is None:
+        return {}
+    return {name: value for name, value in old.items() if not name.startswith(prefix + ".")}
+
+
+def warnings(envs: Mapping[str, str], replica_count: int) -> list[str]:
+    """Return what the operator should know about a table with these envs."""
+    if envs.get("durability") == Durability.OS.value and replica_count == 1:
+        return [
+            "durability=os at replica count 1: acknowledged writes of the last moments "
+            "can be lost when the machine loses power (not when the server is killed)"
+        ]
+    return []
+
+
+def _unknown(name: str) -> InvalidArgument:
+    known = f"known: {', '.join(ENVS)}"
+    guess = nearest(name, list(ENVS))
+    return InvalidArgument(
+        f"unknown env `{name[:80]}`", hint=f"did you mean `{guess}`? {known}" if guess else known
+    )

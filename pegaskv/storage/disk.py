@@ -33,7 +33,10 @@ class File(Protocol):
         ...
 
     def preallocate(self, length: int) -> None:
-        """Reserve and zero the first `length` bytes, so that writing them needs no space."""
+        """Extend the file with zeros to `length` bytes, so that writing them needs no space.
+
+        What the file holds already stays as it is.
+        """
         ...
 
     def truncate(self, length: int) -> None:

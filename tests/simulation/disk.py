@@ -10,14 +10,13 @@ every single one.
 """
 
 import errno
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from random import Random
 from typing import Final
 
 from tests.simulation.errors import NodeDead
+from tests.simulation.platter import DirectoryNode, FileNode, Node, Platter
 
 __all__ = ["Fault", "SimulatedDisk", "SimulatedFile"]
 
@@ -39,221 +38,10 @@ class Fault(Enum):
     KILL_TORN = "kill torn"
 
 
-@dataclass(slots=True)
-class _Change:
-    """One change of a file that is not known to be durable: enough to undo it and do it again."""
-
-    offset: int
-    old: bytes
-    new: bytes
-    old_size: int
-    new_size: int
-    # A sync failed on it: it is never durable, whatever follows.
-    doomed: bool = False
-    # A later sync succeeded; it is kept here only because an older change is doomed.
-    synced: bool = False
-
-    def apply(self, data: bytearray) -> None:
-        _resize(data, self.new_size)
-        data[self.offset : self.offset + len(self.new)] = self.new
-
-    def undo(self, data: bytearray) -> None:
-        _resize(data, self.old_size)
-        data[self.offset : self.offset + len(self.old)] = self.old
-
-
-@dataclass(slots=True, eq=False)
-class _FileNode:
-    """A file's bytes as a read shows them, and what of them may be lost."""
-
-    data: bytearray = field(default_factory=bytearray)
-    changes: list[_Change] = field(default_factory=list)
-
-    def change(self, offset: int, new: bytes, new_size: int) -> None:
-        data = self.data
-        old_size = len(data)
-        old = bytes(data[min(offset, new_size) : max(offset + len(new), old_size)])
-        if new_size >= old_size:
-            old = bytes(data[offset : offset + len(new)])
-        change = _Change(offset, old, new, old_size, new_size)
-        change.apply(data)
-        self.changes.append(change)
-
-    def synced(self) -> None:
-        if any(change.doomed for change in self.changes):
-            for change in self.changes:
-                change.synced = not change.doomed
-        else:
-            self.changes.clear()
-
-    def doomed(self) -> None:
-        for change in self.changes:
-            if not change.synced:
-                change.doomed = True
-
-    def settle(self, random: Random) -> None:
-        """Decide what a power cut leaves; it is durable then."""
-        changes, self.changes = self.changes, []
-        if not changes:
-            return
-        data = self.data
-        for change in reversed(changes):
-            change.undo(data)
-        open_changes = [change for change in changes if not change.doomed and not change.synced]
-        mode = random.choice(("all", "nothing", "pages", "pages", "zeros"))
-        page_bytes = random.choice((512, 4096))
-        size_steps = random.choice((0, len(open_changes), random.randint(0, len(open_changes))))
-        kept_steps: dict[int, int] = {}
-        step = 0
-        for change in changes:
-            if change.doomed:
-                continue
-            if change.synced or mode == "all":
-                change.apply(data)
-                continue
-            step += 1
-            if mode == "zeros":
-                change.new = bytes(len(change.new))
-                change.apply(data)
-            elif mode == "pages":
-                if step <= size_steps:
-                    _resize(data, change.new_size)
-                for offset, piece in _pages(change, page_bytes):
-                    page = offset // page_bytes
-                    if page not in kept_steps:
-                        kept_steps[page] = random.randint(0, len(open_changes))
-                    if step <= kept_steps[page] and offset + len(piece) <= len(data):
-                        data[offset : offset + len(piece)] = piece
-
-
-def _resize(data: bytearray, size: int) -> None:
-    if size < len(data):
-        del data[size:]
-    elif size > len(data):
-        data.extend(bytes(size - len(data)))
-
-
-def _pages(change: _Change, page_bytes: int) -> Iterator[tuple[int, bytes]]:
-    position = 0
-    while position < len(change.new):
-        offset = change.offset + position
-        length = min(page_bytes - offset % page_bytes, len(change.new) - position)
-        yield offset, change.new[position : position + length]
-        position += length
-
-
-@dataclass(slots=True, eq=False)
-class _DirectoryNode:
-    entries: "dict[str, _FileNode | _DirectoryNode]" = field(default_factory=dict)
-
-
-_Node = _FileNode | _DirectoryNode
-
-
-@dataclass(slots=True)
-class _Naming:
-    """One change of names, in one or two directories: (directory, name, old, new)."""
-
-    parts: list[tuple[_DirectoryNode, str, _Node | None, _Node | None]]
-
-    def touches(self, directories: list[_DirectoryNode]) -> bool:
-        return any(part[0] is directory for part in self.parts for directory in directories)
-
-    def apply(self) -> None:
-        for directory, name, _old, new in self.parts:
-            _set_name(directory, name, new)
-
-    def undo(self) -> None:
-        for directory, name, old, _new in reversed(self.parts):
-            _set_name(directory, name, old)
-
-
-def _set_name(directory: _DirectoryNode, name: str, node: _Node | None) -> None:
-    if node is None:
-        directory.entries.pop(name, None)
-    else:
-        directory.entries[name] = node
-
-
-class _Platter:
-    """What outlives a process: the files, the names, and the chance that rules them."""
-
-    def __init__(self, random: Random, capacity_bytes: int) -> None:
-        self.random = random
-        self.capacity_bytes = capacity_bytes
-        self.root = _DirectoryNode()
-        self.namings: list[_Naming] = []
-        # Nodes that a name may still lead to after a power cut, though none does now.
-        self.boots = 1
-        self.locks: set[Path] = set()
-
-    def used_bytes(self) -> int:
-        return sum(len(node.data) for node in self.files())
-
-    def files(self) -> list[_FileNode]:
-        """Every file that has a name, or may have one after a power cut; each once."""
-        found: dict[int, _FileNode] = {}
-        roots: list[_Node] = [self.root]
-        for naming in self.namings:
-            roots += [node for part in naming.parts for node in part[2:] if node is not None]
-        seen: set[int] = set()
-        while roots:
-            node = roots.pop()
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            if isinstance(node, _FileNode):
-                found[id(node)] = node
-            else:
-                roots += node.entries.values()
-        return list(found.values())
-
-    def named_bytes(self) -> int:
-        """What the files with a name take now; a file with two names is counted once."""
-        found: dict[int, int] = {}
-        waiting: list[_Node] = [self.root]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, _FileNode):
-                found[id(node)] = len(node.data)
-            else:
-                waiting += node.entries.values()
-        return sum(found.values())
-
-    def sync_names(self, directory: _DirectoryNode) -> None:
-        """A journal commits what came before with it: also what shares a directory with it."""
-        touched = [directory]
-        left: list[_Naming] = []
-        for naming in reversed(self.namings):
-            if naming.touches(touched):
-                touched += [part[0] for part in naming.parts]
-            else:
-                left.append(naming)
-        self.namings = left[::-1]
-
-    def settle(self) -> None:
-        random = self.random
-        for node in self.files():
-            node.settle(random)
-        namings, self.namings = self.namings, []
-        for naming in reversed(namings):
-            naming.undo()
-        mode = random.choice(("all", "nothing", "prefix", "some"))
-        prefix = random.randint(0, len(namings))
-        for position, naming in enumerate(namings):
-            if (
-                mode == "all"
-                or (mode == "prefix" and position < prefix)
-                or (mode == "some" and random.random() < 0.5)
-            ):
-                naming.apply()
-        self.boots += 1
-
-
 class SimulatedFile:
     """An open file of a simulated disk."""
 
-    def __init__(self, disk: "SimulatedDisk", node: _FileNode, path: Path, writable: bool) -> None:
+    def __init__(self, disk: "SimulatedDisk", node: FileNode, path: Path, writable: bool) -> None:
         self._disk = disk
         self._node = node
         self._path = path
@@ -379,12 +167,14 @@ class SimulatedDisk:
         random: Random,
         *,
         capacity_bytes: int = _UNLIMITED,
-        _platter: _Platter | None = None,
+        _platter: Platter | None = None,
     ) -> None:
-        self._platter = _platter if _platter is not None else _Platter(random, capacity_bytes)
+        self._platter = _platter if _platter is not None else Platter(random, capacity_bytes)
         self._plan: dict[int, Fault] = {}
         self._read_plan: dict[int, Fault] = {}
         self._dead = False
+        # Directories that this process has made durable.
+        self._durable: set[Path] = set()
         self.ios = 0
         self.reads = 0
         # A list here collects a line for each I/O.
@@ -448,8 +238,8 @@ class SimulatedDisk:
             directory = self._directory(path.parent)
             if path.name in directory.entries:
                 raise FileExistsError(errno.EEXIST, "file exists", str(path))
-            node = _FileNode()
-            self._name([(directory, path.name, node)])
+            node = FileNode()
+            self._platter.name([(directory, path.name, node)])
         return SimulatedFile(self, node, path, True)
 
     def open(self, path: Path, *, writable: bool = False) -> SimulatedFile:
@@ -467,10 +257,14 @@ class SimulatedDisk:
         temporary = path.with_name(path.name + ".tmp")
         self.unlink(temporary, missing_ok=True)
         file = self.create(temporary)
-        file.write_at(0, data)
-        file.fdatasync()
-        file.close()
-        self.rename(temporary, path)
+        try:
+            file.write_at(0, data)
+            file.fdatasync()
+            file.close()
+            self.rename(temporary, path)
+        except OSError:
+            self.unlink(temporary, missing_ok=True)
+            raise
         self.fsync_dir(path.parent)
 
     def exists(self, path: Path) -> bool:
@@ -481,7 +275,7 @@ class SimulatedDisk:
     def is_dir(self, path: Path) -> bool:
         """Whether `path` is a directory."""
         self._read(f"look for {path}")
-        return isinstance(self._find(path), _DirectoryNode)
+        return isinstance(self._find(path), DirectoryNode)
 
     def list(self, path: Path) -> list[str]:
         """Return the names in a directory, sorted."""
@@ -491,15 +285,19 @@ class SimulatedDisk:
     def make_dirs(self, path: Path) -> None:
         """Make the directory and its parents durably; fine if it is there."""
         self._check_alive()
-        for directory in [*reversed(path.parents), path]:
+        for directory in [*reversed(path.parents), path][1:]:
             node = self._find(directory)
+            if isinstance(node, FileNode):
+                raise FileExistsError(errno.EEXIST, "file exists", str(directory))
             if node is None:
                 with self._io(f"mkdir {directory}"):
                     parent = self._directory(directory.parent)
-                    self._name([(parent, directory.name, _DirectoryNode())])
+                    self._platter.name([(parent, directory.name, DirectoryNode())])
+                self._durable.discard(directory)
+            if directory not in self._durable:
+                # Another process may have made it and died before it was durable.
                 self.fsync_dir(directory.parent)
-            elif isinstance(node, _FileNode):
-                raise FileExistsError(errno.EEXIST, "file exists", str(directory))
+                self._durable.add(directory)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename a file or directory; an existing target file is replaced."""
@@ -509,9 +307,9 @@ class SimulatedDisk:
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
             directory = self._directory(target.parent)
             there = directory.entries.get(target.name)
-            if isinstance(there, _DirectoryNode) and there is not node:
+            if isinstance(there, DirectoryNode) and there is not node:
                 raise IsADirectoryError(errno.EISDIR, "is a directory", str(target))
-            self._name(
+            self._platter.name(
                 [
                     (directory, target.name, node),
                     (self._directory(source.parent), source.name, None),
@@ -527,7 +325,7 @@ class SimulatedDisk:
             directory = self._directory(target.parent)
             if target.name in directory.entries:
                 raise FileExistsError(errno.EEXIST, "file exists", str(target))
-            self._name([(directory, target.name, node)])
+            self._platter.name([(directory, target.name, node)])
 
     def unlink(self, path: Path, *, missing_ok: bool = False) -> None:
         """Remove a file's name."""
@@ -536,7 +334,7 @@ class SimulatedDisk:
             return
         with self._io(f"unlink {path}"):
             self._file(path)
-            self._name([(self._directory(path.parent), path.name, None)])
+            self._platter.name([(self._directory(path.parent), path.name, None)])
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory with all in it; fine if it is not there."""
@@ -544,15 +342,15 @@ class SimulatedDisk:
         node = self._find(path)
         if node is None:
             return
-        if isinstance(node, _FileNode):
+        if isinstance(node, FileNode):
             raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
         for name in sorted(node.entries):
-            if isinstance(node.entries[name], _DirectoryNode):
+            if isinstance(node.entries[name], DirectoryNode):
                 self.remove_tree(path / name)
             else:
                 self.unlink(path / name)
         with self._io(f"rmdir {path}"):
-            self._name([(self._directory(path.parent), path.name, None)])
+            self._platter.name([(self._directory(path.parent), path.name, None)])
 
     def fsync_dir(self, path: Path) -> None:
         """Make the names in a directory durable."""
@@ -609,34 +407,27 @@ class SimulatedDisk:
         ):
             raise OSError(errno.ENOSPC, "no space left on device")
 
-    def _find(self, path: Path) -> _Node | None:
+    def _find(self, path: Path) -> Node | None:
         assert path.is_absolute(), f"{path} is not absolute"
-        node: _Node | None = self._platter.root
+        node: Node | None = self._platter.root
         for name in path.parts[1:]:
-            if not isinstance(node, _DirectoryNode):
+            if not isinstance(node, DirectoryNode):
                 return None
             node = node.entries.get(name)
         return node
 
-    def _file(self, path: Path) -> _FileNode:
+    def _file(self, path: Path) -> FileNode:
         node = self._find(path)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, "no such file or directory", str(path))
-        if isinstance(node, _DirectoryNode):
+        if isinstance(node, DirectoryNode):
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
         return node
 
-    def _directory(self, path: Path) -> _DirectoryNode:
+    def _directory(self, path: Path) -> DirectoryNode:
         node = self._find(path)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, "no such file or directory", str(path))
-        if isinstance(node, _FileNode):
+        if isinstance(node, FileNode):
             raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
         return node
-
-    def _name(self, changes: list[tuple[_DirectoryNode, str, _Node | None]]) -> None:
-        naming = _Naming(
-            [(directory, name, directory.entries.get(name), new) for directory, name, new in changes]
-        )
-        naming.apply()
-        self._platter.namings.append(naming)

@@ -111,7 +111,7 @@ def _run(parsed: "argparse.Namespace", options: "ShellOptions", connect: "Connec
         context.ask = ask_on_terminal
     several = len(parsed.batch) > 1
     sources = [
-        expression(text, name=f"-e {number}" if several else "") if kind == "-e" else script(text)
+        expression(text, name=f"-e {number}" if several else "-e") if kind == "-e" else script(text)
         for number, (kind, text) in enumerate(parsed.batch, 1)
     ]
     return asyncio.run(

@@ -28,15 +28,20 @@ LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Lines with a name; `lines` is None for standard input, which is read as it comes."""
+    """Lines with a name; `lines` is None for standard input, which is read as it comes.
+
+    The name, with the number of the line when it is `numbered`, stands before errors.
+    """
 
     name: str
     lines: tuple[str, ...] | None
+    numbered: bool = True
 
 
 def expression(text: str, *, name: str) -> Source:
     """Return the lines of one -e."""
-    return Source(name, tuple(text.split("\n")))
+    lines = tuple(text.split("\n"))
+    return Source(name, lines, numbered=len(lines) > 1)
 
 
 def script(path: str) -> Source:
@@ -75,8 +80,7 @@ async def _located_lines(sources: Sequence[Source]) -> AsyncIterator[tuple[str, 
             continue
         for line in source.lines:
             number += 1
-            # A lone -e needs no place: the reader has just typed it.
-            yield f"{source.name}:{number}" if source.name else "", line
+            yield f"{source.name}:{number}" if source.numbered else source.name, line
 
 
 async def _stdin_lines() -> AsyncIterator[str]:

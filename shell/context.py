@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pegaskv.base.errors import InvalidArgument
 from shell.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,13 +88,16 @@ class Context:
         """Return the client of the session's cluster; the first call connects.
 
         Raises:
+            UsageError: the cluster's address is none.
             Unavailable: no server of the cluster can be reached.
 
         """
         if self._client is None:
-            self._client = await self._stack.enter_async_context(
-                self.connect(self.cluster, self.timeout_s)
-            )
+            try:
+                connecting = self.connect(self.cluster, self.timeout_s)
+                self._client = await self._stack.enter_async_context(connecting)
+            except InvalidArgument as error:
+                raise UsageError(error.message, hint="--cluster takes HOST:PORT[,…]") from None
         client: Client = self._client
         return client
 

@@ -32,6 +32,9 @@ MODULES: Final = (
     "shell.commands.cluster",
     "shell.commands.tables",
     "shell.commands.data",
+    "shell.commands.multi",
+    "shell.commands.scans",
+    "shell.commands.checks",
 )
 
 

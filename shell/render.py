@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pegaskv.base.errors import RequestError
+from pegaskv.base.errors import RequestError, Timeout
 from shell.errors import ShellError
 from shell.parser import escape, quote
 
@@ -82,7 +82,8 @@ def printable(text: str) -> str:
 
 
 def _as_bytes(sign: str) -> bytes:
-    return sign.encode("utf-8", "surrogatepass")
+    escaped = "\udc80" <= sign <= "\udcff"
+    return sign.encode("utf-8", "surrogateescape" if escaped else "surrogatepass")
 
 
 def text_lines(result: Result, *, every_byte: bool = False) -> list[str]:
@@ -201,8 +202,11 @@ def error_fields(error: BaseException) -> dict[str, Any]:
     else:
         code, name, hint = -1, "ERR_UNKNOWN", getattr(error, "hint", "")
         message = getattr(error, "message", "") or str(error) or type(error).__name__
+    # The client's hints speak to a program; these speak to whoever sits at the shell.
     if getattr(error, "maybe_applied", False):
-        hint = f"the write may or may not have been applied{'; ' if hint else ''}{hint}"
+        hint = "the write may have been applied: read the row before you write it again"
+    elif isinstance(error, Timeout):
+        hint = "try again, or give operations more time: `timeout 20s`, or --timeout 20s"
     return {"code": code, "name": name, "message": message, "hint": hint}
 
 

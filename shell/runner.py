@@ -11,7 +11,14 @@ from typing import Final, NamedTuple
 
 from pegaskv.base.errors import PegasKVError
 from shell.context import Context
-from shell.errors import EXIT_OK, Interrupted, NotConfirmed, UsageError, exit_status
+from shell.errors import (
+    EXIT_CANNOT_CONNECT,
+    EXIT_OK,
+    Interrupted,
+    NotConfirmed,
+    UsageError,
+    exit_status,
+)
 from shell.parser import Invocation, parse, scan
 from shell.registry import Command, Needs
 from shell.render import (
@@ -49,6 +56,8 @@ async def run_line(
         if invocation is None:
             return Outcome()
         name = invocation.command.name
+        if invocation.command.needs is Needs.TABLE:
+            context.require_table()
         await _confirm(context, invocation)
         result = await _run(context, invocation)
         await _show(context, name, result, streaming)
@@ -58,9 +67,12 @@ async def run_line(
     except BrokenPipeError:
         raise
     except (PegasKVError, OSError) as error:
+        status = exit_status(error, connected=context.connected)
+        if status == EXIT_CANNOT_CONNECT and isinstance(error, PegasKVError):
+            error.hint = f"does a server run at {context.cluster}? --cluster HOST:PORT names one"
         _show_error(context, name, error, where, streaming)
         await context.output.drain()
-        return Outcome(exit_status(error, connected=context.connected))
+        return Outcome(status)
     return Outcome(EXIT_OK, result.leave)
 
 
@@ -81,7 +93,7 @@ async def _confirm(context: Context, invocation: Invocation) -> None:
         return
     if context.ask is None:
         raise UsageError(
-            f"{found.name} {found.danger}, and here is nobody to ask",
+            f"{found.name} {found.danger}: it needs a yes, and here is nobody to ask",
             hint=f"say --yes: `{found.name} … --yes`, or `pegaskv-shell --yes` for all of a batch",
         )
     answer = await context.ask(f"{found.name} {found.danger}. Go on? [y/N] ")
@@ -90,8 +102,6 @@ async def _confirm(context: Context, invocation: Invocation) -> None:
 
 
 async def _run(context: Context, invocation: Invocation) -> Result:
-    if invocation.command.needs is Needs.TABLE:
-        context.require_table()
     result = await invocation.command.run(context, **invocation.values)
     if invocation.command.needs is not Needs.NOTHING and result.stream is None:
         context.connected = True

@@ -14,7 +14,10 @@ GROUPS = {
     "session": "the session",
     "cluster": "the cluster",
     "tables": "tables",
-    "data": "rows of the table in use",
+    "data": "one row of the table in use",
+    "multi": "rows of one hash key",
+    "scans": "many rows",
+    "checks": "checked writes",
 }
 
 

@@ -47,8 +47,9 @@ class NodeReport:
 class TablePush:
     """A table and the configurations of its partitions that changed, as they are stored.
 
-    `first_assignment` names the partitions (indices) that may be opened empty: their
-    stored ballot was 0 before this one. A dropped table is pushed with its status; a
+    `first_assignment` names the partitions (indices) that may be opened empty, since no
+    client can have written to them: their stored ballot was 0 before this one, or the table
+    is being created still (a crash may have come between the ballot and the replica). A dropped table is pushed with its status; a
     table that was purged is pushed with `purged`, and its replicas are removed.
     """
 

@@ -143,9 +143,9 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "[[index, ballot, primary address or nil, [secondary address, ...]], ...]",
     ),
     Operation.CREATE_TABLE: OperationSpec(
-        "name, partition count, replica count (0 = server's default), {env: value}, "
+        "name, partition count, replica count (each 0 = server's default), {env: value}, "
         "if exists (fail | same)",
-        "table, created",
+        "table, created, [warning, ...]",
     ),
     Operation.DROP_TABLE: OperationSpec(
         "name, reserve seconds (-1 = server's default), if not exists (fail | ok)", "table or nil"
@@ -156,7 +156,7 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.TABLE_INFO: OperationSpec(
         "name", "table, [[index, ballot, primary, [secondary, ...], {replica state}], ...]"
     ),
-    Operation.SET_ENVS: OperationSpec("table name, {env: value}", "table"),
+    Operation.SET_ENVS: OperationSpec("table name, {env: value}", "table, [warning, ...]"),
     Operation.DELETE_ENVS: OperationSpec("table name, [env, ...]", "table"),
     Operation.CLEAR_ENVS: OperationSpec("table name, prefix or nil for all", "table"),
     Operation.LIST_NODES: OperationSpec("", "[[node id, address, status, {detail}], ...]"),

@@ -49,8 +49,9 @@ class TablePush:
 
     `first_assignment` names the partitions (indices) that may be opened empty, since no
     client can have written to them: their stored ballot was 0 before this one, or the table
-    is being created still (a crash may have come between the ballot and the replica). A dropped table is pushed with its status; a
-    table that was purged is pushed with `purged`, and its replicas are removed.
+    is being created still (a crash may have come between the ballot and the replica). A
+    dropped table is pushed with its status; a table that was purged is pushed with
+    `purged`, and its replicas are removed.
     """
 
     table: TableInfo

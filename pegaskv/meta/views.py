@@ -36,12 +36,13 @@ def query_config(machine: MetaMachine, name: str) -> tuple[Any, ...]:
     table = tables.find(machine.cluster, name)
     if table.status is TableStatus.CREATING:
         raise tables.being_created(table, machine.delivery.failure(table.table_id))
-    nodes = machine.delivery.nodes
+    address = {node.node_id: node.address for node in machine.delivery.nodes.values()}
     partitions = [
         [
             index,
             one.ballot,
-            *_serving(one, lambda node: nodes[node].address if node in nodes else None),
+            None if one.primary is None else address.get(one.primary),
+            [address[node] for node in one.secondaries if node in address],
         ]
         for index, one in _partitions(machine.cluster, table)
     ]

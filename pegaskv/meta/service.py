@@ -121,30 +121,35 @@ def _no_state(gpid: Gpid) -> dict[str, Any]:
 
 
 class MetaService:
-    """The one leading meta server of a cluster; use `open`."""
+    """The one leading meta server of a cluster.
+
+    `nodes` is the door to each replica server by its id; `replica_state` returns what
+    TABLE_INFO shows of a replica. Tasks run in `scope`, which is closed before `stop`. The
+    store stays the caller's, who closes it after this service.
+    """
 
     def __init__(
         self,
         store: MetaStore,
         *,
-        replica_control: Callable[[str], ReplicaControl],
+        nodes: Mapping[str, ReplicaControl],
         clock: Clock,
         random: Random,
         options: MetaOptions,
+        scope: TaskScope,
         cluster_name: str,
         cluster_id: int,
         replica_state: views.ReplicaState = _no_state,
-        on_crash: Callable[[BaseException], Any] | None = None,
     ) -> None:
         self._store = store
-        self._replica_control = replica_control
+        self._nodes = nodes
         self._clock = clock
         self._random = random
         self._options = options
         self._cluster_name = cluster_name
         self._cluster_id = cluster_id
         self._replica_state = replica_state
-        self._scope = TaskScope("meta", on_crash=on_crash)
+        self._scope = scope
         limit = options.requests_max + _OTHER_EVENTS_MAX
         self._mailbox: Mailbox[Event] = Mailbox("the meta server", limit=limit)
         self._machine = MetaMachine(Cluster(), options)
@@ -152,6 +157,7 @@ class MetaService:
         self._fence: Fence | None = None
         # Why changes are refused at the moment.
         self._down: BaseException | None = None
+        self._stopped = False
         # The last of each node.
         self._reports: dict[str, NodeReported] = {}
         self._requests: dict[int, _Reply] = {}
@@ -161,51 +167,22 @@ class MetaService:
         self.pushes = 0
         self.push_failures = 0
 
-    @classmethod
-    async def open(
-        cls,
-        store: MetaStore,
-        *,
-        replica_control: Callable[[str], ReplicaControl],
-        clock: Clock,
-        random: Random,
-        options: MetaOptions,
-        cluster_name: str,
-        cluster_id: int,
-        replica_state: views.ReplicaState = _no_state,
-        on_crash: Callable[[BaseException], Any] | None = None,
-    ) -> "MetaService":
+    async def start(self) -> None:
         """Lead, load what is stored, finish what is half made, and begin to serve.
-
-        `replica_control` returns the door to a node that has reported, by its id;
-        `replica_state` what TABLE_INFO shows of a replica. The store stays the caller's:
-        it is closed after this service. A crash of the service goes to `on_crash`, or is
-        raised by `close`.
 
         Raises:
             StoreUnavailable: the store cannot be used.
             CorruptionError, UnsupportedFormat: a record cannot be read.
 
         """
-        service = cls(
-            store,
-            replica_control=replica_control,
-            clock=clock,
-            random=random,
-            options=options,
-            cluster_name=cluster_name,
-            cluster_id=cluster_id,
-            replica_state=replica_state,
-            on_crash=on_crash,
+        await self._load()
+        interval_ms = self._options.collect_interval_ms
+        self._scope.start("meta machine", self._run())
+        self._scope.keep(
+            "collect dropped tables",
+            self._collect,
+            pause=lambda: self._clock.sleep_ms(interval_ms),
         )
-        await service._load()
-        service._scope.start("machine", service._run())
-        service._scope.keep(
-            "collect",
-            service._collect,
-            pause=lambda: clock.sleep_ms(options.collect_interval_ms),
-        )
-        return service
 
     @property
     def cluster_uuid(self) -> str:
@@ -253,17 +230,19 @@ class MetaService:
         text = "Whether changes can be stored."
         yield Metric("pegaskv_meta_store_usable", "gauge", text, (((), usable),))
 
-    async def close(self) -> None:
-        """Stop: what waits is answered, and nothing is stored any more."""
-        try:
-            await self._scope.close()
-        finally:
-            stopping = NotReady("the server is stopping", hint="try again when it is back")
-            self._refuse_changes(stopping)
-            for reported in self._reports.values():
-                self._reply(reported.request_id, None, (), stopping)
-            if self._session is not None:
-                await self._session.close()
+    def health(self) -> list[str]:
+        """Why this server is not well, one sentence each; empty when it is."""
+        if self._down is not None:
+            return [f"tables cannot be changed: {self._down}"]
+        return []
+
+    async def stop(self) -> None:
+        """Answer what waits still; nothing is stored or pushed any more."""
+        self._stopped = True
+        for request_id in list(self._requests):
+            self._reply(request_id, None, (), _stopping())
+        if self._session is not None:
+            await self._session.close()
 
     # Events, one after another.
 
@@ -323,7 +302,7 @@ class MetaService:
         self.pushes += 1
         error_text = ""
         try:
-            await self._replica_control(node_id).configure(push)
+            await self._nodes[node_id].configure(push)
         except (PegasKVError, OSError) as error:
             self.push_failures += 1
             error_text = str(error) or type(error).__name__
@@ -415,6 +394,8 @@ class MetaService:
     def _change(self, connection: Connection, message: list[Any]) -> None:
         """Queue a change; the answer comes when it is stored and in force."""
         wire_id, operation, _, *fields = message
+        if self._stopped:
+            raise _stopping()
         if self._down is not None:
             raise _down(self._down)
         if len(self._requests) >= self._options.requests_max:
@@ -473,6 +454,10 @@ class MetaService:
             "drop_reserve_seconds": self._options.drop_reserve_seconds,
             "meta_store": "usable" if self._down is None else str(self._down),
         }
+
+
+def _stopping() -> NotReady:
+    return NotReady("the server is stopping", hint="try again when it is back")
 
 
 def _down(error: BaseException) -> RequestError:

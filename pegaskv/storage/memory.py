@@ -6,8 +6,10 @@ flush, or later if it flushed by itself as LevelDB does when a buffer is full.
 """
 
 import errno
+import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from struct import Struct
@@ -107,6 +109,7 @@ class MemoryEngine:
         self._rows = _Rows(rows)
         # The rows belong to a snapshot too: they are copied before the next write.
         self._shared = False
+        self._lock = threading.Lock()
         self._state = ReplicaState.decode(rows.get(STATE_KEY)).encode()
         self._flushed: _Rows | None = None
         self._broken: OSError | None = None
@@ -132,18 +135,20 @@ class MemoryEngine:
         """
         self._check_open()
         self._check_sound()
-        if self._shared:
-            self._rows = self._rows.copy()
-            self._shared = False
-        self._flushed = None
-        pairs = iter(rows)
-        for key in pairs:
-            assert key is not None
-            self._rows.apply(bytes(key), next(pairs))
-        self._state = state.encode()
-        self._rows.apply(STATE_KEY, self._state)
+        with self._lock:
+            if self._shared:
+                self._rows = self._rows.copy()
+                self._shared = False
+            pairs = iter(rows)
+            for key in pairs:
+                assert key is not None
+                self._rows.apply(bytes(key), next(pairs))
+            self._state = state.encode()
+            self._rows.apply(STATE_KEY, self._state)
         if self._random is not None and self._random.randrange(_WRITES_PER_FLUSH) == 0:
-            self.flush()
+            # As with LevelDB, it is the next write that hears of a failure.
+            with suppress(OSError):
+                self.flush()
 
     def snapshot(self) -> "MemorySnapshot":
         """Return the engine as it is now.
@@ -153,8 +158,7 @@ class MemoryEngine:
 
         """
         self._check_open()
-        self._shared = True
-        return MemorySnapshot(self._rows)
+        return MemorySnapshot(self._freeze())
 
     def state(self) -> ReplicaState:
         """Return the state of the last write."""
@@ -170,17 +174,15 @@ class MemoryEngine:
         """
         self._check_open()
         self._check_sound()
-        state = self.state()
-        rows = self._rows
+        rows = self._freeze()
         if rows is not self._flushed:
-            data = _encode(rows)
             try:
-                self._disk.write_atomic(self.path / _ROWS_FILE, data)
+                self._disk.write_atomic(self.path / _ROWS_FILE, _encode(rows))
             except OSError as error:
                 self._broken = error
                 raise
             self._flushed = rows
-        return state.decree
+        return _state_of(rows).decree
 
     def checkpoint(self, target: Path) -> CheckpointInfo:
         """Flush, and publish a copy as the new directory `target`.
@@ -196,13 +198,13 @@ class MemoryEngine:
         if disk.exists(target):
             raise FileExistsError(errno.EEXIST, "checkpoint is there already", str(target))
         self.flush()
-        state = self.state()
-        data = _encode(self._rows)
+        rows = self._freeze()
+        data = _encode(rows)
         temporary = temporary_path(target)
         disk.remove_tree(temporary)
         disk.make_dirs(temporary)
         write_new(disk, temporary / _ROWS_FILE, data)
-        return publish(disk, target, state, [(_ROWS_FILE, len(data))])
+        return publish(disk, target, _state_of(rows), [(_ROWS_FILE, len(data))])
 
     def compact(self) -> None:
         """Nothing: removed rows take no space."""
@@ -221,13 +223,16 @@ class MemoryEngine:
         """Flush and close; a second call does nothing."""
         if self._closed:
             return
-        if self._broken is None:
-            try:
-                self.flush()
-            except OSError as error:
-                # What cannot be flushed is in the mutation log.
-                self._broken = error
+        # What cannot be flushed is in the mutation log.
+        with suppress(OSError):
+            self.flush()
         self._closed = True
+
+    def _freeze(self) -> _Rows:
+        # The rows as they are; the next write works on a copy.
+        with self._lock:
+            self._shared = True
+            return self._rows
 
     def _check_open(self) -> None:
         if self._closed:
@@ -279,6 +284,10 @@ class MemorySnapshot:
         if self._rows is None:
             raise EngineClosed("snapshot is closed")
         return self._rows
+
+
+def _state_of(rows: _Rows) -> ReplicaState:
+    return ReplicaState.decode(rows.by_key.get(STATE_KEY))
 
 
 def _encode(rows: _Rows) -> bytes:

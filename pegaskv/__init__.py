@@ -1,0 +1,75 @@
+"""A distributed, persistent key-value store with duplication between clusters.
+
+    async with pegaskv.connect("127.0.0.1:34601") as client:
+        table = await client.table("users")
+        await table.set("user:1", "name", "Ada")
+
+Names are imported when they are first used, so that a pure module can be loaded alone
+and `import pegaskv` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pegaskv import blocking as blocking
+    from pegaskv import errors as errors
+    from pegaskv.base.version import VERSION as __version__
+    from pegaskv.client.client import Client as Client
+    from pegaskv.client.client import connect as connect
+    from pegaskv.client.options import Check as Check
+    from pegaskv.client.options import Delete as Delete
+    from pegaskv.client.options import Filter as Filter
+    from pegaskv.client.options import Put as Put
+    from pegaskv.client.options import RangeOptions as RangeOptions
+    from pegaskv.client.options import ScanOptions as ScanOptions
+    from pegaskv.client.table import Table as Table
+
+__all__ = [
+    "Check",
+    "Client",
+    "Delete",
+    "Filter",
+    "Put",
+    "RangeOptions",
+    "ScanOptions",
+    "Table",
+    "__version__",
+    "blocking",
+    "connect",
+    "errors",
+]
+
+_CLIENT = "pegaskv.client.client"
+_OPTIONS = "pegaskv.client.options"
+
+# Name -> module and the name there; None is the module itself.
+_HOMES: dict[str, tuple[str, str | None]] = {
+    "Check": (_OPTIONS, "Check"),
+    "Client": (_CLIENT, "Client"),
+    "Delete": (_OPTIONS, "Delete"),
+    "Filter": (_OPTIONS, "Filter"),
+    "Put": (_OPTIONS, "Put"),
+    "RangeOptions": (_OPTIONS, "RangeOptions"),
+    "ScanOptions": (_OPTIONS, "ScanOptions"),
+    "Table": ("pegaskv.client.table", "Table"),
+    "__version__": ("pegaskv.base.version", "VERSION"),
+    "blocking": ("pegaskv.blocking", None),
+    "connect": (_CLIENT, "connect"),
+    "errors": ("pegaskv.errors", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module_name, attribute = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    module = import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,7 @@
+"""`python -m pegaskv` is the command `pegaskv`."""
+
+import sys
+
+from pegaskv.server.main import main
+
+sys.exit(main())

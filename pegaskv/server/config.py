@@ -1,0 +1,325 @@
+"""Configuration files to options: the one place that reads them.
+
+A file is TOML with the sections `[cluster]`, `[clusters.NAME]`, `[server]`, `[meta]`,
+`[replica]`, `[storage]`, `[duplication]`, `[auth]` and `[log]`. Each part of the server
+has one frozen class of options: its fields are what a section may hold, its defaults the
+only defaults. Whatever is unknown is refused with the name that was probably meant,
+since a misspelt option that is ignored is found when it is too late.
+
+Every error is a `ConfigurationError` that begins with the name of the file.
+"""
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pegaskv.base.errors import ConfigurationError
+from pegaskv.base.options import nearest, options_from_mapping
+from pegaskv.meta.options import MetaOptions
+from pegaskv.net.options import AcceptorOptions
+from pegaskv.replica.options import ReplicaOptions
+from pegaskv.storage.disk import Disk
+from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.options import StorageOptions
+
+__all__ = [
+    "ClusterOptions",
+    "Config",
+    "LoggingOptions",
+    "RemoteClusterOptions",
+    "ServerOptions",
+    "config_from_text",
+    "parse_address",
+    "read_config",
+]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_SECTIONS: Final = (
+    "cluster",
+    "clusters",
+    "server",
+    "meta",
+    "replica",
+    "storage",
+    "duplication",
+    "auth",
+    "log",
+)
+# Known names that have nothing to set yet: a file of a later version fails by its keys.
+_WITHOUT_OPTIONS: Final = ("duplication", "auth")
+
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Section [cluster]: what this cluster is called, here and at the others."""
+
+    name: str = "pegaskv"
+    # From 1 to 127, and different in every cluster that duplicates to or from this one.
+    id: int = 1
+
+    def validate(self) -> None:
+        """Refuse names and ids that other clusters could not use.
+
+        Raises:
+            ConfigurationError: names the option and its range.
+
+        """
+        _check_name("[cluster] name", self.name)
+        if not 1 <= self.id <= 127:
+            raise ConfigurationError(f"[cluster] id: must be from 1 to 127, not {self.id}")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteClusterOptions:
+    """Section [clusters.NAME]: another cluster, reached through its meta servers."""
+
+    # HOST:PORT, several separated by commas.
+    metas: str = ""
+    id: int = 0
+    user: str = ""
+    password_file: str = ""
+
+    def validate(self) -> None:
+        """Refuse a cluster that cannot be reached.
+
+        Raises:
+            ConfigurationError: names the option and its range.
+
+        """
+        if not self.metas:
+            raise ConfigurationError("[clusters.NAME] metas: must be given, as HOST:PORT,...")
+        for address in self.metas.split(","):
+            parse_address(address.strip(), "[clusters.NAME] metas")
+        if not 1 <= self.id <= 127:
+            raise ConfigurationError(f"[clusters.NAME] id: must be from 1 to 127, not {self.id}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Section [server]: where the process listens and keeps its data."""
+
+    listen: str = "127.0.0.1:34601"
+    # HOST:PORT of /metrics and /health, or none.
+    http: str = "127.0.0.1:34101"
+    # Empty: pegaskv/standalone in the user's data directory ($XDG_DATA_HOME or ~/.local/share).
+    data: str = ""
+    # At most half of the files that the process may have open, whatever stands here.
+    connections_max: int = AcceptorOptions().connections_max
+    connections_per_address_max: int = AcceptorOptions().connections_per_address_max
+    # A clean stop waits so long for answers that are under way.
+    drain_timeout_ms: int = 3_000
+
+    def validate(self) -> None:
+        """Refuse addresses and numbers that cannot be.
+
+        Raises:
+            ConfigurationError: names the option and its range.
+
+        """
+        parse_address(self.listen, "[server] listen")
+        if self.http != "none":
+            parse_address(self.http, "[server] http")
+        for name in ("connections_max", "connections_per_address_max", "drain_timeout_ms"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"[server] {name}: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingOptions:
+    """Section [log]: what is logged on stderr, and how it looks."""
+
+    level: str = "info"
+    format: str = "text"
+
+    def validate(self) -> None:
+        """Refuse words that mean nothing.
+
+        Raises:
+            ConfigurationError: names the option and its range.
+
+        """
+        _check_word("[log] level", self.level, ("debug", "info", "warning", "error"))
+        _check_word("[log] format", self.format, ("text", "json"))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All options of a process; `[storage]` holds the keys of two parts."""
+
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    clusters: Mapping[str, RemoteClusterOptions] = field(default_factory=dict)
+    server: ServerOptions = field(default_factory=ServerOptions)
+    meta: MetaOptions = field(default_factory=MetaOptions)
+    replica: ReplicaOptions = field(default_factory=ReplicaOptions)
+    storage: StorageOptions = field(default_factory=StorageOptions)
+    storage_log: LogOptions = field(default_factory=LogOptions)
+    log: LoggingOptions = field(default_factory=LoggingOptions)
+
+    def with_server(self, **changes: str) -> "Config":
+        """Return this with options of [server] replaced, as flags do.
+
+        Raises:
+            ConfigurationError: a value cannot be.
+
+        """
+        server = dataclasses.replace(self.server, **changes)  # type: ignore[arg-type]
+        server.validate()
+        return dataclasses.replace(self, server=server)
+
+    def as_sections(self) -> dict[str, dict[str, Any]]:
+        """Return every option and its value by section, as a file would hold them."""
+        return {
+            "cluster": dataclasses.asdict(self.cluster),
+            "server": dataclasses.asdict(self.server),
+            "meta": dataclasses.asdict(self.meta),
+            "replica": dataclasses.asdict(self.replica),
+            "storage": dataclasses.asdict(self.storage) | dataclasses.asdict(self.storage_log),
+            "log": dataclasses.asdict(self.log),
+        }
+
+
+def read_config(disk: Disk, path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no TOML, or holds what cannot be.
+
+    """
+    try:
+        text = disk.read_bytes(path).decode()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read: {error.strerror}",
+            hint="--config names a TOML file; conf/standalone.toml is one with every option",
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
+    try:
+        return config_from_text(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def config_from_text(text: str) -> Config:
+    """Build the options that `text`, a TOML document, describes.
+
+    Raises:
+        ConfigurationError: it is no TOML, or holds what cannot be.
+
+    """
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"is not TOML: {error}") from None
+    for name, section in document.items():
+        if name not in _SECTIONS:
+            guess = nearest(name, _SECTIONS)
+            what = f"unknown section [{name}]" if isinstance(section, dict) else None
+            raise ConfigurationError(
+                what or f"option `{name}` stands outside of a section",
+                hint=f"did you mean [{guess}]?" if guess else f"known: {', '.join(_SECTIONS)}",
+            )
+        if not isinstance(section, dict):
+            raise ConfigurationError(f"`{name}` must be a section: [{name}]")
+    for name in _WITHOUT_OPTIONS:
+        for key in document.get(name, {}):
+            raise ConfigurationError(
+                f"unknown option `{key}` in section [{name}]",
+                hint=f"[{name}] has no options in this version",
+            )
+
+    def section_of(cls: type[OptionsT], name: str) -> OptionsT:
+        return options_from_mapping(cls, document.get(name, {}), section=name)
+
+    storage, storage_log = _storage_options(document.get("storage", {}))
+    return Config(
+        cluster=section_of(ClusterOptions, "cluster"),
+        clusters=_remote_clusters(document.get("clusters", {})),
+        server=section_of(ServerOptions, "server"),
+        meta=section_of(MetaOptions, "meta"),
+        replica=section_of(ReplicaOptions, "replica"),
+        storage=storage,
+        storage_log=storage_log,
+        log=section_of(LoggingOptions, "log"),
+    )
+
+
+def _storage_options(values: Mapping[str, Any]) -> tuple[StorageOptions, LogOptions]:
+    engine = [each.name for each in dataclasses.fields(StorageOptions)]
+    log = [each.name for each in dataclasses.fields(LogOptions)]
+    assert not set(engine) & set(log), "two parts of [storage] claim one option"
+    for key in values:
+        if key not in engine and key not in log:
+            guess = nearest(key, engine + log)
+            raise ConfigurationError(
+                f"unknown option `{key}` in section [storage]",
+                hint=f"did you mean `{guess}`?" if guess else f"known: {', '.join(engine + log)}",
+            )
+
+    def part(cls: type[OptionsT], names: list[str]) -> OptionsT:
+        chosen = {key: value for key, value in values.items() if key in names}
+        return options_from_mapping(cls, chosen, section="storage")
+
+    return part(StorageOptions, engine), part(LogOptions, log)
+
+
+def _remote_clusters(values: Mapping[str, Any]) -> dict[str, RemoteClusterOptions]:
+    clusters = {}
+    for name, section in values.items():
+        if not isinstance(section, dict):
+            raise ConfigurationError(
+                f"option `{name}` stands outside of a cluster",
+                hint="a remote cluster has a section of its own: [clusters.NAME]",
+            )
+        _check_name("the name in [clusters.NAME]", name)
+        try:
+            clusters[name] = options_from_mapping(
+                RemoteClusterOptions, section, section=f"clusters.{name}"
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                error.message.replace("[clusters.NAME]", f"[clusters.{name}]"), hint=error.hint
+            ) from None
+    return clusters
+
+
+def parse_address(text: str, what: str) -> tuple[str, int]:
+    """Return the host and port of `HOST:PORT`; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigurationError: it is not an address; begins with `what`.
+
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not host or not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+        raise ConfigurationError(
+            f"{what}: {text!r} is not HOST:PORT", hint="for example 127.0.0.1:34601, or [::1]:34601"
+        )
+    return host, int(port)
+
+
+def _check_name(what: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{what}: {name!r} is not a name",
+            hint="1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first",
+        )
+
+
+def _check_word(what: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        guess = nearest(word, known)
+        raise ConfigurationError(
+            f"{what}: {word!r} is none of {', '.join(known)}",
+            hint=f"did you mean `{guess}`?" if guess else "",
+        )

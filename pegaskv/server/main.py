@@ -1,0 +1,273 @@
+"""The command `pegaskv`: arguments to options, one server, one exit status.
+
+Whatever goes wrong ends in one readable line on stderr that says what to do, never in
+a traceback: the reader is an operator at night, or a script that looks at the status.
+
+    0  clean stop (SIGTERM, SIGINT)
+    1  anything else, also a disk that failed while the server ran
+    2  wrong usage or configuration
+    3  an address is in use
+    4  the data directory is locked, of another format, or cannot be used
+
+The line `pegaskv standalone ready on HOST:PORT (http HOST:PORT)` on stdout is the sign that
+requests are served; nothing else is written there.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import errno
+import logging
+import os
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from pegaskv.base.errors import (
+    ConfigurationError,
+    CorruptionError,
+    DirectoryUnusable,
+    PegasKVError,
+    UnsupportedFormat,
+)
+from pegaskv.base.version import DATA_FORMAT, PROTOCOL_VERSION, VERSION
+from pegaskv.runtime.signals import StopSignals
+from pegaskv.server.config import Config, config_from_text, read_config
+from pegaskv.server.logs import escape, set_up_logs
+from pegaskv.server.standalone import ListenError, Standalone
+from pegaskv.storage.local_disk import LocalDisk
+
+__all__ = ["ExitStatus", "main"]
+
+_log = logging.getLogger(__name__)
+
+# Below this many files a warning says what will not work.
+_FILES_COMFORTABLE: Final = 1_024
+
+
+class ExitStatus(IntEnum):
+    """How the process ended; scripts rely on the numbers."""
+
+    CLEAN_STOP = 0
+    OTHER = 1
+    USAGE = 2
+    ADDRESS_IN_USE = 3
+    DIRECTORY = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (that of the process by default); return the exit status."""
+    # Whatever this process creates is for its user alone.
+    os.umask(0o077)
+    arguments = _parser().parse_args(argv)
+    style = arguments.log_format or "text"
+    try:
+        config = _config(arguments)
+        style = config.log.format
+        data = _data_directory(config)
+    except ConfigurationError as error:
+        return _fail(ExitStatus.USAGE, error, style)
+    set_up_logs(level=config.log.level, style=style)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(config, data, accept_loss=arguments.accept_loss))
+    except KeyboardInterrupt:
+        # Before the signals were in our hands; nothing was served.
+        return _fail(ExitStatus.OTHER, "interrupted while starting", style)
+    except (PegasKVError, OSError) as error:
+        return _fail(_status_of(error), _with_hint(error, data), style)
+    except Exception as error:  # noqa: BLE001 - the outermost frame: one line, then the end
+        _log.debug("the traceback of the failure", exc_info=True)
+        return _fail(
+            ExitStatus.OTHER,
+            f"internal error: {type(error).__name__}: {error} "
+            "(this is a bug; [log] level = debug shows where)",
+            style,
+        )
+
+
+async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
+    with StopSignals() as signals:
+        server = Standalone(
+            config,
+            data,
+            files_max=_raise_file_limit(),
+            accept_loss=accept_loss,
+            process_id=os.getpid(),
+            on_fatal=lambda error: signals.stop.set(),
+        )
+        try:
+            await server.start()
+            if not signals.stop.is_set():
+                _say_ready(server)
+            await signals.stop.wait()
+            if server.failure is None:
+                _log.info("stopping: %s", signals.reason)
+        finally:
+            await server.stop()
+    if server.failure is not None:
+        raise server.failure
+    return ExitStatus.CLEAN_STOP
+
+
+def _say_ready(server: Standalone) -> None:
+    line = f"pegaskv standalone ready on {server.address} (http {server.http_address})\n"
+    try:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    except OSError:
+        # Whoever started us has closed its end; that is no reason not to serve.
+        _log.info("%s", line.rstrip())
+
+
+def _raise_file_limit() -> int:
+    """Allow as many open files as the system lets us; return the number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            _log.debug("the limit of open files stays at %d", soft)
+    if soft < _FILES_COMFORTABLE:
+        _log.warning(
+            "the process may have only %d files open: connections and tables are limited by it "
+            "(raise it by ulimit -n)",
+            soft,
+        )
+    return soft
+
+
+# The command line.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pegaskv",
+        description="A distributed, persistent key-value store.",
+        epilog="Exit status: 0 clean stop, 1 other, 2 usage or configuration, "
+        "3 address in use, 4 data directory locked, of another format or unusable.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    standalone = commands.add_parser(
+        "standalone",
+        help="one server that keeps everything: to try, develop and embed",
+        description="Run one meta server and one replica server in one process, with one copy "
+        "of the data. Flags win over the file; no file means defaults. The process writes one "
+        "line to stdout when it serves, and its log to stderr.",
+        allow_abbrev=False,
+    )
+    add = standalone.add_argument
+    add("--config", metavar="FILE", type=Path, help="TOML; conf/standalone.toml has every option")
+    add(
+        "--data",
+        metavar="DIR",
+        help="where the data is kept (default: pegaskv/standalone in $XDG_DATA_HOME or "
+        "~/.local/share)",
+    )
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        help="where clients connect; port 0 picks one (default: 127.0.0.1:34601)",
+    )
+    add(
+        "--http",
+        metavar="HOST:PORT|none",
+        help="where metrics and health are served (default: 127.0.0.1:34101)",
+    )
+    add("--log-format", choices=("text", "json"), help="how log lines look (default: text)")
+    add(
+        "--accept-loss",
+        action="store_true",
+        help="open partitions that may have lost acknowledged writes, which otherwise stay closed",
+    )
+    return parser
+
+
+def _version() -> str:
+    return (
+        f"pegaskv {VERSION} (protocol {PROTOCOL_VERSION}, data format {DATA_FORMAT}, "
+        f"Python {platform.python_version()}, uvloop {uvloop.__version__})"
+    )
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    if arguments.config is None:
+        config = config_from_text("")
+    else:
+        config = read_config(LocalDisk(), arguments.config.absolute())
+    changes = {
+        name: value
+        for name in ("data", "listen", "http")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if "data" in changes and not changes["data"]:
+        raise ConfigurationError("--data: is empty", hint="give the path of a directory")
+    try:
+        config = config.with_server(**changes)
+    except ConfigurationError as error:
+        # It was a flag if a flag was given: the file alone was valid.
+        message = error.message.replace("[server] ", "--")
+        raise ConfigurationError(message, hint=error.hint) from None
+    if arguments.log_format is not None:
+        log = dataclasses.replace(config.log, format=arguments.log_format)
+        config = dataclasses.replace(config, log=log)
+    return config
+
+
+def _data_directory(config: Config) -> Path:
+    if config.server.data:
+        return Path(config.server.data).absolute()
+    base = os.environ.get("XDG_DATA_HOME", "")
+    if not os.path.isabs(base):
+        home = os.environ.get("HOME", "")
+        if not os.path.isabs(home):
+            raise ConfigurationError(
+                "there is no home directory to keep the data in", hint="say --data DIR"
+            )
+        base = os.path.join(home, ".local", "share")
+    return Path(base) / "pegaskv" / "standalone"
+
+
+# Failures.
+
+
+def _status_of(error: BaseException) -> ExitStatus:
+    if isinstance(error, ListenError):
+        return ExitStatus.ADDRESS_IN_USE if error.in_use else ExitStatus.USAGE
+    if isinstance(error, ConfigurationError):
+        return ExitStatus.USAGE
+    if isinstance(error, DirectoryUnusable | UnsupportedFormat | CorruptionError):
+        return ExitStatus.DIRECTORY
+    return ExitStatus.OTHER
+
+
+def _with_hint(error: BaseException, data: Path) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{text} (free space on the disk that holds {data}, then start again)"
+        return f"{text} (the data directory is {data}; the system's log may say more)"
+    return text
+
+
+def _fail(status: ExitStatus, error: object, style: str) -> int:
+    """Write the one line that says why the process ends."""
+    if style == "json":
+        set_up_logs(level="error", style=style)
+        logging.getLogger("pegaskv").error("%s", error)
+    else:
+        try:
+            sys.stderr.write(f"pegaskv: {escape(str(error))}\n")
+            sys.stderr.flush()
+        except OSError:
+            pass  # The status still says it.
+    return int(status)

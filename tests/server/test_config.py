@@ -1,0 +1,196 @@
+"""Configuration: what is unknown or cannot be is refused by name; file and code are equal."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pegaskv.base.errors import ConfigurationError
+from pegaskv.server.config import (
+    Config,
+    RemoteClusterOptions,
+    config_from_text,
+    parse_address,
+    read_config,
+)
+from pegaskv.storage.local_disk import LocalDisk
+
+CONF = Path(__file__).parents[2] / "conf" / "standalone.toml"
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        config_from_text(text)
+    return str(caught.value)
+
+
+# The file that is shipped.
+
+
+def test_the_shipped_file_holds_every_option_with_its_default() -> None:
+    document = tomllib.loads(CONF.read_text())
+    assert document == Config().as_sections()
+
+
+def test_the_shipped_file_is_what_no_file_means() -> None:
+    assert read_config(LocalDisk(), CONF) == Config()
+
+
+def test_every_option_of_the_shipped_file_has_a_comment() -> None:
+    comment = False
+    options = 0
+    for line in CONF.read_text().splitlines():
+        if re.match(r"[a-z_]+ = ", line):
+            options += 1
+            assert comment, f"no comment above `{line}`"
+            comment = False
+        elif line.startswith("# "):
+            comment = True
+    assert options > 30
+
+
+# What is unknown.
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "meant"),
+    [
+        ("[clustr]\nid = 2", "[clustr]", "[cluster]"),
+        ("[server]\nlisten_on = 'x:1'", "`listen_on`", "`listen`"),
+        ("[meta]\ndefault_partition_counts = 8", "`default_partition_counts`", "`default_par"),
+        ("[storage]\nblok_bytes = 4096", "`blok_bytes`", "`block_bytes`"),
+        ("[storage]\nlog_segment_byte = 4096", "`log_segment_byte`", "`log_segment_bytes`"),
+        ("[replica]\nmin_free_precent = 5", "`min_free_precent`", "`min_free_percent`"),
+        ("[log]\nlevle = 'info'", "`levle`", "`level`"),
+        ("[log]\nlevel = 'inof'", "'inof'", "`info`"),
+        ("[clusters.far]\nmeta = 'x:1'", "`meta`", "`metas`"),
+        ("server = 5", "`server`", "section"),
+        ("serve = 5", "`serve`", "[server]"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_the_nearest_name(
+    text: str, named: str, meant: str
+) -> None:
+    message = refusal(text)
+    assert named in message
+    assert meant in message
+
+
+@pytest.mark.parametrize("section", ["auth", "duplication"])
+def test_a_section_of_a_later_version_may_stand_empty_and_its_options_are_refused(
+    section: str,
+) -> None:
+    assert config_from_text(f"[{section}]\n") == Config()
+    assert "no options in this version" in refusal(f"[{section}]\nuser = 'x'")
+
+
+# What cannot be.
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[cluster]\nid = 0", "[cluster] id"),
+        ("[cluster]\nid = 128", "[cluster] id"),
+        ("[cluster]\nid = true", "[cluster] id"),
+        ("[cluster]\nid = '5'", "[cluster] id"),
+        ("[cluster]\nname = ''", "[cluster] name"),
+        ("[cluster]\nname = '../up'", "[cluster] name"),
+        ("[cluster]\nname = 5", "[cluster] name"),
+        ("[server]\nlisten = '34601'", "[server] listen"),
+        ("[server]\nlisten = 'localhost:'", "[server] listen"),
+        ("[server]\nlisten = 'localhost:65536'", "[server] listen"),
+        ("[server]\nlisten = '::1:34601'", "[server] listen"),
+        ("[server]\nhttp = 'no'", "[server] http"),
+        ("[server]\nconnections_max = 0", "[server] connections_max"),
+        ("[server]\nconnections_max = 1.5", "[server] connections_max"),
+        ("[replica]\nmin_free_percent = 99", "[replica] min_free_percent"),
+        ("[meta]\ndefault_partition_count = 3", "[meta] default_partition_count"),
+        ("[log]\nformat = 'xml'", "[log] format"),
+        ("[clusters.far]\nid = 2", "[clusters.far] metas"),
+        ("[clusters.far]\nmetas = 'far'\nid = 2", "[clusters.far] metas"),
+        ("[clusters.far]\nmetas = 'far:1'", "[clusters.far] id"),
+        ("[clusters.'a b']\nmetas = 'far:1'\nid = 2", "'a b'"),
+        ("[clusters]\nmetas = 'far:1'", "[clusters.NAME]"),
+        ("[server", "TOML"),
+        ("[server]\nlisten = 'a:1'\nlisten = 'b:1'", "TOML"),
+        ("a = " + "[" * 5_000, "TOML"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(text: str, named: str) -> None:
+    assert named in refusal(text)
+
+
+def test_remote_clusters_are_read_by_name() -> None:
+    config = config_from_text(
+        "[clusters.far]\nmetas = 'a:1, b:2'\nid = 7\nuser = 'u'\npassword_file = '/p'"
+    )
+    assert config.clusters == {"far": RemoteClusterOptions("a:1, b:2", 7, "u", "/p")}
+
+
+def test_options_of_both_parts_of_storage_are_read() -> None:
+    config = config_from_text("[storage]\nblock_bytes = 8192\nlog_segment_bytes = 67108864")
+    assert config.storage.block_bytes == 8_192
+    assert config.storage_log.log_segment_bytes == 67_108_864
+
+
+def test_a_flag_wins_over_the_file_and_is_checked_alike() -> None:
+    config = config_from_text("[server]\nlisten = 'a:1'\nhttp = 'b:2'")
+    changed = config.with_server(listen="c:3")
+    assert (changed.server.listen, changed.server.http) == ("c:3", "b:2")
+    with pytest.raises(ConfigurationError, match="listen"):
+        config.with_server(listen="c")
+
+
+def test_errors_begin_with_the_name_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("[server]\nlitsen = 'x:1'")
+    with pytest.raises(ConfigurationError) as caught:
+        read_config(LocalDisk(), path)
+    assert str(caught.value).startswith(f"{path}: unknown option `litsen`")
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        read_config(LocalDisk(), tmp_path / "none.toml")
+    with pytest.raises(ConfigurationError, match="irectory"):
+        read_config(LocalDisk(), tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9\n")
+    with pytest.raises(ConfigurationError, match="UTF-8"):
+        read_config(LocalDisk(), tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:34601", ("127.0.0.1", 34_601)),
+        ("[::1]:0", ("::1", 0)),
+        ("db-1.example:80", ("db-1.example", 80)),
+    ],
+)
+def test_addresses_are_host_and_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text, "x") == address
+
+
+def test_no_option_carries_its_unit_twice() -> None:
+    """The unit is in the key: a number without one would have to be looked up."""
+    unitless = {
+        "id", "connections_max", "connections_per_address_max", "bloom_bits",
+        "open_files_max", "default_partition_count", "default_replica_count",
+        "tables_max", "partitions_max", "requests_max", "scans_waiting_max",
+    }  # fmt: skip
+    units = ("_ms", "_bytes", "_percent", "_seconds", "_ms_min", "_ms_max", "_segments")
+    checked = 0
+    for section in Config().as_sections().values():
+        for name, value in section.items():
+            if type(value) is int and name not in unitless:
+                checked += 1
+                assert name.endswith(units), f"{name} has no unit"
+    assert checked > 10
+
+
+def test_options_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().server.listen = "x:1"  # type: ignore[misc]

@@ -1,0 +1,45 @@
+"""The asyncio client: `connect`, and what its methods take and return."""
+
+from pegaskv.base.types import TableInfo, TableStatus
+from pegaskv.client.admin import AdminClient, CreatedTable, NodeInfo, PartitionInfo, TableDetails
+from pegaskv.client.client import Client, connect
+from pegaskv.client.options import (
+    Check,
+    CheckResult,
+    ClientOptions,
+    Delete,
+    Filter,
+    MultiGetResult,
+    Put,
+    RangeOptions,
+    Row,
+    ScanOptions,
+    SortKeys,
+)
+from pegaskv.client.scanner import Scanner
+from pegaskv.client.table import Table
+
+__all__ = [
+    "AdminClient",
+    "Check",
+    "CheckResult",
+    "Client",
+    "ClientOptions",
+    "CreatedTable",
+    "Delete",
+    "Filter",
+    "MultiGetResult",
+    "NodeInfo",
+    "PartitionInfo",
+    "Put",
+    "RangeOptions",
+    "Row",
+    "ScanOptions",
+    "Scanner",
+    "SortKeys",
+    "Table",
+    "TableDetails",
+    "TableInfo",
+    "TableStatus",
+    "connect",
+]

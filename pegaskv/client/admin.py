@@ -1,0 +1,312 @@
+"""Administration of a cluster: tables, their environments, nodes.
+
+Each call is one request to the meta server that leads. One that changes something is
+never repeated once it may have been done: `Timeout` and `Unavailable` then carry
+`maybe_applied`, and a look at the table says what became of it.
+"""
+
+# ruff: noqa: ASYNC109 - deadlines are kept by the connection, which costs nothing per call.
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+from pegaskv.base.errors import InvalidArgument, Unavailable, WireError
+from pegaskv.base.types import TableInfo
+from pegaskv.client.arguments import as_bool, as_timeout_ms
+from pegaskv.client.nodes import NodePool
+from pegaskv.client.resolver import MetaResolver
+from pegaskv.codec.messages_meta import table_from_wire
+from pegaskv.codec.operations import Operation
+
+__all__ = [
+    "AdminClient",
+    "CreatedTable",
+    "NodeInfo",
+    "PartitionInfo",
+    "TableDetails",
+]
+
+_CHANGES: Final = frozenset(
+    {
+        Operation.CREATE_TABLE,
+        Operation.DROP_TABLE,
+        Operation.RECALL_TABLE,
+        Operation.RENAME_TABLE,
+        Operation.SET_ENVS,
+        Operation.DELETE_ENVS,
+        Operation.CLEAR_ENVS,
+    }
+)
+
+
+class CreatedTable(NamedTuple):
+    """A table, and whether this call made it; False = it was there, with the same options."""
+
+    table: TableInfo
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """A partition: who serves it (an address, or None), and what its primary says of it."""
+
+    index: int
+    ballot: int
+    primary: str | None
+    secondaries: tuple[str, ...]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class TableDetails(NamedTuple):
+    """A table with its partitions in the order of their indices."""
+
+    table: TableInfo
+    partitions: list[PartitionInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A replica server as the meta server knows it."""
+
+    node_id: str
+    address: str
+    status: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class AdminClient:
+    """What the shell does; `Client.admin`. `timeout=` in seconds on every call.
+
+    Every call raises `Timeout` or `Unavailable` when no meta server answers, and the
+    server's own error otherwise: `InvalidArgument`, `TableNotFound`, `TableExists`,
+    `BusyCreating`, `BusyDropping`, `StateFreezed`.
+    """
+
+    def __init__(self, resolver: MetaResolver, pool: NodePool) -> None:
+        self._resolver = resolver
+        self._pool = pool
+
+    async def create_table(
+        self,
+        name: str,
+        partition_count: int = 8,
+        replica_count: int | None = None,
+        envs: Mapping[str, str] | None = None,
+        if_exists: Literal["fail", "same"] = "fail",
+        *,
+        timeout: float | None = None,
+    ) -> CreatedTable:
+        """Make a table; `replica_count` None = the server's default.
+
+        With `if_exists="same"` a table that is there with the same options is fine.
+        """
+        if if_exists not in ("fail", "same"):
+            raise InvalidArgument(f'if_exists must be "fail" or "same", not {if_exists!r}')
+        if replica_count is not None and _whole("replica_count", replica_count) < 1:
+            raise InvalidArgument(f"replica_count must be 1 or more, not {replica_count}")
+        fields = (
+            _name(name),
+            _whole("partition_count", partition_count),
+            replica_count or 0,
+            _envs(envs or {}),
+            if_exists,
+        )
+        reply, _ = await self._ask(Operation.CREATE_TABLE, fields, timeout)
+        return CreatedTable(self._table(reply), len(reply) > 1 and reply[1] is True)
+
+    async def drop_table(
+        self,
+        name: str,
+        reserve_seconds: int | None = None,
+        *,
+        if_not_exists: Literal["fail", "ok"] = "fail",
+        timeout: float | None = None,
+    ) -> TableInfo | None:
+        """Drop a table; it can be recalled for `reserve_seconds` (None = the server's default).
+
+        With `if_not_exists="ok"` an unknown table is fine, and None is returned.
+        """
+        if if_not_exists not in ("fail", "ok"):
+            raise InvalidArgument(f'if_not_exists must be "fail" or "ok", not {if_not_exists!r}')
+        if reserve_seconds is not None and _whole("reserve_seconds", reserve_seconds) < 0:
+            raise InvalidArgument(f"reserve_seconds must be 0 or more, not {reserve_seconds}")
+        reserve = -1 if reserve_seconds is None else reserve_seconds
+        fields = (_name(name), reserve, if_not_exists)
+        reply, _ = await self._ask(Operation.DROP_TABLE, fields, timeout)
+        return None if reply and reply[0] is None else self._table(reply)
+
+    async def recall_table(
+        self, table_id: int, new_name: str | None = None, *, timeout: float | None = None
+    ) -> TableInfo:
+        """Bring a dropped table back, by its id, under its old name or a new one."""
+        fields = (
+            _whole("table_id", table_id),
+            None if new_name is None else _name(new_name, "new_name"),
+        )
+        reply, _ = await self._ask(Operation.RECALL_TABLE, fields, timeout)
+        return self._table(reply)
+
+    async def rename_table(
+        self, old_name: str, new_name: str, *, timeout: float | None = None
+    ) -> TableInfo:
+        """Give a table another name."""
+        fields = (_name(old_name, "old_name"), _name(new_name, "new_name"))
+        reply, _ = await self._ask(Operation.RENAME_TABLE, fields, timeout)
+        return self._table(reply)
+
+    async def list_tables(
+        self, with_dropped: bool = False, *, timeout: float | None = None
+    ) -> list[TableInfo]:
+        """Return all tables; with those that were dropped and can still be recalled if asked."""
+        fields = (as_bool("with_dropped", with_dropped),)
+        reply, _ = await self._ask(Operation.LIST_TABLES, fields, timeout)
+        tables = reply[0] if reply else None
+        if not isinstance(tables, list):
+            raise _malformed(Operation.LIST_TABLES)
+        return [self._table([table]) for table in tables]
+
+    async def table_info(self, name: str, *, timeout: float | None = None) -> TableDetails:
+        """Return a table and its partitions."""
+        reply, asked = await self._ask(Operation.TABLE_INFO, (_name(name),), timeout)
+        table = self._table(reply)
+        partitions = []
+        try:
+            for index, ballot, primary, secondaries, *state in reply[1]:
+                partitions.append(
+                    PartitionInfo(
+                        int(index),
+                        int(ballot),
+                        None if primary is None else str(primary) or asked,
+                        tuple(str(each) or asked for each in secondaries),
+                        dict(state[0]) if state and state[0] is not None else {},
+                    )
+                )
+        except (IndexError, TypeError, ValueError):
+            raise _malformed(Operation.TABLE_INFO) from None
+        partitions.sort(key=lambda partition: partition.index)
+        return TableDetails(table, partitions)
+
+    async def set_envs(
+        self, table: str, envs: Mapping[str, str], *, timeout: float | None = None
+    ) -> TableInfo:
+        """Set environments of a table; the server checks names and values."""
+        values = _envs(envs)
+        if not values:
+            raise InvalidArgument("envs is empty", hint="name at least one")
+        reply, _ = await self._ask(Operation.SET_ENVS, (_name(table, "table"), values), timeout)
+        return self._table(reply)
+
+    async def get_envs(self, table: str, *, timeout: float | None = None) -> dict[str, str]:
+        """Return the environments of a table."""
+        return (await self.table_info(table, timeout=timeout)).table.envs
+
+    async def delete_envs(
+        self, table: str, names: Iterable[str], *, timeout: float | None = None
+    ) -> TableInfo:
+        """Delete environments of a table; those that it has not are fine."""
+        if isinstance(names, str):
+            raise InvalidArgument("names must be a list of names", hint="one is given as [name]")
+        wanted = [_name(name, "an environment's name") for name in names]
+        if not wanted:
+            raise InvalidArgument("names is empty", hint="clear_envs deletes all of them")
+        fields = (_name(table, "table"), wanted)
+        reply, _ = await self._ask(Operation.DELETE_ENVS, fields, timeout)
+        return self._table(reply)
+
+    async def clear_envs(
+        self, table: str, prefix: str | None = None, *, timeout: float | None = None
+    ) -> TableInfo:
+        """Delete all environments of a table, or those that begin with `prefix`."""
+        fields = (_name(table, "table"), None if prefix is None else _name(prefix, "prefix"))
+        reply, _ = await self._ask(Operation.CLEAR_ENVS, fields, timeout)
+        return self._table(reply)
+
+    async def nodes(self, *, timeout: float | None = None) -> list[NodeInfo]:
+        """Return the replica servers that the meta server knows."""
+        reply, asked = await self._ask(Operation.LIST_NODES, (), timeout)
+        try:
+            return [
+                NodeInfo(
+                    str(node_id),
+                    str(address) or asked,
+                    str(status),
+                    dict(detail[0]) if detail and detail[0] is not None else {},
+                )
+                for node_id, address, status, *detail in reply[0]
+            ]
+        except (IndexError, TypeError, ValueError):
+            raise _malformed(Operation.LIST_NODES) from None
+
+    async def cluster_info(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what the leading meta server says of the cluster."""
+        reply, _ = await self._ask(Operation.CLUSTER_INFO, (), timeout)
+        return _mapping(Operation.CLUSTER_INFO, reply)
+
+    async def server_info(
+        self, address: str | None = None, *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Return what one server says of itself; None = the meta server that answers."""
+        if address is None:
+            reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout)
+        else:
+            one = MetaResolver([_name(address, "address")], self._pool)
+            reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout, resolver=one)
+        return _mapping(Operation.SERVER_INFO, reply)
+
+    async def _ask(
+        self,
+        operation: Operation,
+        fields: tuple[Any, ...],
+        timeout: float | None,
+        *,
+        resolver: MetaResolver | None = None,
+    ) -> tuple[list[Any], str]:
+        return await (resolver or self._resolver).ask(
+            int(operation),
+            fields,
+            self._pool.options.timeout_ms if timeout is None else as_timeout_ms(timeout),
+            changes=operation in _CHANGES,
+            what=operation.name.lower(),
+        )
+
+    def _table(self, reply: list[Any]) -> TableInfo:
+        try:
+            return table_from_wire(reply[0] if reply else None)
+        except WireError as error:
+            raise Unavailable(f"the meta server's reply is malformed: {error}") from None
+
+
+def _name(value: object, what: str = "name") -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{what} must be text, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} is text that UTF-8 cannot encode") from None
+    return value
+
+
+def _whole(what: str, value: object) -> int:
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise InvalidArgument(f"{what} must be a whole number, not {value!r}")
+    return value
+
+
+def _envs(envs: object) -> dict[str, str]:
+    if not isinstance(envs, Mapping):
+        raise InvalidArgument(f"envs must be a mapping of name to text, not {envs!r}")
+    return {
+        _name(name, "an environment's name"): _name(value, f"the environment {name}")
+        for name, value in envs.items()
+    }
+
+
+def _mapping(operation: Operation, reply: list[Any]) -> dict[str, Any]:
+    if not reply or not isinstance(reply[0], dict):
+        raise _malformed(operation)
+    return reply[0]
+
+
+def _malformed(operation: Operation) -> Unavailable:
+    return Unavailable(f"{operation.name.lower()}: the meta server's reply is malformed")

@@ -1,0 +1,357 @@
+"""Calls on one table: to the right node, again where that is safe, inside a deadline.
+
+The hot methods of `Table` send their first request themselves and come here only when
+its outcome is not a plain success. Everything else begins here. What follows an error
+stands in `routing.ADVICE`; this module acts on it.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pegaskv.base.errors import (
+    PegasKVError,
+    RequestError,
+    TableNotFound,
+    Timeout,
+    Unavailable,
+    WireError,
+)
+from pegaskv.client.connection import TIMED_OUT, Connection
+from pegaskv.client.nodes import NO_NODE, Node, NodePool, NoNode, SharedAttempt, error_of_reply
+from pegaskv.client.resolver import MetaResolver, retry_after_ms
+from pegaskv.client.retry import BackOff, Deadline
+from pegaskv.client.routing import (
+    Advice,
+    PartitionTable,
+    advise,
+    outcome_unknown,
+    read_partition_table,
+)
+from pegaskv.codec.operations import OPERATIONS, Operation
+
+__all__ = ["HEAVY_BYTES", "Call", "Calls", "Route", "malformed"]
+
+# Requests above are counted in bytes too; below, their number bounds them well enough.
+HEAVY_BYTES: Final = 4_096
+
+_UNKNOWN_HINT: Final = (
+    "the write may have been applied: read the row before you write it again, "
+    "or pass retry_unknown=True where a repeated write does no harm"
+)
+_SLOW_HINT: Final = "the node is slow or unreachable: try again, or give more time by timeout="
+
+
+@dataclass(slots=True)
+class Call:
+    """One operation on one partition, as it may be sent more than once."""
+
+    operation: Operation
+    # A row's hash, or a partition's index where the call is about a whole partition.
+    key_hash: int
+    # What follows the table id and the partition index.
+    fields: tuple[Any, ...]
+    timeout_ms: int
+    weight: int = 0
+    retry_unknown: bool = False
+    # The table id that the call began with, when another one may not be meant.
+    table_id: int | None = None
+    started_ms: int | None = None
+    # An earlier attempt may have been applied.
+    unknown: bool = False
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes rows."""
+        return OPERATIONS[self.operation].is_write
+
+
+class Route:
+    """A partition table with the nodes in place of addresses."""
+
+    __slots__ = ("mask", "nodes", "partitions", "table_id")
+
+    def __init__(self, partitions: PartitionTable, pool: NodePool) -> None:
+        self.partitions = partitions
+        self.table_id = partitions.table_id
+        self.mask = len(partitions.primaries) - 1
+        self.nodes: list[Node | NoNode] = [
+            NO_NODE if address is None else pool.node(address) for address in partitions.primaries
+        ]
+
+
+class Calls:
+    """Calls on the table `name`, with its routing."""
+
+    def __init__(self, name: str, resolver: MetaResolver, pool: NodePool) -> None:
+        self.name = name
+        self.pool = pool
+        self.clock = pool.clock
+        # Replaced as a whole; None until the first refresh and after a time-out.
+        self.route: Route | None = None
+        self._known: Route | None = None
+        self._resolver = resolver
+        self._refreshing = SharedAttempt[Route](pool.clock)
+
+    async def refresh(self, stale: Route | None, deadline: Deadline) -> Route:
+        """Return a route other than `stale`, asking the meta server unless somebody just did.
+
+        Raises:
+            TableNotFound: there is no such table (any more).
+            Timeout, Unavailable: no meta server answered; nothing was applied.
+
+        """
+        if self.route is not None and self.route is not stale:
+            return self.route
+        try:
+            return await self._refreshing.run(lambda: self._refresh(deadline), deadline)
+        except TimeoutError:
+            raise Unavailable(
+                f"table {self.name}: no routing within {deadline.timeout_ms / 1_000:g} s"
+            ) from None
+
+    async def _refresh(self, deadline: Deadline) -> Route:
+        what = f"routing of table {self.name}"
+        remaining = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
+        fields, asked = await self._resolver.ask(
+            Operation.QUERY_CONFIG, (self.name,), max(1, remaining), changes=False, what=what
+        )
+        try:
+            partitions = read_partition_table(fields, asked=asked)
+        except WireError as error:
+            raise Unavailable(f"{what}: a malformed answer from {asked}: {error}") from None
+        known = self._known
+        if known is None or partitions.replaces(known.partitions):
+            known = self._known = Route(partitions, self.pool)
+        self.route = known
+        return known
+
+    async def routed(self, timeout_ms: int) -> Route:
+        """Return the route that is known, or ask for it."""
+        if self.route is not None:
+            return self.route
+        deadline = Deadline(now_ms=self.clock.monotonic_ms(), timeout_ms=timeout_ms)
+        return await self.refresh(None, deadline)
+
+    def deadline(self, call: Call) -> Deadline:
+        """The deadline of a call; it began at its first attempt."""
+        if call.started_ms is None:
+            call.started_ms = self.clock.monotonic_ms()
+        return Deadline(now_ms=call.started_ms, timeout_ms=call.timeout_ms)
+
+    def send_now(self, call: Call) -> "tuple[asyncio.Future[Any], str] | None":
+        """Send a call if that is possible without waiting; its reply's future and the node."""
+        route = self.route
+        if route is None or (call.table_id is not None and call.table_id != route.table_id):
+            return None
+        index = call.key_hash & route.mask
+        node = route.nodes[index]
+        if node.connection is None:
+            return None
+        future = self._submit(node.connection, call, route, call.timeout_ms)
+        return None if future is None else (future, node.address)
+
+    def _submit(
+        self, connection: Connection, call: Call, route: Route, timeout_ms: int
+    ) -> "asyncio.Future[Any] | None":
+        return connection.submit(
+            (
+                int(call.operation),
+                timeout_ms,
+                route.table_id,
+                call.key_hash & route.mask,
+                *call.fields,
+            ),
+            call.weight if call.weight > HEAVY_BYTES else 0,
+        )
+
+    async def send(self, call: Call) -> list[Any]:
+        """Run a call whose first attempt can mostly be sent without waiting."""
+        sent = self.send_now(call)
+        if sent is None:
+            return await self.run(call)
+        future, address = sent
+        if call.started_ms is None:
+            call.started_ms = self.clock.monotonic_ms()
+        reply = await future
+        if type(reply) is list and reply[1] == 0:
+            return reply
+        return await self.run(call, (reply, address))
+
+    async def run(self, call: Call, first: tuple[Any, str] | None = None) -> list[Any]:
+        """Return the successful reply of a call; `first` is (reply, address) of a made attempt.
+
+        Raises:
+            Timeout, Unavailable: no answer, or no server for it; see `maybe_applied`.
+            RequestError: the answer.
+
+        """
+        deadline = self.deadline(call)
+        back_off = BackOff(self.pool.random)
+        route: Route | None = self.route
+        looked_again = False
+        while True:
+            try:
+                if first is not None:
+                    (reply, address), first = first, None
+                else:
+                    if route is None:
+                        route = await self.refresh(None, deadline)
+                    reply, address = await self._attempt(call, route, deadline)
+                if type(reply) is list and reply[1] == 0:
+                    return reply
+                raise self.error_of(call, reply, address)
+            except RequestError as error:
+                last = error
+            call.unknown = call.unknown or outcome_unknown(last)
+            advice = advise(last, retry_unknown=call.retry_unknown or not call.is_write)
+            if advice is Advice.REFRESH_ONCE and not looked_again and route is not None:
+                looked_again = True
+                stale = route
+                route = await self._refreshed(call, route, deadline, last)
+                if route.table_id == stale.table_id or call.table_id is not None:
+                    raise last
+                continue
+            if advice not in (Advice.AGAIN, Advice.REFRESH):
+                raise self._final(call, last)
+            pause_ms = back_off.next_ms(at_least_ms=retry_after_ms(last))
+            if pause_ms >= deadline.remaining_ms(now_ms=self.clock.monotonic_ms()):
+                raise self._give_up(call, last)
+            if pause_ms:
+                await self.clock.sleep_ms(pause_ms)
+            if advice is Advice.REFRESH:
+                route = await self._refreshed(call, route, deadline, last)
+            if not deadline.remaining_ms(now_ms=self.clock.monotonic_ms()):
+                raise self._give_up(call, last)
+
+    async def _refreshed(
+        self, call: Call, stale: Route | None, deadline: Deadline, cause: RequestError
+    ) -> Route:
+        try:
+            return await self.refresh(stale, deadline)
+        except Unavailable:
+            # Why the first attempt failed says more than that the meta server is silent too.
+            raise self._give_up(call, cause) from None
+        except RequestError as error:
+            raise self._final(call, error) from None
+
+    async def _attempt(self, call: Call, route: Route, deadline: Deadline) -> tuple[Any, str]:
+        """Send a call once; return the reply or `Lost`, and the address."""
+        if call.table_id is not None and call.table_id != route.table_id:
+            raise TableNotFound(f"table {self.name} was dropped; another one has its name now")
+        index = call.key_hash & route.mask
+        node = route.nodes[index]
+        if isinstance(node, NoNode):
+            raise Unavailable(f"{self.where(call, route)} has no primary at the moment")
+        connection = node.connection or await node.connected(deadline)
+        remaining = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
+        future = self._submit(connection, call, route, max(1, remaining))
+        if future is None:
+            raise Unavailable(f"{node.address}: {connection.cause}")
+        return await future, node.address
+
+    def where(self, call: Call, route: Route | None) -> str:
+        """Name the table and partition of a call for a message."""
+        if route is None:
+            return f"{call.operation.name.lower()} on table {self.name}"
+        return (
+            f"{call.operation.name.lower()} on table {self.name}, "
+            f"partition {call.key_hash & route.mask}"
+        )
+
+    def error_of(self, call: Call, reply: Any, address: str) -> RequestError:
+        """Return the error that a reply other than success means for `call`."""
+        place = f"{self.where(call, self._known)} at {address}"
+        if type(reply) is list:
+            error = error_of_reply(reply)
+            if isinstance(error, Timeout | Unavailable):
+                # The server could not say what became of a write.
+                error.maybe_applied = call.is_write
+                error.hint = error.hint or (_UNKNOWN_HINT if call.is_write else "")
+            return error
+        maybe_applied = call.is_write and reply.sent
+        if reply.status == TIMED_OUT:
+            # The primary may have moved: the next call asks.
+            self.route = None
+            return Timeout(
+                f"{place}: no answer within {call.timeout_ms / 1_000:g} s",
+                hint=_UNKNOWN_HINT if maybe_applied else _SLOW_HINT,
+                maybe_applied=maybe_applied,
+            )
+        return Unavailable(
+            f"{place}: {reply.cause}",
+            hint=_UNKNOWN_HINT if maybe_applied else "",
+            maybe_applied=maybe_applied,
+        )
+
+    def _final(self, call: Call, error: RequestError) -> RequestError:
+        """The error that ends a call, with what is known of its earlier attempts."""
+        if not call.unknown or not call.is_write or outcome_unknown(error):
+            return error
+        return Unavailable(
+            f"{error.message}; an earlier attempt may have been applied",
+            hint=_UNKNOWN_HINT,
+            maybe_applied=True,
+        )
+
+    def _give_up(self, call: Call, last: RequestError) -> RequestError:
+        """The error of a call that has no time for another attempt."""
+        if last.refresh_routing or isinstance(last, Unavailable):
+            last = Unavailable(
+                f"{self.where(call, self._known)}: not served within "
+                f"{call.timeout_ms / 1_000:g} s; the last attempt: {last.message}",
+                hint=last.hint or "is the node that serves the partition running?",
+                maybe_applied=outcome_unknown(last),
+            )
+        return self._final(call, last)
+
+    async def run_all(self, calls: list[Call]) -> "list[list[Any] | RequestError]":
+        """Run calls side by side; return each one's reply or error, in their order.
+
+        All first attempts are under way together, as plain futures; what has to be
+        repeated is repeated one after another, since that is rare.
+        """
+        sent: list[tuple[asyncio.Future[Any], str] | None] = []
+        for call in calls:
+            call.started_ms = call.started_ms or self.clock.monotonic_ms()
+            started = self.send_now(call)
+            if started is None:
+                # Nothing is in the way of the others once there is a route and a connection.
+                await self._prepare(call)
+                started = self.send_now(call)
+            sent.append(started)
+        outcomes: list[list[Any] | RequestError] = []
+        for call, started in zip(calls, sent, strict=True):
+            try:
+                if started is None:
+                    outcomes.append(await self.run(call))
+                    continue
+                future, address = started
+                reply = await future
+                if type(reply) is list and reply[1] == 0:
+                    outcomes.append(reply)
+                else:
+                    outcomes.append(await self.run(call, first=(reply, address)))
+            except RequestError as error:
+                outcomes.append(error)
+        return outcomes
+
+    async def _prepare(self, call: Call) -> None:
+        """Get the route and the connection of a call; what fails is met again by `run`."""
+        deadline = self.deadline(call)
+        try:
+            route = self.route or await self.refresh(None, deadline)
+            node = route.nodes[call.key_hash & route.mask]
+            if isinstance(node, Node) and node.connection is None:
+                await node.connected(deadline)
+        except PegasKVError:
+            return
+
+
+def malformed(call: Call, what: str) -> Unavailable:
+    """The error for a reply that is a success by its status and nonsense by its fields."""
+    return Unavailable(
+        f"{call.operation.name.lower()}: the node's reply is malformed: {what}",
+        hint=_UNKNOWN_HINT if call.is_write else "is it a pegaskv server of another version?",
+        maybe_applied=call.is_write,
+    )

@@ -1,0 +1,110 @@
+"""pure: which node serves a partition, and what an error says about that.
+
+The table below is the whole policy of repeating: each kind of error is given
+up, repeated after a pause, or repeated with fresh routing. A write is repeated
+only when it was certainly not applied, or when the caller said that he accepts
+the risk (`retry_unknown`); reads are repeated freely.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+from pegaskv.base.errors import (
+    Busy,
+    BusyCreating,
+    BusyDropping,
+    NotPrimary,
+    NotReady,
+    NotServing,
+    RequestError,
+    TableNotFound,
+    Timeout,
+    Unavailable,
+    WireError,
+    WrongPartition,
+)
+from pegaskv.base.hashing import is_power_of_two
+from pegaskv.base.limits import PARTITION_COUNT_MAX
+
+__all__ = ["Advice", "PartitionTable", "advise", "outcome_unknown", "read_partition_table"]
+
+
+class Advice(Enum):
+    """What to do after an error."""
+
+    GIVE_UP = auto()
+    AGAIN = auto()
+    REFRESH = auto()
+    # The node does not know the table's id: look once whether the name has another by now.
+    REFRESH_ONCE = auto()
+
+
+# Errors that are not here are given up.
+ADVICE: Final[dict[type[RequestError], Advice]] = {
+    NotServing: Advice.REFRESH,
+    NotPrimary: Advice.REFRESH,
+    WrongPartition: Advice.REFRESH,
+    NotReady: Advice.REFRESH,
+    Busy: Advice.AGAIN,
+    BusyCreating: Advice.AGAIN,
+    BusyDropping: Advice.AGAIN,
+    TableNotFound: Advice.REFRESH_ONCE,
+    # Only when nothing is at stake, see `advise`.
+    Unavailable: Advice.REFRESH,
+    Timeout: Advice.REFRESH,
+}
+
+
+def outcome_unknown(error: RequestError) -> bool:
+    """Whether the write that met `error` may have been applied."""
+    return isinstance(error, Timeout | Unavailable) and error.maybe_applied
+
+
+def advise(error: RequestError, *, retry_unknown: bool) -> Advice:
+    """Say what follows `error`; `retry_unknown` accepts that a write is applied twice."""
+    if outcome_unknown(error) and not retry_unknown:
+        return Advice.GIVE_UP
+    return ADVICE.get(type(error), Advice.GIVE_UP)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionTable:
+    """A table's partitions as the meta server told them; a primary is HOST:PORT or None."""
+
+    table_id: int
+    version: int
+    primaries: tuple[str | None, ...]
+
+    def replaces(self, known: "PartitionTable | None") -> bool:
+        """Whether to go by this one; an old answer of a lagging meta server is not taken."""
+        return known is None or known.table_id != self.table_id or self.version >= known.version
+
+
+def read_partition_table(fields: list[Any], *, asked: str) -> PartitionTable:
+    """Read the fields of a QUERY_CONFIG reply that came from the address `asked`.
+
+    An empty primary address means that very address.
+
+    Raises:
+        WireError: it is not such a reply.
+
+    """
+    try:
+        table_id, count, version, partitions = fields[:4]
+        if type(table_id) is not int or type(count) is not int or type(version) is not int:
+            raise WireError("ids, counts and versions are whole numbers")
+        if not is_power_of_two(count) or count > PARTITION_COUNT_MAX:
+            raise WireError(f"{count} is no partition count")
+        primaries: list[str | None] = [None] * count
+        seen: set[int] = set()
+        for index, _ballot, primary, _secondaries in partitions:
+            if type(index) is not int or not 0 <= index < count or index in seen:
+                raise WireError(f"partition {index!r} of {count}")
+            if primary is not None and type(primary) is not str:
+                raise WireError("an address is text")
+            seen.add(index)
+            primaries[index] = asked if primary == "" else primary
+    except (TypeError, ValueError) as error:
+        raise WireError(str(error)) from None
+    return PartitionTable(table_id, version, tuple(primaries))

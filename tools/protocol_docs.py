@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from pegaskv.base import errors, limits
+from pegaskv.base import errors, limits, version
 from pegaskv.base.errors import RequestError, Timeout, Unavailable
 from pegaskv.base.types import CheckType, FilterType
 from pegaskv.codec.operations import OPERATIONS, Operation, RangeFlag, ScanFlag
@@ -23,7 +23,7 @@ __all__ = ["SECTIONS", "generate", "main"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 VECTORS: Final = ROOT / "tests" / "codec" / "protocol_vectors.json"
-DOCUMENTS: Final = ("protocol.md", "operations.md")
+DOCUMENTS: Final = ("protocol.md", "operations.md", "formats.md")
 
 _SECTION: Final = re.compile(
     r"(?P<open><!-- generated: (?P<name>[a-z]+) -->\n).*?(?P<close><!-- end -->)", re.DOTALL
@@ -128,6 +128,18 @@ def _bounds() -> str:
     return _table(("bound", "value"), rows)
 
 
+def _versions() -> str:
+    what = {
+        "DATA_FORMAT": "data directory, keys and rows",
+        "LOG_FORMAT": "log segment and its records",
+        "MUTATION_FORMAT": "mutation",
+        "MANIFEST_FORMAT": "replica manifest",
+        "META_RECORD_FORMAT": "meta store's file and records",
+    }
+    rows = [(text, getattr(version, name)) for name, text in what.items()]
+    return _table(("format", "version"), rows)
+
+
 def _vectors() -> str:
     vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
     parts = []
@@ -182,6 +194,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "limits": _limits,
     "operations": _operations,
     "vectors": _vectors,
+    "versions": _versions,
 }
 
 if __name__ == "__main__":

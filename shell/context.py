@@ -74,9 +74,10 @@ class Context:
     ask: Callable[[str], Awaitable[str | None]] | None = None
     # The next line of input, for a command that takes several; None at the end.
     more: Callable[[str], Awaitable[str | None]] | None = None
-    # Whether the cluster has answered anything yet.
+    # Whether the cluster has ever answered.
     connected: bool = False
     _client: Any = None
+    _tables: dict[str, "Table"] = field(default_factory=dict)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -98,6 +99,7 @@ class Context:
                 self._client = await self._stack.enter_async_context(connecting)
             except InvalidArgument as error:
                 raise UsageError(error.message, hint="--cluster takes HOST:PORT[,…]") from None
+            self.connected = True
         client: Client = self._client
         return client
 
@@ -110,7 +112,16 @@ class Context:
 
         """
         name = self.require_table()
-        return await (await self.client()).table(name)
+        table = self._tables.get(name)
+        if table is None:
+            table = await (await self.client()).table(name, timeout=self.timeout_s)
+            # Kept, since to open one asks the meta server each time. It follows what moves.
+            self._tables[name] = table
+        return table
+
+    def forget_table(self, name: str) -> None:
+        """Open a table anew at its next use: its name may mean another one by then."""
+        self._tables.pop(name, None)
 
     def require_table(self) -> str:
         """Return the name of the table in use.
@@ -129,4 +140,5 @@ class Context:
         """Close the connection, if there is one."""
         stack, self._stack = self._stack, AsyncExitStack()
         self._client = None
+        self._tables.clear()
         await stack.aclose()

@@ -59,7 +59,7 @@ async def run_line(
         if invocation.command.needs is Needs.TABLE:
             context.require_table()
         await _confirm(context, invocation)
-        result = await _run(context, invocation)
+        result = await invocation.command.run(context, **invocation.values)
         await _show(context, name, result, streaming)
     except asyncio.CancelledError:
         _show_error(context, name, Interrupted("interrupted"), where, streaming)
@@ -101,13 +101,6 @@ async def _confirm(context: Context, invocation: Invocation) -> None:
         raise NotConfirmed(f"{found.name} was not confirmed; nothing was done")
 
 
-async def _run(context: Context, invocation: Invocation) -> Result:
-    result = await invocation.command.run(context, **invocation.values)
-    if invocation.command.needs is not Needs.NOTHING and result.stream is None:
-        context.connected = True
-    return result
-
-
 async def _show(context: Context, name: str, result: Result, streaming: _Streaming) -> None:
     output = context.output
     if result.stream is not None:
@@ -133,7 +126,6 @@ async def _show_stream(context: Context, name: str, stream: Stream, streaming: _
         output.data(f'{{"command": {json.dumps(name)}, "data": [')
     try:
         async for row in stream.rows:
-            context.connected = True
             if context.json:
                 text = json.dumps(plain(stream.data(row), every_byte=every_byte))
                 output.data(f", {text}" if count else text)
@@ -146,7 +138,6 @@ async def _show_stream(context: Context, name: str, stream: Stream, streaming: _
         close = getattr(stream.rows, "aclose", None)
         if close is not None:
             await close()
-    context.connected = True
     if context.json:
         output.data('], "ok": true}\n')
     return count

@@ -111,8 +111,13 @@ async def use_table(context: Context, table: str) -> Result:
     if not table:
         name = context.table_name
         return Result({"table": name or None}, name or None, "" if name else "no table is in use")
-    await (await context.client()).table(table)
-    context.table_name = table
+    context.forget_table(table)
+    context.table_name, before = table, context.table_name
+    try:
+        await context.table()
+    except BaseException:
+        context.table_name = before
+        raise
     return Result({"table": table}, note=f"table {table} is in use")
 
 
@@ -169,7 +174,6 @@ async def show_hash(context: Context, hash_key: bytes, sort_key: bytes) -> Resul
     if context.table_name:
         client = await context.client()
         info = (await client.admin.table_info(context.table_name, timeout=context.timeout_s)).table
-        context.connected = True
         data["table_id"] = info.table_id
         data["partition_index"] = partition_index(hash_key, sort_key, info.partition_count)
         data["partition_count"] = info.partition_count

@@ -79,7 +79,7 @@ async def list_tables(
     columns += ["envs"] if detailed else []
     rows = []
     for info in wanted:
-        row = [info.table_id, info.status.value, info.name, info.partition_count]
+        row: list[object] = [info.table_id, info.status.value, info.name, info.partition_count]
         row += [info.replica_count, _time(info.created_at)]
         row += [_time(info.dropped_at), _time(info.expires_at)] if with_dropped else []
         row += [info.envs] if detailed else []
@@ -108,7 +108,7 @@ async def show_table(context: Context, table: str, detailed: bool) -> Result:
             "ballot": each.ballot,
             "primary": each.primary,
             "secondaries": list(each.secondaries),
-            **each.replica_state,
+            **each.state,
         }
         for each in found.partitions
     ]
@@ -230,6 +230,7 @@ async def drop_table(
         if_not_exists="ok" if if_exists else "fail",
         timeout=context.timeout_s,
     )
+    context.forget_table(table)
     if table == context.table_name:
         context.table_name = ""
     if info is None:
@@ -276,6 +277,8 @@ async def rename_table(context: Context, old_name: str, new_name: str) -> Result
     """Rename a table; its id, rows and envs stay."""
     client = await context.client()
     info = await client.admin.rename_table(old_name, new_name, timeout=context.timeout_s)
+    context.forget_table(old_name)
+    context.forget_table(new_name)
     if context.table_name == old_name:
         context.table_name = info.name
     return Result(table_data(info), note=f"table {old_name} is now called {info.name}")

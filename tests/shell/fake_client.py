@@ -4,6 +4,7 @@ It keeps rows, expiry (by a clock that a test moves), checks, ranges, filters an
 administration with the semantics of the real client, so that a command's answer can be
 compared with what was done. `unreachable` makes it behave as a cluster that is not there.
 """
+# ruff: noqa: ASYNC109 - the signatures are those of the client
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,13 +15,17 @@ from pegaskv.base.errors import InvalidArgument, TableExists, TableNotFound, Una
 from pegaskv.base.types import CheckType, FilterType, TableInfo, TableStatus
 from pegaskv.client import (
     CheckResult,
+    CreatedTable,
     Filter,
     MultiGetResult,
+    NodeInfo,
+    PartitionInfo,
     Put,
     RangeOptions,
     Row,
     ScanOptions,
     SortKeys,
+    TableDetails,
 )
 
 KNOWN_ENVS = ("default_ttl", "durability")
@@ -56,14 +61,16 @@ class FakeCluster:
     @asynccontextmanager
     async def _connected(self, timeout_s: float) -> AsyncIterator["FakeClient"]:
         self.opened += 1
+        # The real client greets a meta server before it is handed out.
+        self.called("connect", timeout_s)
         try:
             yield FakeClient(self)
         finally:
             self.closed += 1
 
-    def called(self, name: str, timeout: float | None) -> None:
-        assert timeout is None or timeout > 0
-        self.log.append((name, timeout or 0.0))
+    def called(self, name: str, timeout: float) -> None:
+        assert timeout > 0
+        self.log.append((name, timeout))
         if self.unreachable:
             raise Unavailable("no meta server answers at 127.0.0.1:34601")
 
@@ -94,8 +101,8 @@ class FakeClient:
         self.cluster = cluster
         self.admin = FakeAdmin(cluster)
 
-    async def table(self, name: str) -> "FakeTable":
-        self.cluster.called("table", None)
+    async def table(self, name: str, *, timeout: float) -> "FakeTable":
+        self.cluster.called("table", timeout)
         return FakeTable(self.cluster, self.cluster.find(name).table_id)
 
 
@@ -215,9 +222,7 @@ class FakeTable:
         rows = await self.multi_get(hash_key, max_count=max_count, timeout=timeout)
         return SortKeys(rows, complete=rows.complete)
 
-    async def multi_delete(
-        self, hash_key: bytes, sort_keys: list[bytes], *, timeout: float
-    ) -> int:
+    async def multi_delete(self, hash_key: bytes, sort_keys: list[bytes], *, timeout: float) -> int:
         self.cluster.called("multi_delete", timeout)
         for sort_key in sort_keys:
             self.cluster.rows[self.table_id].pop((hash_key, sort_key), None)
@@ -246,6 +251,8 @@ class FakeTable:
                 return row is not None and row.value == operand
             case CheckType.INT_LESS:
                 return row is not None and int(row.value) < int(operand)
+            case CheckType.INT_EQUAL:
+                return row is not None and int(row.value) == int(operand)
             case _:
                 raise AssertionError(f"the fake knows no {check.name}")
 
@@ -329,3 +336,137 @@ class FakeTable:
 
     async def count(self, *, options: ScanOptions, timeout: float) -> int:
         return len([row async for row in self.full_scan(options=options, timeout=timeout)])
+
+
+class FakeAdmin:
+    def __init__(self, cluster: FakeCluster) -> None:
+        self.cluster = cluster
+
+    async def list_tables(self, *, with_dropped: bool, timeout: float) -> list[TableInfo]:
+        self.cluster.called("list_tables", timeout)
+        return [
+            info
+            for info in self.cluster.tables.values()
+            if with_dropped or info.status is not TableStatus.DROPPED
+        ]
+
+    async def table_info(self, name: str, *, timeout: float) -> TableDetails:
+        self.cluster.called("table_info", timeout)
+        info = self.cluster.find(name)
+        partitions = [
+            PartitionInfo(n, 1, "node-1", (), {"last_decree": 7})
+            for n in range(info.partition_count)
+        ]
+        return TableDetails(info, partitions)
+
+    async def create_table(
+        self,
+        name: str,
+        partition_count: int = 8,
+        replica_count: int | None = None,
+        envs: Mapping[str, str] | None = None,
+        *,
+        if_exists: str = "fail",
+        timeout: float,
+    ) -> CreatedTable:
+        self.cluster.called("create_table", timeout)
+        self._check_envs(envs or {})
+        try:
+            there = self.cluster.find(name)
+        except TableNotFound:
+            made = self.cluster.create(
+                name, partition_count=partition_count, replica_count=replica_count, envs=envs
+            )
+            return CreatedTable(made, True)
+        if if_exists == "same" and there.partition_count == partition_count:
+            return CreatedTable(there, False)
+        raise TableExists(f"a table {name} is there already, with id {there.table_id}")
+
+    async def drop_table(
+        self,
+        name: str,
+        reserve_seconds: int | None = None,
+        *,
+        if_not_exists: str = "fail",
+        timeout: float,
+    ) -> TableInfo | None:
+        self.cluster.called("drop_table", timeout)
+        try:
+            info = self.cluster.find(name)
+        except TableNotFound:
+            if if_not_exists == "ok":
+                return None
+            raise
+        reserve = 604_800 if reserve_seconds is None else reserve_seconds
+        return self._change(
+            info,
+            status=TableStatus.DROPPED,
+            dropped_at=self.cluster.now,
+            expires_at=self.cluster.now + reserve,
+        )
+
+    async def recall_table(
+        self, table_id: int, new_name: str | None = None, *, timeout: float
+    ) -> TableInfo:
+        self.cluster.called("recall_table", timeout)
+        info = self.cluster.tables.get(table_id)
+        if info is None or info.status is not TableStatus.DROPPED:
+            raise TableNotFound(f"no dropped table has the id {table_id}")
+        return self._change(
+            info,
+            status=TableStatus.AVAILABLE,
+            name=new_name or info.name,
+            dropped_at=0,
+            expires_at=0,
+        )
+
+    async def rename_table(self, old_name: str, new_name: str, *, timeout: float) -> TableInfo:
+        self.cluster.called("rename_table", timeout)
+        return self._change(self.cluster.find(old_name), name=new_name)
+
+    async def get_envs(self, name: str, *, timeout: float) -> dict[str, str]:
+        self.cluster.called("get_envs", timeout)
+        return dict(self.cluster.find(name).envs)
+
+    async def set_envs(self, name: str, envs: Mapping[str, str], *, timeout: float) -> TableInfo:
+        self.cluster.called("set_envs", timeout)
+        self._check_envs(envs)
+        info = self.cluster.find(name)
+        return self._change(info, envs={**info.envs, **envs})
+
+    async def delete_envs(self, name: str, names: list[str], *, timeout: float) -> TableInfo:
+        self.cluster.called("delete_envs", timeout)
+        info = self.cluster.find(name)
+        return self._change(info, envs={k: v for k, v in info.envs.items() if k not in names})
+
+    async def clear_envs(
+        self, name: str, prefix: str | None = None, *, timeout: float
+    ) -> TableInfo:
+        self.cluster.called("clear_envs", timeout)
+        info = self.cluster.find(name)
+        left = {
+            k: v for k, v in info.envs.items() if prefix is not None and not k.startswith(prefix)
+        }
+        return self._change(info, envs=left)
+
+    async def nodes(self, *, timeout: float) -> list[NodeInfo]:
+        self.cluster.called("nodes", timeout)
+        return [NodeInfo("node-1", "127.0.0.1:34601", "alive", {"primaries": 8})]
+
+    async def cluster_info(self, *, timeout: float) -> dict[str, Any]:
+        self.cluster.called("cluster_info", timeout)
+        return {"cluster_name": "fake", "cluster_id": 1}
+
+    async def server_info(self, *, timeout: float) -> dict[str, Any]:
+        self.cluster.called("server_info", timeout)
+        return {"version": "0.1.0", "role": "standalone"}
+
+    def _change(self, info: TableInfo, **fields: Any) -> TableInfo:
+        changed = replace(info, **fields)
+        self.cluster.tables[info.table_id] = changed
+        return changed
+
+    def _check_envs(self, envs: Mapping[str, str]) -> None:
+        for name in envs:
+            if name not in KNOWN_ENVS:
+                raise InvalidArgument(f"no env is called {name}")

@@ -18,7 +18,7 @@ what is above waits in its order and is sent when there is room.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from pegaskv.base.errors import WireError
 from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX
@@ -196,10 +196,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The peer has accepted; hello comes next."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not subclasses of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         if self.closed:
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, error: BaseException | None) -> None:
         """The connection has ended, by either side."""

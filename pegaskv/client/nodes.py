@@ -174,7 +174,7 @@ class Node:
             raise type(error)(
                 f"{self.address}: {error.message}", hint=error.hint, details=error.details
             )
-        limits = reply[11] if len(reply) > 11 else None
+        limits = reply[10] if len(reply) > 10 else None
         if type(reply[2]) is not int or not isinstance(limits, dict):
             raise Unavailable(f"{self.address}: its answer to hello is malformed")
         if not PROTOCOL_VERSION_MIN <= reply[2] <= PROTOCOL_VERSION:

@@ -81,6 +81,8 @@ TIDY = [
     ("pegaskv/net/a.py", OPENING + "def f(disk):\n    return disk.open('a')\n"),
     ("pegaskv/net/a.py", OPENING + "def f(clock):\n    return clock.sleep_ms(1)\n"),
     ("pegaskv/net/a.py", OPENING + "def f(time):\n    return time\n"),
+    ("pegaskv/net/a.py", OPENING + "def f(random):\n    return random.getrandbits(8)\n"),
+    ("pegaskv/net/a.py", OPENING + "import asyncio\nX = asyncio.sleep(0)\n"),
     (
         "pegaskv/codec/a.py",
         OPENING + "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import asyncio\n",

@@ -21,7 +21,7 @@ nothing) are kept by the acceptor, which looks at watched connections now and th
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pegaskv.base.errors import (
     InternalError,
@@ -201,8 +201,8 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The peer has connected: it may speak if the acceptor has room."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # A cast, since uvloop's transports are no subclass of asyncio's.
+        self._transport = transport = cast(asyncio.Transport, transport)
         self._loop = asyncio.get_running_loop()
         transport.set_write_buffer_limits(
             high=CONNECTION_OUTPUT_PAUSE_BYTES, low=CONNECTION_OUTPUT_PAUSE_BYTES // 4

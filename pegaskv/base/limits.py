@@ -17,6 +17,7 @@ __all__ = [
     "ENV_COUNT_MAX",
     "ENV_VALUE_BYTES_MAX",
     "FRAME_MESSAGES_MAX",
+    "FRAME_SHARED_BYTES_MAX",
     "FRAME_UNCOUNTED_BYTES_MAX",
     "FRAME_VALUES_MAX",
     "HASH_KEY_BYTES_MAX",
@@ -49,6 +50,8 @@ FRAME_MESSAGES_MAX: Final = 1_024
 # take a gigabyte once decoded; a frame that is short cannot do much, and is not counted.
 FRAME_VALUES_MAX: Final = 1024 * 1024
 FRAME_UNCOUNTED_BYTES_MAX: Final = 64 * 1024
+# A sender puts several messages into one frame up to this size: then the count never bites.
+FRAME_SHARED_BYTES_MAX: Final = 1024 * 1024
 
 # Rows. A hash key of 65 535 bytes would collide with the reserved keys.
 HASH_KEY_BYTES_MAX: Final = 65_534
@@ -94,9 +97,9 @@ TIMEOUT_MS_MAX: Final = 3_600_000
 assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert PAGE_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert CLIENT_FRAME_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
-# A full frame of the smallest requests and a frame of one full page both pass the count.
-assert FRAME_MESSAGES_MAX * 16 < FRAME_VALUES_MAX
-assert 4 * max(PAGE_ROWS_MAX, BATCH_ROWS_MAX) < FRAME_VALUES_MAX
+# Each value takes a byte at least; and a frame of one full page or operation passes the count.
+assert FRAME_SHARED_BYTES_MAX <= FRAME_VALUES_MAX
+assert 4 * max(PAGE_ROWS_MAX, BATCH_ROWS_MAX, OPERATION_ROWS_MAX) < FRAME_VALUES_MAX
 assert BEFORE_HELLO_BYTES_MAX < FRAME_UNCOUNTED_BYTES_MAX < CLIENT_FRAME_BYTES_MAX
 assert CLIENT_FRAME_BYTES_MAX <= CONNECTION_BYTES_IN_FLIGHT_MAX <= PROCESS_BYTES_IN_FLIGHT_MAX
 assert REPLY_FLUSH_BYTES < CONNECTION_OUTPUT_PAUSE_BYTES < CONNECTION_OUTPUT_BYTES_MAX

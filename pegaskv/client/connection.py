@@ -21,7 +21,11 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
 from pegaskv.base.errors import WireError
-from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX
+from pegaskv.base.limits import (
+    CLIENT_FRAME_BYTES_MAX,
+    FRAME_MESSAGES_MAX,
+    FRAME_SHARED_BYTES_MAX,
+)
 from pegaskv.codec.frames import FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.runtime.clock import Clock
@@ -264,8 +268,8 @@ class Connection(asyncio.Protocol):
         if self._paused or not out or self._transport is None:
             return
         self._out = []
-        if len(out) <= FRAME_MESSAGES_MAX and not self._weights:
-            self._transport.write(encode_frame(out))
+        if len(out) <= FRAME_MESSAGES_MAX:
+            self._write_split(out)
         else:
             for position in range(0, len(out), FRAME_MESSAGES_MAX):
                 self._write_split(out[position : position + FRAME_MESSAGES_MAX])
@@ -274,7 +278,7 @@ class Connection(asyncio.Protocol):
         """Write `messages` as one frame, or halves of them when that is too large."""
         assert self._transport is not None
         frame = encode_frame(messages)
-        if len(frame) <= CLIENT_FRAME_BYTES_MAX or len(messages) == 1:
+        if len(frame) <= FRAME_SHARED_BYTES_MAX or len(messages) == 1:
             self._transport.write(frame)
             return
         middle = len(messages) // 2

@@ -54,6 +54,7 @@ def test_a_hash_key_never_reaches_the_reserved_length() -> None:
         ("MUTATION_BYTES_MAX", 64 * 1024 * 1024),
         ("BEFORE_HELLO_BYTES_MAX", 1024 * 1024),
         ("FRAME_VALUES_MAX", 1000),
+        ("FRAME_SHARED_BYTES_MAX", 2 * 1024 * 1024),
     ],
 )
 def test_a_limit_that_contradicts_another_stops_the_import(name: str, value: int) -> None:

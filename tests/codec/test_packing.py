@@ -15,6 +15,7 @@ from pegaskv.base.errors import WireError
 from pegaskv.base.limits import (
     BATCH_ROWS_MAX,
     FRAME_MESSAGES_MAX,
+    FRAME_SHARED_BYTES_MAX,
     FRAME_UNCOUNTED_BYTES_MAX,
     FRAME_VALUES_MAX,
     OPERATION_ROWS_MAX,
@@ -192,6 +193,14 @@ def test_as_many_values_as_the_limit_allows_pass() -> None:
     body = pack(rows)
     assert len(body) > FRAME_UNCOUNTED_BYTES_MAX
     assert unpack(body) == rows
+
+
+def test_no_frame_up_to_the_shared_size_meets_the_limit_of_values() -> None:
+    # The most values that the bytes can hold: one byte each.
+    messages = [[None] * 1_000] * FRAME_MESSAGES_MAX
+    body = pack(messages)
+    assert FRAME_UNCOUNTED_BYTES_MAX < len(body) <= FRAME_SHARED_BYTES_MAX
+    assert unpack(body) == messages
 
 
 @pytest.mark.parametrize("count", [250, 300, 700, 1_020, 5_000, 20_000])

@@ -185,7 +185,7 @@ SEAM_METHODS: Final[Mapping[str, str]] = {
 }
 
 # Written so that this file does not find itself.
-_MACHINE_PATH: Final = re.compile(r"(?<![\w.:/<-])/(?:work|root|tmp|home)(?:/|\b(?!\w))")
+_MACHINE_PATH: Final = re.compile(r"(?<![\w.:/<-])/(?:work|root|tmp)(?:/|\b(?!\w))")
 _UNFINISHED: Final = re.compile(r"\b(?:TO[D]O|FIX[M]E|X[X]X|Not[I]mplementedError)\b")
 
 

@@ -11,6 +11,8 @@ ones, waits for those under way, and only then closes. The counter is a list: it
 snapshot counts until it is closed.
 """
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +39,8 @@ _CACHE_SHARE_MIN: Final = 512 * 1024
 # Above every key, reserved ones included.
 _END: Final = b"\xff" * 16
 _DRAIN_POLL_S: Final = 0.001
+# A damaged pointer leads behind the end of a mapped table; LevelDB calls that an I/O error.
+_OUTSIDE_OF_TABLE: Final = ".ldb: Invalid argument"
 
 
 class LevelDBFactory:
@@ -372,12 +376,43 @@ class LevelDBSnapshot:
         # and downward it misses a first row that equals `start`.
         rows = self._snapshot.raw_iterator(verify_checksums=True)
         self._iterators.append(rows)
-        try:
-            if reverse:
-                yield from _downward(rows, start, stop)
+        if reverse:
+            return self._downward(rows, start, stop)
+        return self._upward(rows, start, stop)
+
+    def _upward(self, rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        key_of, row_of, advance = rows.key, rows.value, rows.next
+        with self._iterating(rows):
+            rows.seek(start)
+            while True:
+                key = key_of()
+                if stop and key >= stop:
+                    return
+                yield key, row_of()
+                advance()
+
+    def _downward(self, rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        key_of, row_of, advance = rows.key, rows.value, rows.prev
+        with self._iterating(rows):
+            if stop:
+                rows.seek(stop)
+            if stop and rows.valid():
+                advance()
             else:
-                yield from _upward(rows, start, stop)
+                rows.seek_to_last()
+            while True:
+                key = key_of()
+                if key < start:
+                    return
+                yield key, row_of()
+                advance()
+
+    @contextmanager
+    def _iterating(self, rows: Any) -> Iterator[None]:
+        try:
+            yield
         except plyvel.IteratorInvalidError:
+            # Behind the last row, or before the first.
             return
         except plyvel.Error as error:
             raise _translate(error) from None
@@ -406,41 +441,19 @@ class LevelDBSnapshot:
         self.close()
 
 
-def _upward(rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-    # Ends with IteratorInvalidError behind the last row.
-    key_of, row_of, advance = rows.key, rows.value, rows.next
-    rows.seek(start)
-    while True:
-        key = key_of()
-        if stop and key >= stop:
-            return
-        yield key, row_of()
-        advance()
-
-
-def _downward(rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-    key_of, row_of, advance = rows.key, rows.value, rows.prev
-    if stop:
-        rows.seek(stop)
-    if stop and rows.valid():
-        rows.prev()
-    else:
-        rows.seek_to_last()
-    while True:
-        key = key_of()
-        if key < start:
-            return
-        yield key, row_of()
-        advance()
-
-
 def _translate(error: Exception) -> Exception:
-    if isinstance(error, plyvel.CorruptionError):
-        return CorruptionError(str(error))
-    if isinstance(error, OSError):
-        return OSError(str(error))
-    # LevelDB's other refusals concern the directory: of another comparator, or not there.
-    return CorruptionError(str(error))
+    told = error.args[0] if error.args else ""
+    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+    if not isinstance(error, plyvel.IOError):
+        # Besides damage, LevelDB refuses only a directory that is not what it made.
+        return CorruptionError(text)
+    if text.endswith(_OUTSIDE_OF_TABLE):
+        return CorruptionError(text)
+    # The number is lost on the way, and only its words are left.
+    for number in errno.errorcode:
+        if text.endswith(os.strerror(number)):
+            return OSError(number, text)
+    return OSError(errno.EIO, text)
 
 
 @contextmanager

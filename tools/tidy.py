@@ -121,7 +121,6 @@ SEAM_MODULES: Final[Mapping[str, str]] = {
     "secrets": "chance",
     "fcntl": "files",
     "mmap": "files",
-    "os": "files",
     "shutil": "files",
     "tempfile": "files",
     "select": "network",
@@ -183,6 +182,15 @@ SEAM_METHODS: Final[Mapping[str, str]] = {
     "write_bytes": "files",
     "write_text": "files",
 }
+
+# Of `os` these are arithmetic; everything else asks or changes the machine.
+HARMLESS_OF_OS: Final = frozenset(
+    {
+        *("os.fsdecode", "os.fsencode", "os.fspath", "os.linesep", "os.path", "os.sep"),
+        *("os.path.basename", "os.path.dirname", "os.path.isabs", "os.path.join"),
+        *("os.path.normpath", "os.path.split", "os.path.splitext", "os.strerror"),
+    }
+)
 
 # Written so that this file does not find itself.
 _MACHINE_PATH: Final = re.compile(r"(?<![\w.:/<-])/(?:work|root|tmp)(?:/|\b(?!\w))")
@@ -389,6 +397,8 @@ def _check_seams(source: Source) -> Iterator[Violation]:
         rule = next((SEAM_MODULES[name] for name in names if name in SEAM_MODULES), None)
         if rule is not None:
             yield Violation(source.path, line, rule, f"{full} goes round a seam")
+        elif name and _asks_os(full):
+            yield Violation(source.path, line, "files", f"{full} goes round a seam")
         elif module == "random" and name not in ("", "Random"):
             yield Violation(source.path, line, "chance", f"{full}: a Random is given")
     known |= _names_of_imports(source.tree)
@@ -424,11 +434,19 @@ def _seam_of(
     rule = SEAM_NAMES.get(name)
     if rule is None and isinstance(node, ast.Attribute):
         rule = SEAM_METHODS.get(node.attr)
+        if _asks_os(name) and any(value.split(".")[0] == "os" for value in known.values()):
+            rule = "files"
         # A parameter may be called `random`: it is the one that is given.
         if name.startswith("random.") and node.attr != "Random" and "random" in known.values():
             rule = "chance"
     if rule is not None:
         yield Violation(source.path, node.lineno, rule, f"{name} goes round a seam")
+
+
+def _asks_os(name: str) -> bool:
+    parts = name.split(".")
+    depth = 3 if parts[:2] == ["os", "path"] else 2
+    return parts[0] == "os" and len(parts) == depth and name not in HARMLESS_OF_OS
 
 
 def _dotted(node: ast.expr, known: Mapping[str, str]) -> str:

@@ -24,10 +24,9 @@ import resource
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
-
-import uvloop
 
 from pegaskv.base.errors import (
     ConfigurationError,
@@ -39,8 +38,8 @@ from pegaskv.base.errors import (
 from pegaskv.base.version import DATA_FORMAT, PROTOCOL_VERSION, VERSION
 from pegaskv.runtime.signals import StopSignals
 from pegaskv.server.config import Config, config_from_text, read_config
+from pegaskv.server.listening import ListenError
 from pegaskv.server.logs import escape, set_up_logs
-from pegaskv.server.standalone import ListenError, Standalone
 from pegaskv.storage.local_disk import LocalDisk
 
 __all__ = ["ExitStatus", "main"]
@@ -74,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         return _fail(ExitStatus.USAGE, error, style)
     set_up_logs(level=config.log.level, style=style)
+    import uvloop
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config, data, accept_loss=arguments.accept_loss))
@@ -93,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
+    # Imported here: --version and a wrong flag need none of it.
+    from pegaskv.server.standalone import Standalone
+
     with StopSignals() as signals:
         server = Standalone(
             config,
@@ -105,7 +109,7 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
         try:
             await server.start()
             if not signals.stop.is_set():
-                _say_ready(server)
+                _say_ready(server.address, server.http_address)
             await signals.stop.wait()
             if server.failure is None:
                 _log.info("stopping: %s", signals.reason)
@@ -116,8 +120,8 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
     return ExitStatus.CLEAN_STOP
 
 
-def _say_ready(server: Standalone) -> None:
-    line = f"pegaskv standalone ready on {server.address} (http {server.http_address})\n"
+def _say_ready(address: str, http_address: str) -> None:
+    line = f"pegaskv standalone ready on {address} (http {http_address})\n"
     try:
         sys.stdout.write(line)
         sys.stdout.flush()
@@ -195,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 def _version() -> str:
     return (
         f"pegaskv {VERSION} (protocol {PROTOCOL_VERSION}, data format {DATA_FORMAT}, "
-        f"Python {platform.python_version()}, uvloop {uvloop.__version__})"
+        f"Python {platform.python_version()}, uvloop {version('uvloop')})"
     )
 
 

@@ -14,7 +14,7 @@ All seams are parameters, so that the simulation runs this very composition.
 import errno
 import logging
 import platform
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any, Final
@@ -36,26 +36,19 @@ from pegaskv.runtime.clock import Clock, SystemClock
 from pegaskv.runtime.tasks import TaskScope
 from pegaskv.runtime.worker import ThreadWorker, Worker
 from pegaskv.server.config import Config, parse_address
+from pegaskv.server.listening import listening
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import EngineFactory
 from pegaskv.storage.leveldb import LevelDBFactory
 from pegaskv.storage.local_disk import LocalDisk
 
-__all__ = ["ListenError", "Standalone"]
+__all__ = ["Standalone"]
 
 _log = logging.getLogger(__name__)
 
 # Connections that are served even when the process may have very few files open.
 _CONNECTIONS_MIN: Final = 8
-
-
-class ListenError(PegasKVError):
-    """An address cannot be listened on; `in_use` says that another process has it."""
-
-    def __init__(self, message: str, *, hint: str, in_use: bool) -> None:
-        super().__init__(message, hint=hint)
-        self.in_use = in_use
 
 
 class Standalone:
@@ -137,7 +130,7 @@ class Standalone:
             raise
         self._acceptor = self._make_acceptor()
         self._scope.start("connections", self._acceptor.run())
-        self._listener = await _listening(
+        self._listener = await listening(
             "--listen", server.listen, self._network.listen(self._acceptor, host, port)
         )
         self.address = _address(self._listener.address)
@@ -178,18 +171,18 @@ class Standalone:
         self._store = await EmbeddedStore.open(
             self._disk, directory.meta_path, worker=work["meta store"]
         )
-        stub = self._stub
-        self._meta = await MetaService.open(
+        self._meta = MetaService(
             self._store,
-            replica_control=lambda node_id: stub,
+            nodes={directory.node_id: self._stub},
             clock=self._clock,
             random=self._random,
             options=config.meta,
             cluster_name=config.cluster.name,
             cluster_id=config.cluster.id,
-            replica_state=stub.replica_state,
-            on_crash=self._on_crash,
+            replica_state=self._stub.replica_state,
+            scope=self._scope,
         )
+        await self._meta.start()
 
     def _worker(self, name: str) -> Worker:
         worker = self._make_worker(name)
@@ -234,7 +227,7 @@ class Standalone:
         self._http = HttpServer(sources, health=self.health, clock=self._clock)
         host, port = parse_address(address, "--http")
         self.http_address = _address(
-            await _listening("--http", address, self._http.start(host, port))
+            await listening("--http", address, self._http.start(host, port))
         )
 
     # Stop.
@@ -286,7 +279,7 @@ class Standalone:
 
     async def _stop_meta(self) -> None:
         if self._meta is not None:
-            await self._meta.close()
+            await self._meta.stop()
         if self._store is not None:
             await self._store.close()
 
@@ -366,29 +359,6 @@ class Standalone:
                 },
             )
         )
-
-
-async def _listening(flag: str, address: str, attempt: Awaitable[Any]) -> Any:
-    """Return what `attempt` to listen returns, or say in words why it failed."""
-    try:
-        return await attempt
-    except OSError as error:
-        in_use = error.errno == errno.EADDRINUSE
-        if in_use:
-            reason, hint = (
-                "is in use by another process",
-                f"stop it, or choose another address by {flag} (port 0 picks a free one)",
-            )
-        elif error.errno == errno.EADDRNOTAVAIL:
-            reason, hint = (
-                "is no address of this machine",
-                f"{flag} names an address of an interface here, 0.0.0.0 for all",
-            )
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            reason, hint = "may not be used by this user", "choose a port above 1023"
-        else:
-            reason, hint = f"cannot be used: {error}", f"{flag} is HOST:PORT"
-        raise ListenError(f"{address} {reason}", hint=hint, in_use=in_use) from error
 
 
 def _unusable(data: Path, error: OSError) -> DirectoryUnusable:

@@ -272,7 +272,9 @@ class ServerConnection(asyncio.Protocol):
                     if (
                         type(message) is not list
                         or type(message[0]) is not int
+                        or not 0 < message[0] <= 0xFFFFFFFF
                         or type(message[1]) is not int
+                        or (type(message[2]) is not int and type(message[2]) is not list)
                     ):
                         raise WireError("not a request")
                     handlers[message[1]](self, message)
@@ -298,7 +300,7 @@ class ServerConnection(asyncio.Protocol):
             type(message) is not list
             or not message
             or type(message[0]) is not int
-            or not 0 <= message[0] <= _REQUEST_ID_MAX
+            or not 0 < message[0] <= _REQUEST_ID_MAX
         ):
             self._break(WireError("a message without a request id"))
             return
@@ -312,6 +314,8 @@ class ServerConnection(asyncio.Protocol):
         operation = message[1]
         if type(operation) is not int:
             return InvalidArgument("an operation is a whole number")
+        if type(message[2]) is not int and type(message[2]) is not list:
+            return InvalidArgument("a time limit is a whole number of milliseconds")
         if operation not in self._handlers:
             return UnknownOperation(
                 f"unknown operation {operation}", hint="the client may be newer than the server"
@@ -328,7 +332,7 @@ class ServerConnection(asyncio.Protocol):
             or type(message) is not list
             or len(message) < 3
             or type(message[0]) is not int
-            or not 0 <= message[0] <= _REQUEST_ID_MAX
+            or not 0 < message[0] <= _REQUEST_ID_MAX
             or message[1] != Operation.HELLO
         ):
             self._break(WireError("the first frame is not one hello"))

@@ -303,7 +303,7 @@ async def test_accounts_are_right_and_every_request_is_answered_in_any_order(see
             count = chance.choice((1, 3, 40, 500))
             operation = chance.choice((ECHO, LATER, LATER))
             size = chance.choice((0, 10, 2_000))
-            ids = [step * 1_000 + number for number in range(count)]
+            ids = [step * 1_000 + number + 1 for number in range(count)]
             sent[peer] += ids
             peer.send([[number, operation, 0, bytes(size)] for number in ids])
         elif action < 0.8:

@@ -24,7 +24,7 @@ async def test_reading_pauses_at_the_limit_of_requests_and_goes_on_below_it() ->
     peer = server.greeted()
     most = CONNECTION_REQUESTS_IN_FLIGHT_MAX
     for begin in range(0, most, 256):
-        peer.send([[number, LATER, 0] for number in range(begin, begin + 256)])
+        peer.send([[number, LATER, 0] for number in range(begin + 1, begin + 257)])
     assert not peer.transport.reading
     server.answer(most // 4)
     await turn()
@@ -40,7 +40,7 @@ async def test_never_more_requests_than_the_limit_are_under_way() -> None:
     total = 10_000
     peer.send(
         *(
-            [[number, LATER, 0] for number in range(begin, begin + 100)]
+            [[number + 1, LATER, 0] for number in range(begin, begin + 100)]
             for begin in range(0, total, 100)
         )
     )
@@ -52,8 +52,8 @@ async def test_never_more_requests_than_the_limit_are_under_way() -> None:
         server.acceptor.check()
         await turn()
     assert most > CONNECTION_REQUESTS_IN_FLIGHT_MAX - 100
-    assert server.handled == list(range(total))
-    assert sorted(reply[0] for reply in peer.replies()) == list(range(total))
+    assert server.handled == list(range(1, total + 1))
+    assert sorted(reply[0] for reply in peer.replies()) == list(range(1, total + 1))
     assert peer.transport.reading
     assert server.acceptor.bytes_in_flight == 0
 
@@ -62,7 +62,7 @@ async def test_reading_pauses_at_the_limit_of_bytes_and_goes_on_below_it() -> No
     server = Server()
     peer = server.greeted()
     size = CONNECTION_BYTES_IN_FLIGHT_MAX // 8
-    for number in range(8):
+    for number in range(1, 9):
         assert peer.transport.reading
         peer.send([[number, LATER, 0, bytes(size)]])
     assert not peer.transport.reading

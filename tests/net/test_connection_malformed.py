@@ -89,6 +89,9 @@ ANSWERED: dict[str, tuple[list[Any], int]] = {
     "operation is nil": ([7, None, 0], InvalidArgument.code),
     "operation is a list": ([7, [ECHO], 0], InvalidArgument.code),
     "operation is a map": ([7, {"a": 1}, 0], InvalidArgument.code),
+    "time limit is text": ([7, ECHO, "1"], InvalidArgument.code),
+    "time limit is nil": ([7, ECHO, None], InvalidArgument.code),
+    "time limit is a bool": ([7, ECHO, True], InvalidArgument.code),
     "ping with fields": ([7, 1, 0, 5], InvalidArgument.code),
     "hello again": ([7, 0, 0], InvalidArgument.code),
 }
@@ -130,11 +133,13 @@ async def test_a_bad_message_is_answered_by_its_id_and_the_rest_of_its_frame_is_
     assert still_served(peer)
 
 
-@pytest.mark.parametrize("request_id", [-1, U32 + 1, 2**63])
-async def test_an_id_that_is_no_u32_closes_when_its_message_is_wrong(request_id: int) -> None:
-    peer = Server().greeted()
-    peer.send([[request_id, 4_000, 0]])
+@pytest.mark.parametrize("request_id", [-1, 0, U32 + 1, 2**63])
+async def test_an_id_out_of_its_range_closes_the_connection(request_id: int) -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.send([[request_id, ECHO, 0]])
     assert peer.refused
+    assert server.handled == []
 
 
 @pytest.mark.parametrize("cut", range(1, 9))

@@ -127,7 +127,7 @@ async def test_a_refused_client_reads_why_although_it_has_spoken() -> None:
 async def test_a_peer_that_never_reads_costs_a_bounded_amount_and_hinders_nobody() -> None:
     async with serving(output_stall_timeout_ms=200) as (acceptor, port):
         rude = await Client.greeted(port)
-        rude.send(*([[number, LARGE, 0, 500_000] for number in range(500)] for _ in range(2)))
+        rude.send(*([[number, LARGE, 0, 500_000] for number in range(1, 500)] for _ in range(2)))
         [connection] = acceptor._connections
         await poll_until(lambda: connection.output_paused)
         polite = await Client.greeted(port)
@@ -190,7 +190,7 @@ async def test_drain_does_not_wait_for_ever() -> None:
 async def test_random_bytes_from_many_peers_do_not_reach_anybody_else() -> None:
     async with serving() as (acceptor, port):
         polite = await Client.greeted(port)
-        for number in range(40):
+        for number in range(1, 41):
             rude = await Client.connect(port)
             rude.send([hello()] if number % 2 else [])
             rude.writer.write(os.urandom(500))

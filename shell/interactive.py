@@ -166,8 +166,11 @@ class PagedOutput:
         assert pipe is not None
         text = "".join(self._held)
         self._held.clear()
-        pipe.write(text.encode("utf-8", "surrogateescape"))
-        await pipe.drain()
+        try:
+            pipe.write(text.encode("utf-8", "surrogateescape"))
+            await pipe.drain()
+        except ConnectionResetError:
+            raise BrokenPipeError from None
 
     def _write_held(self) -> None:
         self._stdout.write("".join(self._held))

@@ -6,6 +6,7 @@ compared with what was done. `unreachable` makes it behave as a cluster that is 
 """
 # ruff: noqa: ASYNC109 - the signatures are those of the client
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ class FakeCluster:
     rows: dict[int, dict[tuple[bytes, bytes], FakeRow]] = field(default_factory=dict)
     now: int = START
     unreachable: bool = False
+    # Takes connections and answers no question about itself.
+    silent: bool = False
     addresses: list[str] = field(default_factory=list)
     log: list[tuple[str, float]] = field(default_factory=list)
     # Raised by a scan behind this many rows.
@@ -151,6 +154,8 @@ class FakeTable:
 
     async def get(self, hash_key: bytes, sort_key: bytes, *, timeout: float) -> bytes | None:
         self.cluster.called("get", timeout)
+        if hash_key == b"hang":
+            await asyncio.Event().wait()
         row = self._live().get((hash_key, sort_key))
         return row.value if row else None
 
@@ -344,6 +349,8 @@ class FakeAdmin:
 
     async def list_tables(self, *, with_dropped: bool, timeout: float) -> list[TableInfo]:
         self.cluster.called("list_tables", timeout)
+        if self.cluster.silent:
+            await asyncio.Event().wait()
         return [
             info
             for info in self.cluster.tables.values()

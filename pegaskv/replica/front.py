@@ -12,13 +12,16 @@ front stops, `on_fatal` is told, and the process recovers by a restart.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from pegaskv.net.connection import ServerConnection
 from pegaskv.replica.replica import Replica
 from pegaskv.storage.mutation_log import LogRecord, MutationLog
 
 __all__ = ["Front"]
+
+# How long committed rows may wait for others to share a write to the engine.
+_APPLY_AFTER_S: Final = 0.01
 
 
 class Front:
@@ -29,10 +32,13 @@ class Front:
         *,
         log: MutationLog,
         call_soon: Callable[[Callable[[], Any]], Any],
+        call_later: Callable[[float, Callable[[], Any]], Any],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._log = log
         self._call_soon = call_soon
+        self._call_later = call_later
+        self._lagging: list[Replica] = []
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
@@ -50,6 +56,17 @@ class Front:
         self._dirty.append(replica)
         if not self._scheduled:
             self._schedule()
+
+    def lag(self, replica: Replica) -> None:
+        """`replica` holds committed rows that its engine has not taken."""
+        if not self._lagging:
+            self._call_later(_APPLY_AFTER_S, self._catch_up)
+        self._lagging.append(replica)
+
+    def _catch_up(self) -> None:
+        lagging, self._lagging = self._lagging, []
+        for replica in lagging:
+            replica.apply_now()
 
     def sync_os_tables(self) -> None:
         """Sync what `os` tables wrote, unless a sync is running or nothing is unsynced."""

@@ -80,13 +80,18 @@ def recover_replicas(
     for manifest in directory.list_replicas():
         replica = _open_engine(directory, manifest.gpid, engine_factory)
         replica.incarnation = manifest.incarnation
-        if manifest.os_acknowledged and not (directory.was_clean_stop or directory.same_boot):
+        if manifest.amnesiac:
+            # The only replica goes on with what it has, and says so once.
             _log.warning(
                 "partition %s acknowledged writes without syncing them and the machine went "
                 "down: its last writes may be lost",
                 manifest.gpid,
             )
+            directory.clear_amnesia(manifest.gpid)
         replicas[manifest.gpid] = replica
+    for gpid, damage in directory.damaged.items():
+        replicas[gpid] = RecoveredReplica(closed=damage.message)
+        _log.error("partition %s stays closed: %s", gpid, damage)
 
     def wanted(gpid: Gpid, incarnation: int, decree: int) -> bool:
         replica = replicas.get(gpid)

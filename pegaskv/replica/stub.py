@@ -131,7 +131,12 @@ class ReplicaStub:
         self._recovered = recovered.replicas
         self._next_incarnation = recovered.next_incarnation
         loop = asyncio.get_running_loop()
-        self._front = Front(log=self._log, call_soon=loop.call_soon, on_fatal=self._on_log_failed)
+        self._front = Front(
+            log=self._log,
+            call_soon=loop.call_soon,
+            call_later=loop.call_later,
+            on_fatal=self._on_log_failed,
+        )
         await self._look_at_disk()
         clock, options = self._clock, self._options
         for name, function, pause_ms in (
@@ -319,6 +324,7 @@ class ReplicaStub:
             clock=self._clock,
             apply_worker=self._workers.apply,
             wake=self._front.wake,
+            lag=self._front.lag,
             on_engine_failed=self._on_engine_failed,
             on_control=self._on_control,
         )
@@ -436,6 +442,7 @@ class ReplicaStub:
 
     async def _flush(self, replica: Replica) -> None:
         assert self._log is not None
+        replica.apply_now()
         engine = replica.engine
         try:
             info = await self._workers.upkeep.run(

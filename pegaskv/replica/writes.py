@@ -110,7 +110,7 @@ class WriteHandlers:
         batch.rows += (key, row)
         batch.overlay[key] = row
         batch.replies.append((connection, [request_id, 0, 0]))
-        connection.defer()
+        connection.in_flight += 1
         batch.size += len(body)
         replica.writes += 1
         if batch.size >= MUTATION_BYTES_MAX or len(batch.operations) >= MUTATION_OPERATIONS_MAX:

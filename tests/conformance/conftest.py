@@ -53,7 +53,8 @@ async def table(client: pegaskv.Client, run_name: str) -> pegaskv.Table:
 @pytest.fixture
 def hk() -> bytes:
     """A hash key that no other test uses."""
-    return b"hash-key-%d" % next(_numbers)
+    # Of one length, so that the neighbours that a test makes are nobody else's.
+    return b"hash-key-%06d." % next(_numbers)
 
 
 NewTable = Callable[..., Awaitable[pegaskv.Table]]

@@ -273,15 +273,15 @@ async def test_empty_multi_operations_are_refused(table: pegaskv.Table, hk: byte
 
 
 async def test_an_empty_hash_key_is_refused_by_multi_operations(table: pegaskv.Table) -> None:
-    with pytest.raises(InvalidArgument, match="hash.key"):
+    with pytest.raises(InvalidArgument, match=r"hash.key"):
         await table.multi_set(b"", {b"a": b"1"})
-    with pytest.raises(InvalidArgument, match="hash.key"):
+    with pytest.raises(InvalidArgument, match=r"hash.key"):
         await table.multi_get(b"")
-    with pytest.raises(InvalidArgument, match="hash.key"):
+    with pytest.raises(InvalidArgument, match=r"hash.key"):
         await table.multi_delete(b"", [b"a"])
-    with pytest.raises(InvalidArgument, match="hash.key"):
+    with pytest.raises(InvalidArgument, match=r"hash.key"):
         await table.sort_key_count(b"")
-    with pytest.raises(InvalidArgument, match="hash.key"):
+    with pytest.raises(InvalidArgument, match=r"hash.key"):
         table.scan(b"")
 
 

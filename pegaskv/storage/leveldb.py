@@ -24,7 +24,7 @@ import plyvel
 from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, EngineClosed, ReplicaState
-from pegaskv.storage.leveldb_files import TableLinker, log_numbers, make_ready, restore
+from pegaskv.storage.leveldb_files import TableLinker, make_ready, newest_log, restore
 from pegaskv.storage.options import StorageOptions
 
 __all__ = ["LevelDBEngine", "LevelDBFactory", "LevelDBSnapshot"]
@@ -39,6 +39,8 @@ _CACHE_SHARE_MIN: Final = 512 * 1024
 # Above every key, reserved ones included.
 _END: Final = b"\xff" * 16
 _DRAIN_POLL_S: Final = 0.001
+# Beside a thread that only writes, one in forty flushes does nothing.
+_FLUSH_TRIES_MAX: Final = 100
 # A damaged pointer leads behind the end of a mapped table; LevelDB calls that an I/O error.
 _OUTSIDE_OF_TABLE: Final = ".ldb: Invalid argument"
 
@@ -55,6 +57,7 @@ class LevelDBFactory:
         self._disk = disk
         self._options = options or StorageOptions()
         self._cache_left = self._options.block_cache_bytes
+        self._open: set[Path] = set()
         self._lock = threading.Lock()
 
     def open(self, path: Path) -> "LevelDBEngine":
@@ -62,15 +65,17 @@ class LevelDBFactory:
 
         Raises:
             CorruptionError: the tables do not open.
-            OSError: the disk refused, or another handle has the directory open.
+            OSError: the disk refused, or another engine has the directory open.
 
         """
-        make_ready(self._disk, path)
-        cache = self._take_cache()
+        cache = self._admit(path)
         try:
-            return LevelDBEngine(self._disk, path, self._options, cache, self._give_cache_back)
+            make_ready(self._disk, path)
+            return LevelDBEngine(
+                self._disk, path, self._options, cache, lambda: self._dismiss(path, cache)
+            )
         except BaseException:
-            self._give_cache_back(cache)
+            self._dismiss(path, cache)
             raise
 
     def open_checkpoint(self, checkpoint: Path, path: Path) -> "LevelDBEngine":
@@ -84,15 +89,20 @@ class LevelDBFactory:
         restore(self._disk, checkpoint, path)
         return self.open(path)
 
-    def _take_cache(self) -> int:
+    def _admit(self, path: Path) -> int:
         with self._lock:
+            if path in self._open:
+                # LevelDB would refuse too, but only after its log was removed.
+                raise OSError(errno.EBUSY, "an engine is open in this directory", str(path))
+            self._open.add(path)
             share = min(self._options.block_cache_bytes // 16, self._cache_left // 8)
             share = max(share, _CACHE_SHARE_MIN)
             self._cache_left -= share
             return share
 
-    def _give_cache_back(self, share: int) -> None:
+    def _dismiss(self, path: Path, share: int) -> None:
         with self._lock:
+            self._open.discard(path)
             self._cache_left += share
 
 
@@ -109,11 +119,10 @@ class LevelDBEngine:
         path: Path,
         options: StorageOptions,
         cache_bytes: int,
-        on_closed: Callable[[int], None],
+        on_closed: Callable[[], None],
     ) -> None:
         self.path = path
         self._disk = disk
-        self._cache_bytes = cache_bytes
         self._on_closed = on_closed
         with _translated():
             self._db = plyvel.DB(
@@ -132,14 +141,14 @@ class LevelDBEngine:
                 stored = self._db.get(STATE_KEY, verify_checksums=True)
             self._encoded_state = ReplicaState.decode(stored).encode()
             self._linker = TableLinker(disk, path)
-            self._log_number = log_numbers(disk, path)[-1]
+            self._log_number = newest_log(disk, path)
         except BaseException:
             self._db.close()
             raise
         self._uses: list[None] = []
         self._closed = False
         self._close_lock = threading.Lock()
-        self._checkpoint_lock = threading.Lock()
+        self._files_lock = threading.Lock()
         self._get: Callable[..., Any] = self._db.get
         self._write_batch: Callable[[], Any] = self._db.write_batch
         # Bytes of memory taken by all writes; at the last sample; when the memtable was new.
@@ -243,13 +252,15 @@ class LevelDBEngine:
             EngineClosed: `close` has begun.
 
         """
-        with self._use() as db, self._checkpoint_lock:
+        with self._use() as db:
             self._flush(db)
-            return self._linker.checkpoint(target)
+            with self._files_lock:
+                return self._linker.checkpoint(target)
 
     def compact(self) -> None:
         """Rewrite all tables, so that removed rows give their space back."""
         with self._use() as db:
+            self._flush(db)
             db.compact_range(start=b"", stop=_END)
             # It returns nothing; an error stops all later writes, so an empty one asks.
             db.write_batch().write()
@@ -288,7 +299,7 @@ class LevelDBEngine:
             with suppress(OSError, CorruptionError), _translated():
                 self._flush(self._db)
             self._db.close()
-        self._on_closed(self._cache_bytes)
+        self._on_closed()
 
     def _flush(self, db: Any) -> int:
         # Both are taken first: what is written during the flush may or may not be in it.
@@ -296,22 +307,31 @@ class LevelDBEngine:
         written = self._written
         if written == self._flushed:
             return state.decree
-        with _translated():
-            # Without bounds this compacts nothing: it writes the memtable to a synced table
-            # and waits for that. It reports no error, but an error stops all later writes:
-            # an empty one asks for it.
-            db.compact_range()
-            db.write_batch().write()
-        self._flushed = written
+        with self._files_lock, _translated():
+            # All that was written is in the logs up to this one.
+            number = newest_log(self._disk, self.path)
+            for _ in range(_FLUSH_TRIES_MAX):
+                # Without bounds this compacts nothing: it writes the memtable to a synced
+                # table and waits for that. But it reports no error; an error stops all later
+                # writes, so an empty one asks for it. And if a write of another thread is
+                # under way it may be taken for a part of that and do nothing. So MANIFEST
+                # has the last word: it says from which log on the rows are not in tables.
+                db.compact_range()
+                db.write_batch().write()
+                if self._linker.first_unflushed_log() > number:
+                    break
+            else:
+                raise OSError(errno.EIO, f"{self.path}: flushes do not get through")
+            self._log_number = newest_log(self._disk, self.path)
+        self._flushed = max(self._flushed, written)
         self._switched = max(self._switched, written)
-        self._log_number = log_numbers(self._disk, self.path)[-1]
         return state.decree
 
     def _sample(self, db: Any) -> bool:
         before, self._sampled = self._sampled, self._written
         if self._written - self._switched >= self._memtable_calm:
             # LevelDB may have begun a new memtable by itself; each has a log of its own.
-            number = log_numbers(self._disk, self.path)[-1]
+            number = newest_log(self._disk, self.path)
             if number != self._log_number:
                 self._log_number = number
                 self._switched = before

@@ -19,7 +19,7 @@ from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, ReplicaState
 from pegaskv.storage.leveldb_manifest import LiveTable, ManifestReader, manifest_name
 from pegaskv.storage.leveldb_table import find_newest
 
-__all__ = ["TableLinker", "log_numbers", "make_ready", "restore"]
+__all__ = ["TableLinker", "make_ready", "newest_log", "restore"]
 
 _LOG_NAME: Final = re.compile(r"(\d+)\.log")
 _TABLE_NAME: Final = re.compile(r"\d+\.(ldb|sst)")
@@ -30,10 +30,18 @@ _LINK_TRIES_MAX: Final = 50
 _COPY_BYTES: Final = 1024 * 1024
 
 
-def log_numbers(disk: Disk, path: Path) -> list[int]:
-    """Return the numbers of LevelDB's log files; the last is the current one."""
+def newest_log(disk: Disk, path: Path) -> int:
+    """Return the number of the log that the open LevelDB in `path` writes.
+
+    Raises:
+        OSError: there is none; somebody else removed it.
+
+    """
     names = (_LOG_NAME.fullmatch(name) for name in disk.list(path))
-    return sorted(int(match[1]) for match in names if match)
+    numbers = [int(match[1]) for match in names if match]
+    if not numbers:
+        raise FileNotFoundError(errno.ENOENT, "LevelDB's log was removed", str(path))
+    return max(numbers)
 
 
 def make_ready(disk: Disk, path: Path) -> None:
@@ -131,6 +139,12 @@ class TableLinker:
         files.append(("CURRENT", len(self._manifest.name) + 1))
         # The tables' bytes were synced by LevelDB before its MANIFEST named them.
         return publish(disk, target, _state_in_tables(disk, temporary, tables), files)
+
+    def first_unflushed_log(self) -> int:
+        """Return the number below which all logs are in tables, durably."""
+        self._live_tables()
+        assert self._reader.log_number is not None
+        return self._reader.log_number
 
     def _live_tables(self) -> list[LiveTable]:
         file = self._disk.open(self._manifest)

@@ -75,6 +75,32 @@ def test_a_flush_of_nothing_new_touches_nothing(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_a_flush_beside_a_thread_that_writes_is_a_flush(tmp_path: Path) -> None:
+    # LevelDB takes a flush that waits behind a write for a part of that write: one in forty.
+    engine = factory().open(tmp_path / "engine")
+    stop = threading.Event()
+
+    def write() -> None:
+        decree = 0
+        while not stop.is_set():
+            decree += 1
+            write_one(engine, decree)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_until(lambda: engine.state().decree > 0, what="a first write")
+        for number in range(150):
+            flushed = engine.flush()
+            # The tables as they are, without another flush.
+            tables = engine._linker.checkpoint(tmp_path / f"tables-{number}")
+            assert 0 < flushed <= tables.decree
+    finally:
+        stop.set()
+        writer.join()
+    engine.close()
+
+
 @pytest.mark.parametrize("damage", ["untouched", "torn", "zeros", "garbage", "gone"])
 def test_what_is_in_the_log_of_leveldb_never_matters(tmp_path: Path, damage: str) -> None:
     engine = factory().open(tmp_path / "engine")
@@ -296,12 +322,22 @@ def test_the_torn_end_of_a_manifest_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_open_elsewhere_is_an_os_error(tmp_path: Path) -> None:
-    engine = factory().open(tmp_path / "engine")
+    engines = factory()
+    engine = engines.open(tmp_path / "engine")
     write_row(engine, 1, b"a", b"1")
+    with pytest.raises(OSError, match="an engine is open"):
+        engines.open(tmp_path / "engine")
+    assert engine.get(b"a") == b"1"
+    assert engine.flush() == 1
     with pytest.raises(OSError, match="lock"):
         factory().open(tmp_path / "engine")
-    assert engine.get(b"a") == b"1"
+    write_row(engine, 2, b"a", b"2")
+    with pytest.raises(OSError, match="removed"):
+        engine.flush()
     engine.close()
+    again = engines.open(tmp_path / "engine")
+    assert again.state().decree >= 1
+    again.close()
 
 
 # Checkpoints beside writes.
@@ -441,14 +477,15 @@ def test_many_files_in_level_0_are_not_calm(tmp_path: Path) -> None:
 def test_the_block_cache_is_one_budget_for_all_engines(tmp_path: Path) -> None:
     budget = 64 * 1024 * 1024
     engines = LevelDBFactory(LocalDisk(), StorageOptions(block_cache_bytes=budget))
-    shares = [engines._take_cache() for _ in range(40)]
+    paths = [tmp_path / str(number) for number in range(40)]
+    shares = [engines._admit(path) for path in paths]
     assert shares[0] == budget // 16
     assert shares == sorted(shares, reverse=True)
     least = 512 * 1024
     assert shares[-1] == least
     assert sum(share for share in shares if share > least) <= budget
-    for share in shares:
-        engines._give_cache_back(share)
+    for path, share in zip(paths, shares, strict=True):
+        engines._dismiss(path, share)
     engine = engines.open(tmp_path / "engine")
     assert engines._cache_left == budget - shares[0]
     engine.close()

@@ -9,7 +9,6 @@ Exits 1 if any row differs. DEMO_KEEP=1 keeps the directory.
 """
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -105,17 +104,17 @@ def unicode_rows() -> Iterator[tuple[bytes, bytes, bytes]]:
         character = chr(code)
         name = unicodedata.name(character, "")
         if name:
-            value = {
-                "name": name,
-                "category": unicodedata.category(character),
-                "bidirectional": unicodedata.bidirectional(character),
-                "numeric": unicodedata.numeric(character, None),
-                "decomposition": unicodedata.decomposition(character),
-            }
+            value = (
+                name,
+                unicodedata.category(character),
+                unicodedata.bidirectional(character),
+                str(unicodedata.numeric(character, "")),
+                unicodedata.decomposition(character),
+            )
             yield (
                 b"%04X" % (code >> 8),
                 b"%06X" % code,
-                json.dumps(value, separators=(",", ":")).encode(),
+                "; ".join(value).encode(),
             )
 
 
@@ -245,7 +244,7 @@ def ask(server: Server) -> None:
             [*command, "-e", question], capture_output=True, text=True, check=False, timeout=30
         )
         shown = done.stdout.strip() or done.stderr.strip()
-        console.print(shown, markup=False)
+        console.print(shown, markup=False, soft_wrap=True)
         if done.returncode:
             raise SystemExit(f"the shell failed with status {done.returncode}: {done.stderr}")
 

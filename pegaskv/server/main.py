@@ -126,7 +126,9 @@ def _say_ready(address: str, http_address: str) -> None:
         sys.stdout.write(line)
         sys.stdout.flush()
     except OSError:
-        # Whoever started us has closed its end; that is no reason not to serve.
+        # Whoever started us has closed its end; that is no reason not to serve. What is left
+        # in the buffer must go somewhere, or the end of the process would fail by it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _log.info("%s", line.rstrip())
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import hypothesis
 import pytest
-import uvloop
+
+from tests.loops import CheckedLoop
 
 # No database and no fresh seed: `make test` gives the same answer for the same code. New
 # examples are the business of `make soak`. No deadline, since other work may hold the machine.
@@ -34,7 +35,7 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], Any]]:
     """The servers run on uvloop, so the tests do."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": CheckedLoop}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -66,7 +66,8 @@ class NetworkOptions:
             latency_us=(low, low * random.randint(1, 4)),
             jitter_us=random.choice([0, 100, 1_000, 20_000]),
             split=random.choice([0.0, 0.1, 0.5, 1.0]),
-            window_bytes=random.choice([4 * 1024, 64 * 1024, 1024 * 1024]),
+            # A narrow window over a long way would be a network that nobody has.
+            window_bytes=random.choice([4 * 1024 if low <= 500 else 256 * 1024, 1024 * 1024]),
             resend_us=random.choice([0, 200_000, 3_000_000]),
         )
 

@@ -256,6 +256,8 @@ class Side(asyncio.Transport):
         self._call: asyncio.Handle | None = None
         self._protocol: asyncio.BaseProtocol | None = None
         self._made = False
+        # Whether `connection_lost` has been called.
+        self._over = False
         self._closing = False
         self._paused = False
         self._unread = bytearray()
@@ -282,6 +284,7 @@ class Side(asyncio.Transport):
         self._check_alive()
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data is {type(data).__name__}, not bytes")
+        self._check_not_over("write")
         if self._closing or self.gone or not data:
             return
         if isinstance(self._unread_end, _Reset):
@@ -305,6 +308,7 @@ class Side(asyncio.Transport):
 
     def abort(self) -> None:
         self._check_alive()
+        self._check_not_over("abort")
         if self.gone:
             return
         if self._network.chance(0.5):
@@ -334,6 +338,7 @@ class Side(asyncio.Transport):
         return self._low, self._high
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._check_not_over("set_write_buffer_limits")
         if high is None:
             high = _HIGH_WATER_BYTES if low is None else 4 * low
         if low is None:
@@ -523,12 +528,21 @@ class Side(asyncio.Transport):
         self._set_gone()
         protocol = self._protocol
         if protocol is not None:
-            self._queue(lambda: protocol.connection_lost(error))
+            self._queue(lambda: self._tell_lost(protocol, error))
+
+    def _tell_lost(self, protocol: asyncio.BaseProtocol, error: Exception | None) -> None:
+        protocol.connection_lost(error)
+        self._over = True
 
     def _set_gone(self) -> None:
         self.gone = True
         self._unread.clear()
         self._connection.on_gone()
+
+    def _check_not_over(self, call: str) -> None:
+        # uvloop raises for the two others; asyncio's `abort` fails when a close had to wait.
+        if self._over:
+            raise RuntimeError(f"{call} behind connection_lost; not every loop allows it")
 
     def _check_alive(self) -> None:
         if not self.life.alive:

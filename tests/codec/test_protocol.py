@@ -1,23 +1,25 @@
-"""The protocol as a stranger would write it: vectors, a client of its own, and the document.
-
-Nothing in the first half is shared with `pegaskv.codec`: it was written from
-`docs/protocol.md` alone, so it fails when the document and the code part.
-"""
+"""The protocol and its document: vectors, read by us and by a stranger, and generated parts."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-import xxhash
 
 from pegaskv.base.errors import WireError
 from pegaskv.base.hashing import partition_hash, partition_index
 from pegaskv.codec.frames import FrameSplitter, encode_frame
 from pegaskv.codec.keys import decode_key, encode_key, hash_key_range
 from pegaskv.codec.operations import OPERATIONS, Operation
+from tests.codec.stranger import (
+    stranger_crc32c,
+    stranger_decode,
+    stranger_encode,
+    stranger_end,
+    stranger_key,
+    stranger_partition,
+)
 from tools import protocol_docs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,46 +40,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-# A client of 40 lines, from the document.
-
-
-def stranger_crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-def stranger_encode(messages: list[Any]) -> bytes:
-    body = msgpack.packb(messages, use_bin_type=True)
-    return struct.pack(">I", len(body)) + struct.pack(">I", stranger_crc32c(body)) + body
-
-
-def stranger_decode(data: bytes) -> list[Any]:
-    length, crc = struct.unpack(">II", data[:8])
-    if length > 16 * 1024 * 1024 or len(data) != 8 + length or stranger_crc32c(data[8:]) != crc:
-        raise ValueError("not a frame")
-    messages = msgpack.unpackb(data[8:], raw=False, max_ext_len=0)
-    if not isinstance(messages, list) or not 1 <= len(messages) <= 1024:
-        raise ValueError("not messages")
-    return messages
-
-
-def stranger_key(hash_key: bytes, sort_key: bytes) -> bytes:
-    return struct.pack(">H", len(hash_key)) + hash_key + sort_key
-
-
-def stranger_end(prefix: bytes) -> bytes:
-    number = int.from_bytes(prefix, "big") + 1
-    return number.to_bytes(len(prefix), "big").rstrip(b"\x00")
-
-
-def stranger_partition(hash_key: bytes, sort_key: bytes, count: int) -> int:
-    return int(xxhash.xxh3_64(hash_key or sort_key, seed=0).hexdigest(), 16) % count
 
 
 @cases("Checksums")

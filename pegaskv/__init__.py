@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pegaskv import blocking as blocking
-    from pegaskv import errors as errors
+    import pegaskv.blocking as blocking
+    import pegaskv.errors as errors
     from pegaskv.base.version import VERSION as __version__
     from pegaskv.client.client import Client as Client
     from pegaskv.client.client import connect as connect

@@ -200,6 +200,17 @@ async def test_a_file_of_another_format_is_refused_by_name() -> None:
         await opened(disk)
 
 
+async def test_a_record_of_another_place_is_not_taken() -> None:
+    disk, path, ends = await written()
+    data = disk.read_bytes(path)
+    # Old blocks of the file system behind the end: good records, in the wrong place.
+    disk.open(path, writable=True).write_at(len(data), data[ends[-3] : ends[-1]])
+    store = await opened(disk)
+    assert store.torn_bytes == ends[-1] - ends[-3]
+    assert len(await content(store)) == 5
+    await store.close()
+
+
 # Failing disks.
 
 

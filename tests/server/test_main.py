@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import pegaskv
 from pegaskv.base.version import VERSION
 from tests.helpers import free_port, wait_until
 
@@ -379,3 +381,42 @@ def test_a_server_with_few_files_warns_and_refuses_politely(data: str) -> None:
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "only 128 files" in err
+
+
+# A disk that does not take what is written.
+
+
+def test_a_disk_that_refuses_the_first_files_is_status_4(data: str) -> None:
+    """RLIMIT_FSIZE stands in for a full disk: no file may grow beyond it."""
+    arguments = command("standalone", "--data", data, "--listen", "127.0.0.1:0", "--http", "none")
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -f 64 && exec "$@"', "sh", *arguments],
+        capture_output=True,
+        timeout=30,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr
+    assert data in one_line(done.stderr)
+    running = Running("--data", data, "--listen", "127.0.0.1:0", "--http", "none")
+    assert running.stop()[0] == 0
+
+
+def test_a_log_that_cannot_be_written_ends_the_server_and_nothing_acknowledged_is_lost(
+    server: Running, data: str
+) -> None:
+    with pegaskv.blocking.connect(server.address, timeout=5.0) as client:
+        client.admin.create_table("t", partition_count=2)
+        client.table("t").set(b"before", b"", b"1")
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, 1))
+        with pytest.raises(pegaskv.errors.PegasKVError):
+            client.table("t").set(b"after", b"", b"2", timeout=1.0)
+    _, err = server.process.communicate(timeout=20)
+    assert server.process.returncode == 1
+    assert "Traceback" not in err
+    assert "nothing that was acknowledged is lost" in one_line(err)
+    again = Running("--data", data, "--listen", "127.0.0.1:0", "--http", "none")
+    with pegaskv.blocking.connect(again.address) as client:
+        assert client.table("t").get(b"before", b"") == b"1"
+    assert again.stop()[0] == 0

@@ -49,6 +49,11 @@ async def content(store: EmbeddedStore) -> dict[str, tuple[bytes, int]]:
     return {key: (one.value, one.revision) for key, one in found.items()}
 
 
+async def next_event(events: AsyncIterator[WatchEvent]) -> WatchEvent:
+    async with asyncio.timeout(5):
+        return await anext(events)
+
+
 def files(disk: SimulatedDisk) -> list[str]:
     return disk.list(ROOT)
 
@@ -99,13 +104,13 @@ async def test_a_watcher_that_fell_behind_is_told_to_list_again() -> None:
     for number in range(1_010):
         await store.commit(puts={"a": b"%d" % number})
     with pytest.raises(Compacted):
-        await anext(store.watch("", 5))
-    event = await anext(store.watch("", 1_000))
+        await next_event(store.watch("", 5))
+    event = await next_event(store.watch("", 1_000))
     assert event == WatchEvent("a", b"1000", 1_001)
     await store.close()
     again = await opened(SimulatedDisk(Random(2)))
     await again.commit(puts={"a": b""})
-    assert (await anext(again.watch("", 0))).revision == 1
+    assert (await next_event(again.watch("", 0))).revision == 1
     await again.close()
 
 
@@ -116,9 +121,9 @@ async def test_changes_before_a_start_are_not_known_to_watchers() -> None:
     await store.close()
     again = await opened(disk)
     with pytest.raises(Compacted):
-        await anext(again.watch("", 0))
+        await next_event(again.watch("", 0))
     await again.commit(puts={"b": b"1"})
-    assert (await anext(again.watch("", 1))).key == "b"
+    assert (await next_event(again.watch("", 1))).key == "b"
     await again.close()
 
 
@@ -289,7 +294,7 @@ async def test_a_watcher_hears_of_a_commit_that_failed_and_happened() -> None:
     # The page cache has kept what could not be synced: it is written again, and holds.
     assert await content(store) == {"a": (b"2", 2)}
     events = store.watch("", 1)
-    assert {(await anext(events)).key for _ in range(2)} == {"a", "b"}
+    assert {(await next_event(events)).key for _ in range(2)} == {"a", "b"}
     disk.power_cut()
     again = await opened(disk.reborn())
     assert await content(again) == {"a": (b"2", 2)}

@@ -45,6 +45,10 @@ class Owner(Protocol):
         """Whether the callback may run now; if not, the owner has kept or dropped it."""
         ...
 
+    def ran(self) -> None:
+        """A callback of this owner has run."""
+        ...
+
 
 OWNER: Final[contextvars.ContextVar[Owner | None]] = contextvars.ContextVar("owner", default=None)
 
@@ -247,6 +251,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
         name = owner.name if owner is not None else "-"
         self.trace.add(f"{self.now_us} {name} {self._label(handle)}")
         handle._run()
+        if owner is not None:
+            owner.ran()
 
     def readmit(self, handle: asyncio.Handle) -> None:
         """Make a callback ready that its owner kept back."""

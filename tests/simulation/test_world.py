@@ -1,38 +1,49 @@
 import asyncio
+from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
 from pegaskv.runtime.tasks import TaskScope
+from tests.simulation.disk import Fault, SimulatedDisk
 from tests.simulation.errors import NodeDead
 from tests.simulation.world import Life, World
 
+PATH = Path("/state")
+
 
 class Paper:
-    """A disk of one list; a crash of the power loses what was not synced."""
+    """A disk of one list; a power cut loses what was not synced."""
 
-    def __init__(self, random: Random, synced: tuple[str, ...] = ()) -> None:
+    def __init__(self, random: Random) -> None:
         self.random = random
-        self.synced = synced
-        self.lines = list(synced)
-        self._dead = False
+        self.synced: list[str] = []
+        self.lines: list[str] = []
+        self.dead = False
 
     def write(self, line: str) -> None:
-        if self._dead:
-            raise NodeDead("paper")
+        self._check()
         self.lines.append(line)
 
     def sync(self) -> None:
-        if self._dead:
-            raise NodeDead("paper")
-        self.synced = tuple(self.lines)
+        self._check()
+        self.synced = list(self.lines)
 
     def kill(self) -> None:
-        self._dead = True
+        self.dead = True
 
-    def crash(self, mode: Any) -> "Paper":
-        return Paper(self.random, self.synced if mode is None else tuple(self.lines))
+    def power_cut(self) -> None:
+        self.dead = True
+        self.lines = list(self.synced)
+
+    def reborn(self) -> "Paper":
+        paper = Paper(self.random)
+        paper.lines, paper.synced = list(self.lines), self.synced
+        return paper
+
+    def _check(self) -> None:
+        if self.dead:
+            raise NodeDead("paper")
 
 
 def test_options_differ_between_seeds_and_can_be_printed() -> None:
@@ -173,10 +184,7 @@ def test_leftovers_of_a_crashed_node_change_nothing(power: bool) -> None:
         node.spawn()
         assert node.disk.lines == (["first"] if power else ["first", "second"])
 
-    def disk(random: Random) -> Paper:
-        return Paper(random)
-
-    with World(7, disk=disk, worker_us=(1_000_000, 2_000_000)) as world:
+    with World(7, disk=Paper, worker_us=(1_000_000, 2_000_000)) as world:
         world.run(main(world))
 
 
@@ -233,6 +241,56 @@ def test_a_crash_from_within_the_nodes_own_code_stops_it_at_the_next_touch() -> 
     with World(3) as world:
         world.run(main(world))
     assert reached == ["after the crash, before a touch"]
+
+
+@pytest.mark.parametrize("where", ["loop", "worker"])
+def test_a_kill_planned_in_the_disk_ends_the_node_in_the_middle_of_a_call(where: str) -> None:
+    told: list[str] = []
+
+    async def serve(life: Life) -> None:
+        life.disk.write_atomic(PATH, b"old")
+        life.disk.plan(0, Fault.KILL_AFTER)
+
+        def write() -> None:
+            life.disk.write_atomic(PATH, b"new")
+
+        if where == "loop":
+            write()
+        else:
+            life.worker().submit(write, lambda result, error: told.append("done"))
+        await life.clock.sleep_ms(1_000)
+        told.append("went on")
+
+    async def main(world: World) -> None:
+        node = world.node("n")
+        life = node.start(serve)
+        await life.ended
+        assert node.disk.dead
+        node.crash(power=True)
+        assert node.spawn().disk.read_bytes(PATH) == b"old"
+        await world.sleep_ms(2_000)
+
+    with World(5, disk=SimulatedDisk) as world:
+        world.run(main(world))
+    assert told == []
+
+
+def test_power_may_be_cut_after_the_process_was_killed() -> None:
+    async def main(world: World) -> None:
+        node = world.node("n")
+        node.spawn().disk.write("in the page cache")
+        node.crash(power=False)
+        life = node.spawn()
+        assert life.disk.lines == ["in the page cache"]
+        before = life.clock.monotonic_ms()
+        node.crash(power=False)
+        node.crash(power=True)
+        life = node.spawn()
+        assert life.disk.lines == []
+        assert life.clock.monotonic_ms() != before
+
+    with World(6, disk=Paper) as world:
+        world.run(main(world))
 
 
 def test_a_stalled_node_runs_nothing_and_then_catches_up() -> None:

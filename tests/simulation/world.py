@@ -88,12 +88,21 @@ class WorldOptions:
 class CrashableDisk(Protocol):
     """What a node needs of its disk beyond `pegaskv.storage.disk.Disk`."""
 
-    def kill(self) -> None:
-        """From now on every call, on open files too, raises NodeDead."""
+    @property
+    def dead(self) -> bool:
+        """Whether the process of this disk has ended, perhaps by a fault planned in the disk."""
         ...
 
-    def crash(self, mode: Any) -> Any:
-        """Apply the crash; return the disk that the next life finds."""
+    def kill(self) -> None:
+        """From now on every call, on open files too, raises NodeDead; nothing is lost."""
+        ...
+
+    def power_cut(self) -> None:
+        """`kill`, and what was not synced may be lost; a killed disk can be cut too."""
+        ...
+
+    def reborn(self) -> "CrashableDisk":
+        """The same disk, as the next process sees it."""
         ...
 
 
@@ -172,8 +181,9 @@ class World:
         return result
 
     def check(self) -> None:
-        """Assert that nothing failed where nobody looked."""
-        assert not self.loop.problems, "\n".join(self.loop.problems)
+        """Assert that nothing failed where nobody looked; each problem is told once."""
+        problems, self.loop.problems = self.loop.problems, []
+        assert not problems, "\n".join(problems)
 
     def digest(self) -> str:
         """The hash of all that happened until now."""
@@ -266,6 +276,8 @@ class Node:
         """
         assert not self.alive, f"{self.name} runs already"
         self.lives += 1
+        if self.disk is not None and self.disk.dead:
+            self.disk = self.disk.reborn()
         self.world.network.power_on(self.host)
         self.world.trace.add(f"{self.world.loop.now_us} start {self.name} {self.lives}")
         life = self.life = Life(self, self.lives)
@@ -280,19 +292,18 @@ class Node:
 
         return self.start(idle)
 
-    def crash(self, *, power: bool = True, mode: Any = None) -> None:
+    def crash(self, *, power: bool = True) -> None:
         """End the process at this very point: with the machine's power, or by kill -9 alone.
 
-        `mode` is handed to the disk; a disk loses nothing when only the process is killed.
+        When no process runs, the power can still be cut, and the page cache is lost with it.
         """
-        life = self.life
-        if life is None or not life.alive:
-            return
         self.world.trace.add(f"{self.world.loop.now_us} crash {self.name} {power}")
-        life.end(power=power)
-        if self.disk is not None and (power or mode is not None):
-            self.disk = self.disk.crash(mode) or self.disk
+        if self.life is not None and self.life.alive:
+            self.life.end(power=power)
         if power:
+            self.host.powered = False
+            if self.disk is not None:
+                self.disk.power_cut()
             # CLOCK_BOOTTIME begins anew with the machine.
             self._boot_us = self._clock_random.randrange(10**9) - self.world.loop.now_us
 
@@ -401,6 +412,11 @@ class Life(Owner):
             return False
         # A cancelled task ends by steps and by callbacks of futures, not by timers.
         return self.alive or not (self._reaped or isinstance(handle, asyncio.TimerHandle))
+
+    def ran(self) -> None:
+        """A callback of this process has run: perhaps the disk killed it in the middle."""
+        if self.alive and self.disk is not None and self.disk.dead:
+            self.node.crash(power=False)
 
     def _readmit(self) -> None:
         kept, self._kept = self._kept, []

@@ -301,9 +301,9 @@ class Connection(asyncio.Protocol):
             weight = self._weights.get(request_id, 0)
             under_way = len(pending) - len(backlog)
             if under_way >= self._requests_max:
-                return
+                break
             if weight and self._bytes and self._bytes + weight > self._bytes_max:
-                return
+                break
             self._bytes += weight
             self._out.append(backlog.popleft())
         if self._out and not self._scheduled:

@@ -33,6 +33,7 @@ __all__ = ["NO_NODE", "Node", "NodePool", "SharedAttempt", "error_of_reply"]
 T = TypeVar("T")
 
 _CLOSED: Final = "the client is closed"
+_CLOSE_MS_MAX: Final = 1_000
 
 
 class SharedAttempt(Generic[T]):
@@ -134,15 +135,15 @@ class Node:
                 step = "hello was not answered"
                 await self._greet(connection, limit_ms)
         except TimeoutError:
-            connection.close("timed out")
+            pool.discard(connection)
             raise Unavailable(
                 f"{self.address}: timed out: {step} within {limit_ms / 1_000:g} s"
             ) from None
         except OSError as error:
-            connection.close("not connected")
+            pool.discard(connection)
             raise Unavailable(f"{self.address}: {_explain(error)}") from None
         except BaseException:
-            connection.close("not connected")
+            pool.discard(connection)
             raise
         if pool.closed:
             connection.close(_CLOSED)
@@ -175,7 +176,7 @@ class Node:
                 f"{self.address}: {error.message}", hint=error.hint, details=error.details
             )
         limits = reply[10] if len(reply) > 10 else None
-        if type(reply[2]) is not int or not isinstance(limits, dict):
+        if not isinstance(limits, dict) or type(reply[2]) is not int:
             raise Unavailable(f"{self.address}: its answer to hello is malformed")
         if not PROTOCOL_VERSION_MIN <= reply[2] <= PROTOCOL_VERSION:
             raise Unavailable(f"{self.address}: it chose protocol version {reply[2]}")
@@ -217,7 +218,12 @@ class NodePool:
         for connection in list(self.connections):
             connection.close(_CLOSED)
         for connection in list(self.connections):
-            await connection.wait_ended()
+            try:
+                async with self.clock.timeout_ms(_CLOSE_MS_MAX):
+                    await connection.wait_ended()
+            except TimeoutError:
+                # A loop that loses a transport must not hold up the program's end.
+                pass
             self.connections.pop(connection, None)
 
     def keep(self, connection: Connection) -> None:
@@ -225,6 +231,11 @@ class NodePool:
         for ended in [each for each in self.connections if each.gone]:
             del self.connections[ended]
         self.connections[connection] = None
+
+    def discard(self, connection: Connection) -> None:
+        """End a connection that was not made; uvloop may never call its `connection_lost`."""
+        connection.close("not connected")
+        self.connections.pop(connection, None)
 
 
 class NoNode:

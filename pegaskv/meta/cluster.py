@@ -376,7 +376,7 @@ def _read_table(table_id: int, fields: dict[str, Any]) -> TableRecord:
         status=status,
         partition_count=_count(fields.pop("partition_count")),
         replica_count=_count(fields.pop("replica_count")),
-        envs={_text(name): _text(value) for name, value in fields.pop("envs", {}).items()},
+        envs=_envs(fields.pop("envs", {})),
         created_at=_count(fields.pop("created_at", 0)),
         dropped_at=_count(fields.pop("dropped_at", 0)),
         expires_at=_count(fields.pop("expires_at", 0)),
@@ -395,6 +395,12 @@ def _read_partition(gpid: Gpid, fields: dict[str, Any]) -> PartitionRecord:
         secondaries=tuple(_text(node) for node in fields.pop("secondaries")),
         unknown=fields,
     )
+
+
+def _envs(value: Any) -> dict[str, str]:
+    if type(value) is not dict:
+        raise ValueError("envs are not a map")
+    return {_text(name): _text(one) for name, one in value.items()}
 
 
 def _text(value: Any) -> str:

@@ -85,7 +85,7 @@ def checked(envs: Mapping[str, str]) -> dict[str, str]:
             found[name] = env.read(value)
         except ValueError:
             raise InvalidArgument(
-                f"env `{name}` cannot be {value!r}: it is {env.values}",
+                f"env `{name}` cannot be {value[:80]!r}: it is {env.values}",
                 hint=f"for example {name}={env.sample}",
             ) from None
     return found

@@ -49,7 +49,7 @@ class CreatedTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PartitionInfo:
-    """A partition: who serves it (an address, or None), and what its primary says of it."""
+    """A partition: who serves it, as the meta server names nodes, and its primary's own report."""
 
     index: int
     ballot: int

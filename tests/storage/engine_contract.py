@@ -1,6 +1,6 @@
 """What every engine must do; `test_engines.py` runs it on LevelDB and on memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -48,11 +48,7 @@ def write_row(engine: Engine, decree: int, key: bytes, row: bytes | None) -> Non
 
 
 class EngineContract:
-    """Promises; a subclass gives the harness."""
-
-    @pytest.fixture
-    def harness(self, tmp_path: Path) -> Harness:
-        raise NotImplementedError
+    """Promises; a subclass has the fixture `harness`."""
 
     @pytest.fixture
     def path(self, harness: Harness) -> Path:
@@ -355,7 +351,9 @@ ROWS = st.none() | st.binary(max_size=20)
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Any history of one engine, beside a dictionary; a subclass gives the harness."""
+    """Any history of one engine, beside a dictionary; a subclass has `make_harness`."""
+
+    make_harness: Callable[[], Harness]
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,9 +367,6 @@ class EngineMachine(RuleBasedStateMachine):
         self.flushed = 0
         self.snapshots: list[tuple[Any, dict[bytes, bytes]]] = []
         self.names = 0
-
-    def make_harness(self) -> Harness:
-        raise NotImplementedError
 
     def teardown(self) -> None:
         self._drop_snapshots()

@@ -17,6 +17,8 @@ from pegaskv.base.options import options_from_mapping
 from pegaskv.storage.checkpoints import read_checkpoint
 from pegaskv.storage.engine import STATE_KEY, ReplicaState
 from pegaskv.storage.leveldb import LevelDBEngine, LevelDBFactory
+from pegaskv.storage.leveldb_files import _state_in_tables
+from pegaskv.storage.leveldb_manifest import LiveTable
 from pegaskv.storage.local_disk import LocalDisk
 from pegaskv.storage.options import StorageOptions
 from tests.helpers import wait_until
@@ -312,10 +314,19 @@ def test_missing_and_misshaped_files_are_found_at_open(tmp_path: Path, damage: s
         assert table.exists()
 
 
-def test_the_torn_end_of_a_manifest_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\x12\x34\x56\x78\x40\x00\x01" + b"torn" * 3,
+        # LevelDB would refuse a whole record with a wrong checksum.
+        b"\x12\x34\x56\x78\x0c\x00\x01" + b"torn" * 3,
+        bytes(100),
+    ],
+)
+def test_the_torn_end_of_a_manifest_is_cut_off(tmp_path: Path, tail: bytes) -> None:
     _, rows = make_table(tmp_path / "engine")
     (manifest,) = (tmp_path / "engine").glob("MANIFEST-*")
-    manifest.write_bytes(manifest.read_bytes() + b"\x12\x34\x56\x78\x40\x00\x01" + b"torn" * 3)
+    manifest.write_bytes(manifest.read_bytes() + tail)
     engine = factory(BLOCKS).open(tmp_path / "engine")
     assert rows_of(engine) == rows
     engine.close()
@@ -382,6 +393,29 @@ def test_checkpoints_under_full_load_are_each_exactly_their_decree(tmp_path: Pat
     last = factory().open_checkpoint(infos[-1].path, tmp_path / "last")
     assert rows_of(last) == rows_at(infos[-1].decree)
     last.close()
+
+
+def test_the_state_of_a_checkpoint_is_the_newest_whatever_the_numbers_of_tables(
+    tmp_path: Path,
+) -> None:
+    # A compaction may give an older row a newer file.
+    tables = []
+    for number, name in ((5, "first"), (9, "second")):
+        engine = factory().open(tmp_path / name)
+        writes = 30 if name == "first" else 20
+        for decree in range(1, writes + 1):
+            write_row(engine, decree, b"key", b"row")
+        engine.close()
+        (table,) = tables_in(tmp_path / name)
+        target = tmp_path / f"{number:06d}.ldb"
+        shutil.copy(table, target)
+        size = target.stat().st_size
+        tables.append(LiveTable(number, 0, size, b"key" + bytes(8), STATE_KEY + bytes(8)))
+    disk = LocalDisk()
+    assert _state_in_tables(disk, tmp_path, tables) == ReplicaState(30, 1, 300)
+    assert _state_in_tables(disk, tmp_path, tables[::-1]) == ReplicaState(30, 1, 300)
+    assert _state_in_tables(disk, tmp_path, tables[1:]) == ReplicaState(20, 1, 200)
+    assert _state_in_tables(disk, tmp_path, []) == ReplicaState()
 
 
 def test_a_checkpoint_is_links_and_not_copies(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ __all__ = ["Standalone"]
 
 _log = logging.getLogger(__name__)
 
+_PATIENCE_AFTER_FAILURE_MS: Final = 200
 # Connections that are served even when the process may have very few files open.
 _CONNECTIONS_MIN: Final = 8
 
@@ -271,7 +272,11 @@ class Standalone:
         if self._listener is not None:
             await self._listener.close()
         if self._acceptor is not None:
-            await self._acceptor.drain(self._config.server.drain_timeout_ms)
+            patience_ms = self._config.server.drain_timeout_ms
+            if self.failure is not None:
+                # What waits for the log is never answered.
+                patience_ms = min(patience_ms, _PATIENCE_AFTER_FAILURE_MS)
+            await self._acceptor.drain(patience_ms)
 
     async def _stop_http(self) -> None:
         if self._http is not None:

@@ -1,7 +1,7 @@
 """The asyncio client: `connect`, and what its methods take and return."""
 
 from pegaskv.base.types import TableInfo, TableStatus
-from pegaskv.client.admin import AdminClient, CreatedTable, NodeInfo, PartitionInfo, TableDetails
+from pegaskv.client.admin import AdminClient, ChangedTable, NodeInfo, PartitionInfo, TableDetails
 from pegaskv.client.client import Client, connect
 from pegaskv.client.options import (
     Check,
@@ -21,11 +21,11 @@ from pegaskv.client.table import Table
 
 __all__ = [
     "AdminClient",
+    "ChangedTable",
     "Check",
     "CheckResult",
     "Client",
     "ClientOptions",
-    "CreatedTable",
     "Delete",
     "Filter",
     "MultiGetResult",

@@ -9,6 +9,7 @@ never repeated once it may have been done: `Timeout` and `Unavailable` then carr
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
 from typing import Any, Final, Literal, NamedTuple
 
 from pegaskv.base.errors import InvalidArgument, Unavailable, WireError
@@ -21,7 +22,7 @@ from pegaskv.codec.operations import Operation
 
 __all__ = [
     "AdminClient",
-    "CreatedTable",
+    "ChangedTable",
     "NodeInfo",
     "PartitionInfo",
     "TableDetails",
@@ -40,11 +41,21 @@ _CHANGES: Final = frozenset(
 )
 
 
-class CreatedTable(NamedTuple):
-    """A table, and whether this call made it; False = it was there, with the same options."""
+@dataclass(frozen=True, slots=True)
+class ChangedTable(TableInfo):
+    """A table as a request left it.
 
-    table: TableInfo
-    created: bool
+    `created` is False when `create_table` found it there with the same options. `warnings`
+    are sentences for whoever asked: the request was obeyed, and may not be what was meant.
+    """
+
+    created: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> TableInfo:
+        """The table itself."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +107,25 @@ class AdminClient:
         if_exists: Literal["fail", "same"] = "fail",
         *,
         timeout: float | None = None,
-    ) -> CreatedTable:
+    ) -> ChangedTable:
         """Make a table; `replica_count` None = the server's default.
 
         With `if_exists="same"` a table that is there with the same options is fine.
         """
         if if_exists not in ("fail", "same"):
             raise InvalidArgument(f'if_exists must be "fail" or "same", not {if_exists!r}')
-        if replica_count is not None and _whole("replica_count", replica_count) < 1:
-            raise InvalidArgument(f"replica_count must be 1 or more, not {replica_count}")
+        if replica_count is not None:
+            _positive("replica_count", replica_count)
         fields = (
             _name(name),
-            _whole("partition_count", partition_count),
+            _positive("partition_count", partition_count),
             replica_count or 0,
             _envs(envs or {}),
             if_exists,
         )
         reply, _ = await self._ask(Operation.CREATE_TABLE, fields, timeout)
-        return CreatedTable(self._table(reply), len(reply) > 1 and reply[1] is True)
+        created = len(reply) > 1 and reply[1] is True
+        return self._changed(reply, 2, created=created)
 
     async def drop_table(
         self,
@@ -189,13 +201,13 @@ class AdminClient:
 
     async def set_envs(
         self, table: str, envs: Mapping[str, str], *, timeout: float | None = None
-    ) -> TableInfo:
+    ) -> ChangedTable:
         """Set environments of a table; the server checks names and values."""
         values = _envs(envs)
         if not values:
             raise InvalidArgument("envs is empty", hint="name at least one")
         reply, _ = await self._ask(Operation.SET_ENVS, (_name(table, "table"), values), timeout)
-        return self._table(reply)
+        return self._changed(reply, 1)
 
     async def get_envs(self, table: str, *, timeout: float | None = None) -> dict[str, str]:
         """Return the environments of a table."""
@@ -276,6 +288,16 @@ class AdminClient:
         except WireError as error:
             raise Unavailable(f"the meta server's reply is malformed: {error}") from None
 
+    def _changed(
+        self, reply: list[Any], warnings_at: int, *, created: bool = False
+    ) -> ChangedTable:
+        table = self._table(reply)
+        # An older server sends no warnings.
+        sent = reply[warnings_at] if len(reply) > warnings_at else []
+        warnings = tuple(text for text in sent if isinstance(text, str))
+        values = {field.name: getattr(table, field.name) for field in fields_of(table)}
+        return ChangedTable(**values, created=created, warnings=warnings)
+
 
 def _name(value: object, what: str = "name") -> str:
     if not isinstance(value, str):
@@ -291,6 +313,12 @@ def _whole(what: str, value: object) -> int:
     if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
         raise InvalidArgument(f"{what} must be a whole number, not {value!r}")
     return value
+
+
+def _positive(what: str, value: object) -> int:
+    if _whole(what, value) < 1:
+        raise InvalidArgument(f"{what} must be 1 or more, not {value}")
+    return _whole(what, value)
 
 
 def _envs(envs: object) -> dict[str, str]:

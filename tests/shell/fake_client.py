@@ -7,6 +7,7 @@ compared with what was done. `unreachable` makes it behave as a cluster that is 
 # ruff: noqa: ASYNC109 - the signatures are those of the client
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,8 @@ from typing import Any
 from pegaskv.base.errors import InvalidArgument, TableExists, TableNotFound, Unavailable
 from pegaskv.base.types import CheckType, FilterType, TableInfo, TableStatus
 from pegaskv.client import (
+    ChangedTable,
     CheckResult,
-    CreatedTable,
     Filter,
     MultiGetResult,
     NodeInfo,
@@ -343,6 +344,11 @@ class FakeTable:
         return len([row async for row in self.full_scan(options=options, timeout=timeout)])
 
 
+def _changed(table: TableInfo, *, created: bool = False) -> ChangedTable:
+    values = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    return ChangedTable(**values, created=created)
+
+
 class FakeAdmin:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
@@ -375,7 +381,7 @@ class FakeAdmin:
         *,
         if_exists: str = "fail",
         timeout: float,
-    ) -> CreatedTable:
+    ) -> ChangedTable:
         self.cluster.called("create_table", timeout)
         self._check_envs(envs or {})
         try:
@@ -384,9 +390,9 @@ class FakeAdmin:
             made = self.cluster.create(
                 name, partition_count=partition_count, replica_count=replica_count, envs=envs
             )
-            return CreatedTable(made, True)
+            return _changed(made, created=True)
         if if_exists == "same" and there.partition_count == partition_count:
-            return CreatedTable(there, False)
+            return _changed(there)
         raise TableExists(f"a table {name} is there already, with id {there.table_id}")
 
     async def drop_table(

@@ -158,8 +158,9 @@ class MetaService:
         # Why changes are refused at the moment.
         self._down: BaseException | None = None
         self._stopped = False
-        # The last of each node.
+        # The last that was taken of each node, and who waits for the answer.
         self._reports: dict[str, NodeReported] = {}
+        self._reporting: dict[int, asyncio.Event] = {}
         self._requests: dict[int, _Reply] = {}
         self._last_request_id = 0
         self.commits = 0
@@ -197,10 +198,10 @@ class MetaService:
         has been pushed once: taken, or failed and to be repeated. While the store is down
         it waits.
         """
-        done = asyncio.Event()
-        event = NodeReported(self._await_reply(lambda *_: done.set()), report)
-        self._reports[report.node_id] = event
-        await self._mailbox.put(event)
+        self._last_request_id += 1
+        request_id = self._last_request_id
+        done = self._reporting[request_id] = asyncio.Event()
+        await self._mailbox.put(NodeReported(request_id, report))
         await done.wait()
 
     def handlers(self) -> dict[int, Handler]:
@@ -239,8 +240,9 @@ class MetaService:
     async def stop(self) -> None:
         """Answer what waits still; nothing is stored or pushed any more."""
         self._stopped = True
-        for request_id in list(self._requests):
-            self._reply(request_id, None, (), _stopping())
+        self._refuse_all(_stopping())
+        for done in self._reporting.values():
+            done.set()
         if self._session is not None:
             await self._session.close()
 
@@ -252,6 +254,8 @@ class MetaService:
             if not isinstance(event, _UNASKED) and event.request_id not in self._requests:
                 # It waited while the store failed, and was answered then.
                 continue
+            if isinstance(event, NodeReported):
+                self._reports[event.report.node_id] = event
             try:
                 await self._take(event)
             except (StoreUnavailable, Conflict, Fenced) as error:
@@ -341,7 +345,7 @@ class MetaService:
         self.commit_failures += 1
         _log.error("the meta store failed: %s; tables cannot be changed until it is back", error)
         self._down = error
-        self._refuse_changes(
+        self._refuse_all(
             Unavailable(
                 f"the change may or may not have been stored: {error}",
                 hint="look at the table before you try again",
@@ -357,8 +361,7 @@ class MetaService:
                     self._fence = None
                 await self._load()
                 for reported in list(self._reports.values()):
-                    # As after a restart: nothing says what the nodes were told last. A report
-                    # that waits in the mailbox comes again, which only costs a ballot.
+                    # As after a restart: nothing says what the nodes were told last.
                     await self._take(reported)
             except (StoreUnavailable, Conflict, Fenced) as again:
                 self._down = again
@@ -381,14 +384,16 @@ class MetaService:
         more: tuple[Any, ...],
         error: RequestError | None,
     ) -> None:
-        # Those of before a failure of the store were answered then.
+        # Changes of before a failure of the store were answered then.
         reply = self._requests.pop(request_id, None)
         if reply is not None:
             reply(table, more, error)
+        reported = self._reporting.pop(request_id, None)
+        if reported is not None:
+            reported.set()
 
-    def _refuse_changes(self, error: RequestError) -> None:
-        reports = {reported.request_id for reported in self._reports.values()}
-        for request_id in [one for one in self._requests if one not in reports]:
+    def _refuse_all(self, error: RequestError) -> None:
+        for request_id in list(self._requests):
             self._reply(request_id, None, (), error)
 
     def _change(self, connection: Connection, message: list[Any]) -> None:

@@ -1,0 +1,109 @@
+from typing import Any
+
+import pytest
+
+from pegaskv.base.errors import InvalidArgument
+from pegaskv.codec.operations import Operation
+from pegaskv.meta.events import (
+    ClearEnvs,
+    CreateTable,
+    DeleteEnvs,
+    DropTable,
+    RecallTable,
+    RenameTable,
+    SetEnvs,
+)
+from pegaskv.meta.requests import no_fields, one_flag, one_name, read_request
+
+GOOD: list[tuple[Operation, list[Any], Any]] = [
+    (
+        Operation.CREATE_TABLE,
+        ["a", 8, 0, {"durability": "os"}, "fail"],
+        CreateTable(5, "a", 8, 0, {"durability": "os"}, False),
+    ),
+    (Operation.CREATE_TABLE, ["", 0, 1, {}, "same"], CreateTable(5, "", 0, 1, {}, True)),
+    (Operation.DROP_TABLE, ["a", -1, "fail"], DropTable(5, "a", -1, False)),
+    (Operation.DROP_TABLE, ["a", 0, "ok"], DropTable(5, "a", 0, True)),
+    (Operation.RECALL_TABLE, [7, None], RecallTable(5, 7, None)),
+    (Operation.RECALL_TABLE, [7, "b"], RecallTable(5, 7, "b")),
+    (Operation.RENAME_TABLE, ["a", "b"], RenameTable(5, "a", "b")),
+    (Operation.SET_ENVS, ["a", {"x": "y"}], SetEnvs(5, "a", {"x": "y"})),
+    (Operation.DELETE_ENVS, ["a", ["x", "y"]], DeleteEnvs(5, "a", ("x", "y"))),
+    (Operation.CLEAR_ENVS, ["a", None], ClearEnvs(5, "a", None)),
+    (Operation.CLEAR_ENVS, ["a", "p"], ClearEnvs(5, "a", "p")),
+]
+
+# What a field may be replaced with by a stranger.
+STRANGE = [None, True, False, -2, 1 << 40, 1.0, "", "x" * 5_000, b"a", [], ["a", 1], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize(("operation", "fields", "event"), GOOD)
+def test_a_good_request_becomes_its_event(
+    operation: Operation, fields: list[Any], event: Any
+) -> None:
+    assert read_request(operation, 5, fields) == event
+
+
+@pytest.mark.parametrize(("operation", "fields", "event"), GOOD)
+def test_a_field_too_many_or_too_few_is_refused(
+    operation: Operation, fields: list[Any], event: Any
+) -> None:
+    for wrong in (fields[:-1], [*fields, None], []):
+        with pytest.raises(InvalidArgument, match="fields instead of"):
+            read_request(operation, 5, wrong)
+
+
+@pytest.mark.parametrize(("operation", "fields", "event"), GOOD)
+def test_a_field_of_another_type_is_refused_and_nothing_else_is_raised(
+    operation: Operation, fields: list[Any], event: Any
+) -> None:
+    refused = 0
+    for index in range(len(fields)):
+        for value in STRANGE:
+            changed = [*fields]
+            changed[index] = value
+            try:
+                found = read_request(operation, 5, changed)
+            except InvalidArgument:
+                refused += 1
+            else:
+                assert type(found) is type(event)
+    assert refused >= 9 * len(fields) - 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields", "name"),
+    [
+        (Operation.CREATE_TABLE, [b"a", 8, 0, {}, "fail"], "name"),
+        (Operation.CREATE_TABLE, ["a", True, 0, {}, "fail"], "partition count"),
+        (Operation.CREATE_TABLE, ["a", 8, -1, {}, "fail"], "replica count"),
+        (Operation.CREATE_TABLE, ["a", 8, 0, {"a": 1}, "fail"], "envs, a value"),
+        (Operation.CREATE_TABLE, ["a", 8, 0, {1: "a"}, "fail"], "envs, a name"),
+        (Operation.CREATE_TABLE, ["a", 8, 0, {}, "maybe"], "if exists"),
+        (Operation.DROP_TABLE, ["a", "1", "fail"], "reserve seconds"),
+        (Operation.DROP_TABLE, ["a", 1, "same"], "if not exists"),
+        (Operation.RECALL_TABLE, ["7", None], "table id"),
+        (Operation.RECALL_TABLE, [7, 8], "new name"),
+        (Operation.SET_ENVS, ["a", {}], "envs"),
+        (Operation.SET_ENVS, ["a", {str(n): "" for n in range(1_001)}], "envs"),
+        (Operation.DELETE_ENVS, ["a", ["x"] * 1_001], "envs"),
+        (Operation.CLEAR_ENVS, ["a", b"x"], "prefix"),
+    ],
+)
+def test_a_wrong_field_is_named(operation: Operation, fields: list[Any], name: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        read_request(operation, 5, fields)
+    assert caught.value.message.startswith(f"{name}: ")
+
+
+def test_questions_have_their_fields_checked_too() -> None:
+    assert one_name(["a"]) == "a"
+    assert one_flag([True], "with dropped") is True
+    no_fields([])
+    for wrong in ([], [1], ["a", "b"], [None]):
+        with pytest.raises(InvalidArgument):
+            one_name(wrong)
+        with pytest.raises(InvalidArgument):
+            one_flag(wrong, "with dropped")
+    with pytest.raises(InvalidArgument):
+        no_fields([1])

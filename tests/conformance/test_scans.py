@@ -178,8 +178,7 @@ async def test_unordered_scanners_share_the_table_without_overlap(
     seen: list[Row] = []
 
     async def read(part: object) -> None:
-        async for row in part:  # type: ignore[attr-defined]
-            seen.append(row)
+        seen.extend([row async for row in part])  # type: ignore[attr-defined]
 
     async with TaskScope("readers") as scope:
         for part in parts:

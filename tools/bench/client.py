@@ -20,6 +20,7 @@ __all__ = ["run"]
 
 VALUE = bytes(100)
 KEYS = 20_000
+NAMES = [b"user%08d" % key for key in range(KEYS)]
 
 Call = Callable[[int], Awaitable[Any]]
 
@@ -27,12 +28,12 @@ Call = Callable[[int], Awaitable[Any]]
 async def _rate(call: Call, tasks: int, seconds: float) -> float:
     """Calls per second of `tasks` tasks that call one after another."""
     done = 0
-    end = time.perf_counter() + seconds
+    stop = False
 
     async def caller(number: int) -> None:
         nonlocal done
         key = number * 7_919
-        while time.perf_counter() < end:
+        while not stop:
             await call(key % KEYS)
             key += 1
             done += 1
@@ -41,6 +42,8 @@ async def _rate(call: Call, tasks: int, seconds: float) -> float:
     async with TaskScope("bench") as scope:
         for number in range(tasks):
             scope.start("caller", caller(number))
+        await asyncio.sleep(seconds)
+        stop = True
     return done / (time.perf_counter() - began)
 
 
@@ -51,12 +54,12 @@ async def _ours(port: int, durability: str) -> tuple[Call, Call, Any]:
     table = await client.table(name)
 
     def set_(key: int) -> Awaitable[Any]:
-        return table.set(b"user%08d" % key, b"s", VALUE)
+        return table.set(NAMES[key], b"s", VALUE)
 
     def get(key: int) -> Awaitable[Any]:
-        return table.get(b"user%08d" % key, b"s")
+        return table.get(NAMES[key], b"s")
 
-    await table.batch_set([(b"user%08d" % key, b"s", VALUE) for key in range(KEYS)])
+    await table.batch_set([(name, b"s", VALUE) for name in NAMES])
     return set_, get, client
 
 
@@ -66,14 +69,14 @@ async def _theirs(port: int) -> tuple[Call, Call, Any]:
     client = redis.Redis(port=port, max_connections=100)
 
     def set_(key: int) -> Awaitable[Any]:
-        return client.set(b"user%08d" % key, VALUE)
+        return client.set(NAMES[key], VALUE)
 
     def get(key: int) -> Awaitable[Any]:
-        return client.get(b"user%08d" % key)
+        return client.get(NAMES[key])
 
     async with client.pipeline(transaction=False) as pipeline:
-        for key in range(KEYS):
-            pipeline.set(b"user%08d" % key, VALUE)
+        for name in NAMES:
+            pipeline.set(name, VALUE)
         await pipeline.execute()
     return set_, get, client
 

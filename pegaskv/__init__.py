@@ -18,21 +18,31 @@ if TYPE_CHECKING:
     from pegaskv.client.client import Client as Client
     from pegaskv.client.client import connect as connect
     from pegaskv.client.options import Check as Check
+    from pegaskv.client.options import CheckResult as CheckResult
+    from pegaskv.client.options import ClientOptions as ClientOptions
     from pegaskv.client.options import Delete as Delete
     from pegaskv.client.options import Filter as Filter
+    from pegaskv.client.options import MultiGetResult as MultiGetResult
     from pegaskv.client.options import Put as Put
     from pegaskv.client.options import RangeOptions as RangeOptions
+    from pegaskv.client.options import Row as Row
     from pegaskv.client.options import ScanOptions as ScanOptions
+    from pegaskv.client.options import SortKeys as SortKeys
     from pegaskv.client.table import Table as Table
 
 __all__ = [
     "Check",
+    "CheckResult",
     "Client",
+    "ClientOptions",
     "Delete",
     "Filter",
+    "MultiGetResult",
     "Put",
     "RangeOptions",
+    "Row",
     "ScanOptions",
+    "SortKeys",
     "Table",
     "__version__",
     "blocking",
@@ -47,6 +57,11 @@ _OPTIONS = "pegaskv.client.options"
 _HOMES: dict[str, tuple[str, str | None]] = {
     "Check": (_OPTIONS, "Check"),
     "Client": (_CLIENT, "Client"),
+    "CheckResult": (_OPTIONS, "CheckResult"),
+    "ClientOptions": (_OPTIONS, "ClientOptions"),
+    "MultiGetResult": (_OPTIONS, "MultiGetResult"),
+    "Row": (_OPTIONS, "Row"),
+    "SortKeys": (_OPTIONS, "SortKeys"),
     "Delete": (_OPTIONS, "Delete"),
     "Filter": (_OPTIONS, "Filter"),
     "Put": (_OPTIONS, "Put"),

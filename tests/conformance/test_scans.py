@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 import pegaskv
-from pegaskv import Filter, ScanOptions
-from pegaskv.client.options import Row
+from pegaskv import Filter, Row, ScanOptions
 from pegaskv.errors import InvalidArgument
 from pegaskv.runtime.tasks import TaskScope
 from tests.conformance.conftest import NewTable

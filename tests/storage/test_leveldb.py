@@ -179,7 +179,7 @@ def test_close_waits_for_an_open_snapshot(tmp_path: Path) -> None:
     snapshot = engine.snapshot()
     rows = snapshot.iterate(b"", b"\xff\xff")
     first = next(rows)
-    closing = threading.Thread(target=engine.close)
+    closing = threading.Thread(target=engine.close, daemon=True)
     closing.start()
     wait_until(lambda: engine._closed, what="close to begin")
     assert [first, *rows] == rows_at(99)
@@ -192,7 +192,7 @@ def test_close_waits_for_an_open_snapshot(tmp_path: Path) -> None:
 def test_a_forgotten_snapshot_does_not_keep_the_engine_open(tmp_path: Path) -> None:
     engine = factory().open(tmp_path / "engine")
     engine.snapshot()
-    closing = threading.Thread(target=engine.close)
+    closing = threading.Thread(target=engine.close, daemon=True)
     closing.start()
     closing.join(10)
     assert not closing.is_alive()

@@ -191,6 +191,11 @@ class MetaService:
         record = self._machine.cluster.record
         return "" if record is None else record.uuid
 
+    @property
+    def fence(self) -> Fence | None:
+        """What every commit of this leader carries; None before `start`."""
+        return self._fence
+
     async def report(self, report: NodeReport) -> None:
         """Take a replica server's report.
 

@@ -325,3 +325,49 @@ def test_requests_that_wait_when_the_server_stops_are_answered() -> None:
 async def _stopped(process: Process) -> None:
     with pytest.raises(NotReady, match="stopping"):
         await process.client.create("users")
+
+
+# Another leader.
+
+
+def test_what_another_server_has_changed_is_never_written_over() -> None:
+    async def test(process: Process) -> None:
+        client = process.client
+        await client.create("users")
+        entry = await process.store.get("tables/1")
+        assert entry is not None
+        theirs = entry.value.replace(b"users", b"USERS")
+        await process.store.commit(puts={"tables/1": theirs})
+        with pytest.raises(Unavailable, match="tables/1"):
+            await client.ask(Operation.SET_ENVS, "users", {"default_ttl": "5"})
+        entry = await process.store.get("tables/1")
+        assert entry is not None
+        assert entry.value == theirs
+        await process.life.clock.sleep_ms(5_000)
+        assert set(await client.tables()) == {"USERS"}
+        await client.ask(Operation.SET_ENVS, "USERS", {"default_ttl": "5"})
+
+    run_process(test)
+
+
+def test_a_server_that_does_not_lead_any_more_writes_nothing_until_it_leads_again() -> None:
+    async def test(process: Process) -> None:
+        client, store = process.client, process.store
+        await client.create("users")
+        # As if its session had ended: others may lead now.
+        assert process.service.fence is not None
+        await store.resign(process.service.fence)
+        session = await store.session(10_000)
+        theirs = await store.campaign("meta", session, b"another")
+        before = await store.list("")
+        with pytest.raises(Unavailable, match="led by somebody else"):
+            await client.create("more")
+        await process.life.clock.sleep_ms(5_000)
+        with pytest.raises(NotReady):
+            await client.create("more")
+        assert await store.list("") == before
+        await store.resign(theirs)
+        await process.life.clock.sleep_ms(5_000)
+        await client.create("more")
+
+    run_process(test)

@@ -157,9 +157,9 @@ def differences(
     """Return how `table` differs from what was asked for, in words."""
     found = []
     if table.partition_count != partition_count:
-        found.append(f"it has {table.partition_count} partitions, not {partition_count}")
+        found.append(f"its partition count is {table.partition_count}, not {partition_count}")
     if table.replica_count != replica_count:
-        found.append(f"it has {table.replica_count} replicas, not {replica_count}")
+        found.append(f"its replica count is {table.replica_count}, not {replica_count}")
     for name in sorted({*table.envs, *envs}):
         has, wanted = table.envs.get(name), envs.get(name)
         if has != wanted:

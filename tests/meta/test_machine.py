@@ -198,7 +198,7 @@ def test_an_existing_table_is_said_with_its_id_and_how_it_differs(
     with pytest.raises(TableExists, match="with id 1") as caught:
         meta.request(create(2, "users"), server)
     assert caught.value.details["table_id"] == 1
-    with pytest.raises(TableExists, match="it has 4 partitions, not 8") as caught:
+    with pytest.raises(TableExists, match="its partition count is 4, not 8") as caught:
         meta.request(create(3, "users", partitions=8, same_is_fine=True), server)
     assert caught.value.details["partition_count"] == 4
     answer = meta.request(create(4, "users", same_is_fine=True), server)

@@ -99,8 +99,8 @@ def test_differences_are_said_in_words() -> None:
     record = table(1, "users", envs={"default_ttl": "60"})
     assert tables.differences(record, 8, 1, {"default_ttl": "60"}) == []
     assert tables.differences(record, 16, 3, {"durability": "os"}) == [
-        "it has 8 partitions, not 16",
-        "it has 1 replicas, not 3",
+        "its partition count is 8, not 16",
+        "its replica count is 1, not 3",
         "env default_ttl is 60, not unset",
         "env durability is not set, not os",
     ]

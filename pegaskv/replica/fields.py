@@ -6,7 +6,13 @@ come here only to say what was wrong.
 
 from typing import Any, NoReturn
 
-from pegaskv.base.errors import InvalidArgument, InvalidData, NotServing, RequestError
+from pegaskv.base.errors import (
+    InvalidArgument,
+    InvalidData,
+    NotServing,
+    PartitionClosed,
+    RequestError,
+)
 from pegaskv.base.limits import (
     HASH_KEY_BYTES_MAX,
     MUTATION_BYTES_MAX,
@@ -28,7 +34,9 @@ __all__ = [
 ]
 
 
-def explain_target(message: list[Any], length: int) -> RequestError:
+def explain_target(
+    message: list[Any], length: int, closed: dict[tuple[int, int], str]
+) -> RequestError:
     """Return the error for a data request whose shape or partition could not be used."""
     if len(message) != length:
         return InvalidArgument(
@@ -36,6 +44,9 @@ def explain_target(message: list[Any], length: int) -> RequestError:
         )
     if type(message[3]) is not int or type(message[4]) is not int:
         return InvalidArgument("table id and partition index are integers")
+    reason = closed.get((message[3], message[4]))
+    if reason is not None:
+        return PartitionClosed(f"partition {message[3]}.{message[4]} is closed: {reason}")
     return NotServing(f"partition {message[3]}.{message[4]} is not on this server")
 
 

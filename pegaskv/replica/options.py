@@ -22,8 +22,6 @@ class ReplicaOptions:
     expiry_sweep_interval_ms: int = 300_000
     # Scans and range reads that wait for their thread; more are answered Busy.
     scans_waiting_max: int = 256
-    # A removed replica's files are kept this long in the trash.
-    trash_retention_ms: int = 86_400_000
 
     def validate(self) -> None:
         """Refuse values that cannot work.

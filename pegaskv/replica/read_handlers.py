@@ -54,6 +54,7 @@ class ReadHandlers:
     def __init__(
         self,
         replicas: dict[tuple[int, int], Replica],
+        closed: dict[tuple[int, int], str],
         *,
         clock: Clock,
         worker: Worker,
@@ -61,6 +62,7 @@ class ReadHandlers:
         on_corruption: Callable[[Replica, BaseException], None],
     ) -> None:
         self._replicas = replicas
+        self._closed = closed
         self._clock = clock
         self._worker = worker
         self._scans_waiting_max = scans_waiting_max
@@ -82,7 +84,7 @@ class ReadHandlers:
             request_id, _, _, table_id, index, hash_key, sort_key = message
             replica = self._replicas[table_id, index]
         except (ValueError, KeyError, TypeError):
-            raise explain_target(message, 7) from None
+            raise explain_target(message, 7, self._closed) from None
         if type(hash_key) is not bytes or type(sort_key) is not bytes or len(hash_key) > 65_534:
             check_row(hash_key, sort_key)
         if xxh3_64_intdigest(hash_key or sort_key) & replica.mask != index:
@@ -233,6 +235,9 @@ class ReadHandlers:
         read: Callable[[Snapshot, int, Callable[[], bool]], tuple[Any, Any, Any]],
     ) -> None:
         """Answer with what `read` returns of a snapshot, from the worker's thread."""
+        if connection.output_paused:
+            # Pages that nobody takes would only pile up.
+            raise Busy("the replies before this one are not read", details={"retry_after_ms": 50})
         if self._worker.pending >= self._scans_waiting_max:
             raise Busy("too many scans are waiting", details={"retry_after_ms": 50})
         replica.scans += 1
@@ -296,9 +301,9 @@ class ReadHandlers:
         try:
             replica = self._replicas[message[3], message[4]]
         except (IndexError, KeyError, TypeError):
-            raise explain_target(message, length) from None
+            raise explain_target(message, length, self._closed) from None
         if len(message) != length:
-            raise explain_target(message, length)
+            raise explain_target(message, length, self._closed)
         if not replica.serving:
             raise replica.refusal()
         return replica, message[5:]

@@ -76,6 +76,7 @@ def recover_replicas(
         OSError: a file cannot be read or written.
 
     """
+    directory.empty_trash(before_us=clock.wall_us())
     replicas: dict[Gpid, RecoveredReplica] = {}
     for manifest in directory.list_replicas():
         replica = _open_engine(directory, manifest.gpid, engine_factory)

@@ -12,6 +12,7 @@ barrier of that ballot is committed.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from pegaskv.base.errors import CorruptionError, PegasKVError, UnsupportedFormat
@@ -42,10 +43,11 @@ __all__ = ["ReplicaStub", "Workers"]
 
 _log = logging.getLogger(__name__)
 
-# An engine that fails so often inside this time is left closed.
-_ENGINE_FAILURES_MAX: Final = 3
+# An engine that failed is opened again after a pause that doubles with each failure of
+# the last ten minutes. With one replica nobody else has the rows, so it is tried for ever.
 _ENGINE_FAILURES_WITHIN_MS: Final = 600_000
 _REOPEN_PAUSE_MS: Final = 500
+_REOPEN_PAUSE_MS_MAX: Final = 30_000
 _STOP_PATIENCE_MS: Final = 5_000
 
 
@@ -96,6 +98,8 @@ class ReplicaStub:
         self._front: Front | None = None
         self._recovered: dict[Gpid, RecoveredReplica] = {}
         self._replicas: dict[tuple[int, int], Replica] = {}
+        # Why a partition that is configured here has no open replica.
+        self._closed: dict[tuple[int, int], str] = {}
         self._tables: dict[int, TableInfo] = {}
         self._table_versions: dict[int, int] = {}
         self._configuring = asyncio.Lock()
@@ -188,12 +192,15 @@ class ReplicaStub:
         """Return the handlers of all data operations."""
         reads = ReadHandlers(
             self._replicas,
+            self._closed,
             clock=self._clock,
             worker=self._workers.scan,
             scans_waiting_max=self._options.scans_waiting_max,
             on_corruption=self._on_corruption,
         )
-        return reads.handlers() | WriteHandlers(self._replicas, self._clock).handlers()
+        return (
+            reads.handlers() | WriteHandlers(self._replicas, self._closed, self._clock).handlers()
+        )
 
     def node_report(self, address: str) -> NodeReport:
         """Return who this node is and which replicas it has."""
@@ -227,6 +234,7 @@ class ReplicaStub:
             "status": replica.machine.status.value,
             "serving": replica.serving,
             "closed": replica.closed,
+            "storage_error": str(replica.engine_failed or ""),
             "ballot": replica.machine.ballot,
             "committed_decree": replica.machine.committed,
             "durability": replica.durability.value,
@@ -274,6 +282,7 @@ class ReplicaStub:
             replica = self._make_replica(table, gpid, recovered)
             if replica is None:
                 self._recovered[gpid] = recovered
+                self._closed[gpid] = recovered.closed
                 return None
         if replica.closed or configuration.ballot <= replica.machine.ballot:
             return None
@@ -393,16 +402,18 @@ class ReplicaStub:
                 replica.deactivate()
                 await self._close_engine(replica.engine)
             recovered = self._recovered.pop(Gpid(*gpid), None)
+            self._closed.pop(gpid, None)
             if recovered is not None:
                 await self._close_engine(recovered.engine)
             self._log.forget(Gpid(*gpid))
             when = self._clock.wall_us()
-            await self._workers.upkeep.run(
-                lambda gpid=gpid, when=when: self._directory.trash_replica(  # type: ignore[misc]
-                    Gpid(*gpid), "purged", at_us=when
-                )
-            )
+            await self._workers.upkeep.run(partial(self._delete_replica, Gpid(*gpid), when))
         self._tables.pop(table_id, None)
+
+    def _delete_replica(self, gpid: Gpid, at_us: int) -> None:
+        # The time to change one's mind was the table's reserve: its space is wanted now. What
+        # a crash leaves in the trash goes at the next start.
+        self._disk.remove_tree(self._directory.trash_replica(gpid, "purged", at_us=at_us))
 
     # --- Upkeep ------------------------------------------------------------------------
 
@@ -503,16 +514,14 @@ class ReplicaStub:
                 if now_ms - at_ms < _ENGINE_FAILURES_WITHIN_MS
             ]
             self._engine_failures[replica.gpid] = [*recent, now_ms]
-            if len(recent) + 1 >= _ENGINE_FAILURES_MAX:
-                replica.close_for(f"its storage failed again and again: {replica.engine_failed}")
-                _log.error("partition %s is closed: %s", replica.gpid, replica.closed)
-                return
+            if recent:
+                pause_ms = min(_REOPEN_PAUSE_MS << len(recent), _REOPEN_PAUSE_MS_MAX)
+                await self._clock.sleep_ms(pause_ms)
             try:
                 engine = await self._opened_again(replica)
             except (UnsupportedFormat, CorruptionError, OSError) as error:
                 _log.error("the storage of partition %s does not open: %s", replica.gpid, error)
                 replica.engine_failed = error
-                await self._clock.sleep_ms(_REOPEN_PAUSE_MS)
                 continue
             replica.replace_engine(engine)
             replica.set_available(replica.available)

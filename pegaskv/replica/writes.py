@@ -56,8 +56,14 @@ _pack_operation = Struct(">IQB").pack
 class WriteHandlers:
     """The handlers of all write operations, over one server's replicas."""
 
-    def __init__(self, replicas: dict[tuple[int, int], Replica], clock: Clock) -> None:
+    def __init__(
+        self,
+        replicas: dict[tuple[int, int], Replica],
+        closed: dict[tuple[int, int], str],
+        clock: Clock,
+    ) -> None:
         self._replicas = replicas
+        self._closed = closed
         self._clock = clock
 
     def handlers(self) -> dict[int, Handler]:
@@ -80,7 +86,7 @@ class WriteHandlers:
             request_id, _, _, table_id, index, hash_key, sort_key, value, ttl = message
             replica = self._replicas[table_id, index]
         except (ValueError, KeyError, TypeError):
-            raise explain_target(message, 9) from None
+            raise explain_target(message, 9, self._closed) from None
         if (
             type(hash_key) is not bytes
             or type(sort_key) is not bytes
@@ -314,9 +320,9 @@ class WriteHandlers:
         try:
             replica = self._replicas[message[3], message[4]]
         except (IndexError, KeyError, TypeError):
-            raise explain_target(message, length) from None
+            raise explain_target(message, length, self._closed) from None
         if len(message) != length:
-            raise explain_target(message, length)
+            raise explain_target(message, length, self._closed)
         return replica, message[5:]
 
 

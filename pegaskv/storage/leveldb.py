@@ -39,6 +39,7 @@ _CACHE_SHARE_MIN: Final = 512 * 1024
 # Above every key, reserved ones included.
 _END: Final = b"\xff" * 16
 _DRAIN_POLL_S: Final = 0.001
+_DRAIN_POLLS_MAX: Final = 30_000
 # Beside a thread that only writes, one in forty flushes does nothing.
 _FLUSH_TRIES_MAX: Final = 100
 # A damaged pointer leads behind the end of a mapped table; LevelDB calls that an I/O error.
@@ -146,7 +147,7 @@ class LevelDBEngine:
             self._db.close()
             raise
         self._uses: list[None] = []
-        self._closed = False
+        self._closing = self._closed = False
         self._close_lock = threading.Lock()
         self._files_lock = threading.Lock()
         self._get: Callable[..., Any] = self._db.get
@@ -222,7 +223,7 @@ class LevelDBEngine:
         """
         self._uses.append(None)
         try:
-            if self._closed:
+            if self._closing:
                 self._refuse()
             return LevelDBSnapshot(self._db.snapshot(), self._uses)
         except BaseException:
@@ -285,20 +286,30 @@ class LevelDBEngine:
         """Wait for what is under way, flush and close; a second call does nothing.
 
         A thread that has an open snapshot of this engine must not call it.
+
+        Raises:
+            OSError: something is still under way after 30 s. Everything new is refused,
+                and the handle stays open until another call finds it idle.
+
         """
         with self._close_lock:
             if self._closed:
                 return
-            self._closed = True
+            self._closing = True
             self._get = self._write_batch = self._refuse
             # Polled: closing is rare, and a signal would cost every read something.
             pause = threading.Event()
+            polls = 0
             while self._uses:
+                polls += 1
+                if polls > _DRAIN_POLLS_MAX:
+                    raise OSError(errno.EBUSY, "the engine is still in use", str(self.path))
                 pause.wait(_DRAIN_POLL_S)
             # What cannot be flushed is in the mutation log.
             with suppress(OSError, CorruptionError), _translated():
                 self._flush(self._db)
             self._db.close()
+            self._closed = True
         self._on_closed()
 
     def _flush(self, db: Any) -> int:
@@ -344,7 +355,7 @@ class LevelDBEngine:
     def _use(self) -> Iterator[Any]:
         self._uses.append(None)
         try:
-            if self._closed:
+            if self._closing:
                 self._refuse()
             with _translated():
                 yield self._db

@@ -1,0 +1,207 @@
+"""The files of the mutation log: their names, and each way in which one is made or read.
+
+All functions block. `NNNNNNNNNN.log` is a segment that took appends, `.cold` one of
+copies, which is complete from the moment it has its name; `.tmp` was never finished,
+`.damaged` was kept aside.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+from pegaskv.base.errors import CorruptionError
+from pegaskv.runtime.clock import Clock
+from pegaskv.storage.disk import Disk, File
+from pegaskv.storage.log_format import (
+    DATA_START,
+    TRAILER_BYTES,
+    LogRecord,
+    LogRun,
+    SegmentHeader,
+    decode_footer,
+    decode_records,
+    encode_footer,
+    encode_header,
+    footer_offset,
+    parse_header,
+    position_of,
+    scan_frames,
+    wrap_records,
+)
+
+__all__ = [
+    "BLOCK_BYTES",
+    "OpenSegment",
+    "close_segment",
+    "create_segment",
+    "grow_segment",
+    "make_header",
+    "parse_name",
+    "read_records",
+    "read_runs",
+    "segment_path",
+    "write_cold",
+]
+
+# How much copied records go into one block, and how much of a segment is zeroed at once: a sync
+# that waits behind it in the worker waits a millisecond or two.
+BLOCK_BYTES: Final = 1024 * 1024
+
+_NAME: Final = re.compile(r"([0-9]{10})\.(log|cold)(\.tmp|\.damaged|)", re.ASCII)
+
+
+@dataclass(slots=True)
+class OpenSegment:
+    """A segment that takes records, or will when its turn comes."""
+
+    header: SegmentHeader
+    file: File
+    path: Path
+    # How far the file is preallocated.
+    capacity: int
+
+
+def segment_path(directory: Path, number: int, *, cold: bool) -> Path:
+    """Return the name of a segment's file."""
+    return directory / f"{number:010d}.{'cold' if cold else 'log'}"
+
+
+def parse_name(name: str) -> tuple[int, bool, str] | None:
+    """Return (number, cold, what is behind it) of a file of ours; None for any other."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (int(match[1]), match[2] == "cold", match[3])
+
+
+def make_header(disk: Disk, clock: Clock, number: int, synced: int) -> SegmentHeader:
+    """Return the header of a new segment, with a salt that nobody outside can guess."""
+    seed = f"{disk.boot_id()} {clock.wall_us()} {clock.monotonic_ms()} {number}"
+    salt = xxhash.xxh3_64_intdigest(seed.encode()) & 0xFFFF_FFFF
+    return SegmentHeader(number, salt, synced)
+
+
+def create_segment(disk: Disk, directory: Path, header: SegmentHeader) -> OpenSegment:
+    """Make the file of a hot segment, with nothing but its header; nothing is durable yet."""
+    path = segment_path(directory, header.number, cold=False)
+    file = disk.create(path)
+    segment = OpenSegment(header, file, path, DATA_START)
+    try:
+        file.write_at(0, encode_header(header))
+    except OSError:
+        discard_segment(disk, segment)
+        raise
+    return segment
+
+
+def grow_segment(disk: Disk, segment: OpenSegment, capacity: int) -> bool:
+    """Preallocate one more piece and sync; True when the segment is as large as wanted.
+
+    When it is, its name is durable too, and it may take records.
+    """
+    try:
+        segment.capacity = min(segment.capacity + BLOCK_BYTES, capacity)
+        segment.file.preallocate(segment.capacity)
+        segment.file.fdatasync()
+        if segment.capacity < capacity:
+            return False
+        disk.fsync_dir(segment.path.parent)
+    except OSError:
+        discard_segment(disk, segment)
+        raise
+    return True
+
+
+def discard_segment(disk: Disk, segment: OpenSegment) -> None:
+    """Give up a segment that has taken no record; an error here changes nothing."""
+    with contextlib.suppress(OSError):
+        segment.file.close()
+        disk.unlink(segment.path, missing_ok=True)
+
+
+def close_segment(segment: OpenSegment, end: int, footer: bytes) -> None:
+    """End a segment at `end` with its footer, durably; it takes no more records."""
+    file = segment.file
+    file.write_at(end, footer)
+    file.truncate(end + len(footer))
+    file.fdatasync()
+    file.close()
+
+
+def write_cold(
+    disk: Disk, directory: Path, header: SegmentHeader, bodies: Iterable[bytes], runs: list[LogRun]
+) -> None:
+    """Write a cold segment of records; it is complete and durable when this returns."""
+    path = segment_path(directory, header.number, cold=True)
+    temporary = path.with_name(path.name + ".tmp")
+    file = disk.create(temporary)
+    try:
+        file.write_at(0, encode_header(header))
+        end = DATA_START
+        for body in bodies:
+            position = position_of(header.number, end)
+            block = wrap_records(body, position=position, synced=header.synced, salt=header.salt)
+            file.write_at(end, block)
+            end += len(block)
+        position = position_of(header.number, end)
+        file.write_at(
+            end, encode_footer(runs, position=position, synced=header.synced, salt=header.salt)
+        )
+        file.fdatasync()
+        file.close()
+        disk.rename(temporary, path)
+        disk.fsync_dir(directory)
+    except OSError:
+        # The space is given back; the first error is the one to tell.
+        with contextlib.suppress(OSError):
+            file.close()
+            disk.unlink(temporary, missing_ok=True)
+        raise
+
+
+def read_runs(file: File, header: SegmentHeader) -> tuple[list[LogRun], int] | None:
+    """Return the runs of a closed segment and where its footer begins; None without one."""
+    size = file.size()
+    tail = file.read_at(max(size - TRAILER_BYTES, 0), TRAILER_BYTES)
+    start = footer_offset(tail, size)
+    if not start:
+        return None
+    data = file.read_at(start, size - start)
+    frames = scan_frames(data, header, start, base=start)
+    if len(frames) != 1 or not frames[0].is_footer or frames[0].end != size:
+        return None
+    return decode_footer(data, 0, len(data)), start
+
+
+def read_records(disk: Disk, path: Path, number: int, start: int, end: int) -> Iterator[LogRecord]:
+    """Yield the records of the blocks from `start` to `end` (0 = up to the footer).
+
+    Raises:
+        CorruptionError: bytes that were written cannot be read.
+        FileNotFoundError: the segment is gone: its records are in another one.
+        UnsupportedFormat: another version of the software wrote it.
+
+    """
+    file = disk.open(path)
+    try:
+        header = parse_header(file.read_at(0, DATA_START), number)
+        if header is None:
+            raise CorruptionError(f"the header of {path.name} is damaged")
+        if not end:
+            found = read_runs(file, header)
+            if found is None:
+                raise CorruptionError(f"the footer of {path.name} is damaged")
+            end = found[1]
+        start = max(start, DATA_START)
+        data = file.read_at(start, end - start)
+    finally:
+        file.close()
+    frames = scan_frames(data, header, start, base=start)
+    reached = frames[-1].end if frames else start
+    if reached != end:
+        raise CorruptionError(f"{path.name} is damaged at byte {reached}")
+    for frame in frames:
+        yield from decode_records(data, frame.start - start, frame.end - start)

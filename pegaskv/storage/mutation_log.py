@@ -1,0 +1,692 @@
+"""The one write-ahead log of a replica server: append, sync, switch, read, collect.
+
+The log is the truth and the engines are a cache of it. All partitions share it: one
+append and at most one sync per tick. On the hot path: `append`, `ready` and `sync`.
+
+A segment is preallocated ahead, synced and footed before the next one takes a record.
+While the log switches to that next one `ready` is False: a few milliseconds, or as
+long as the disk is full, which the log looks at again each second. A failed append
+or sync breaks the log for good: every later call raises, and the process recovers
+by a restart, which never appends to an old segment (`log_recovery`).
+
+The loop owns all state; the worker gets files and bytes. Whoever shares the worker
+waits for its syncs, so give the log one of its own, and `background` another for
+what is long.
+"""
+
+import asyncio
+import errno
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from pegaskv.base.errors import CorruptionError, PegasKVError
+from pegaskv.base.types import Gpid
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.worker import Worker
+from pegaskv.storage.disk import Disk
+from pegaskv.storage.log_damage import Damage, Loss
+from pegaskv.storage.log_format import (
+    DATA_START,
+    LogRecord,
+    encode_block,
+    encode_footer,
+    encode_records,
+    footer_bytes,
+    position_of,
+    runs_of,
+    valid_history,
+)
+from pegaskv.storage.log_index import Hold, LogIndex, Run, Segment
+from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, settle_damage
+from pegaskv.storage.log_segments import (
+    BLOCK_BYTES,
+    OpenSegment,
+    close_segment,
+    create_segment,
+    discard_segment,
+    grow_segment,
+    make_header,
+    read_records,
+    segment_path,
+    write_cold,
+)
+
+__all__ = ["Damage", "LogRecord", "Loss", "MutationLog", "RecoveredLog", "valid_history"]
+
+_log = logging.getLogger(__name__)
+
+# A segment is given up when less than this share of it is left.
+_RESERVE_SHARE: Final = 8
+# How long to wait before a full disk is asked for room again.
+_FULL_PAUSE_MS: Final = 1_000
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# A segment that a reader was sent to may have been copied and removed meanwhile.
+_READ_ATTEMPTS: Final = 10
+
+Done = Callable[[BaseException | None], None]
+
+
+class MutationLog:
+    """The log of one data directory; made by `recover`.
+
+    Invariants: at most one sync, one switch, one preparation and one collection are under
+    way; `_synced` never passes what a successful sync covered.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        *,
+        options: LogOptions,
+        clock: Clock,
+        worker: Worker,
+        background: Worker | None,
+        index: LogIndex,
+        next_number: int,
+    ) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._options = options
+        self._clock = clock
+        self._worker = worker
+        self._background = background or worker
+        self._index = index
+        self._next_number = next_number
+        # Called on the loop when `ready` has become True.
+        self.on_ready: Callable[[], None] | None = None
+        self._ready = False
+        self._broken: BaseException | None = None
+        self._closed = False
+        # The segment that takes records, the end of its last block, and where it is given up.
+        self._segment: OpenSegment | None = None
+        self._end = 0
+        self._base = 0
+        self._switch_at = 0
+        # The position up to which everything is durable, and the end of the last block.
+        self._synced = position_of(next_number, 0)
+        self._appended = self._synced
+        self._sync_done: Done | None = None
+        self._sync_after_switch: Done | None = None
+        self._switching = False
+        # The next segment, while it is being made and when it is.
+        self._preparing = False
+        self._spare: OpenSegment | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._full_since_ms: int | None = None
+        self._collecting = False
+
+    @classmethod
+    def recover(
+        cls,
+        disk: Disk,
+        directory: Path,
+        *,
+        options: LogOptions,
+        clock: Clock,
+        worker: Worker,
+        wanted: Wanted,
+        background: Worker | None = None,
+    ) -> tuple["MutationLog", RecoveredLog]:
+        """Open the log in `directory`, made if need be; return it and what it held. Blocks.
+
+        `wanted(gpid, incarnation, decree)` says whether a replica lacks the decree, and with
+        it all above: those records are returned. Every record that is returned is durable.
+        Then each replica must be introduced by `set_incarnation`, and each partition that
+        `partitions` names and nobody has, given up by `forget`: until then its records stay.
+
+        Raises:
+            UnsupportedFormat: another version of the software wrote it; nothing was changed.
+            OSError: the disk refused; a later start may try again.
+
+        """
+        index = LogIndex(options)
+        recovered = recover_log(disk, directory, index, clock=clock, wanted=wanted)
+        log = cls(
+            disk,
+            directory,
+            options=options,
+            clock=clock,
+            worker=worker,
+            background=background,
+            index=index,
+            next_number=recovered.next_number,
+        )
+        index.strict = True
+        try:
+            segment = log._create()
+            while not grow_segment(disk, segment, options.log_segment_bytes):
+                pass
+            log._install(segment)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            # What was read may be served; `ready` asks for room again.
+            _log.error("the disk is full: the log cannot take records: %s", error)
+        return log, recovered
+
+    # --- The hot path ----------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether `append` may be called; `on_ready` tells when it may again.
+
+        True also when the log is broken, so that the caller meets the error.
+        """
+        if self._ready:
+            return True
+        if self._segment is None:
+            self._prepare()
+        return self._broken is not None
+
+    def append(self, records: list[LogRecord]) -> None:
+        """Write `records` as one block into the page cache; durable only after `sync`.
+
+        The caller has seen `ready` in this turn of the loop. Records must be of present
+        incarnations. A block that is larger than the segment's rest lengthens the segment.
+
+        Raises:
+            OSError: the log is broken; nothing may be acknowledged any more.
+
+        """
+        if self._broken is not None:
+            raise _broken(self._broken)
+        segment = self._segment
+        assert self._ready, "append while the log is not ready"
+        assert segment is not None
+        start = self._end
+        data = encode_block(
+            records,
+            position=self._base | start,
+            synced=self._synced,
+            salt=segment.header.salt,
+        )
+        end = start + len(data)
+        index = self._index
+        # Each record may begin a run, and the footer must find room too.
+        needed = end + footer_bytes(index.open_runs + len(records))
+        try:
+            if needed > segment.capacity:
+                self._lengthen(segment, needed)
+            segment.file.write_at(start, data)
+        except OSError as error:
+            self._fail(error)
+            raise
+        self._end = end
+        self._appended = self._base | end
+        index.note(records, start, end, self._clock.monotonic_ms())
+        if needed > self._switch_at:
+            self._switch()
+        elif self._spare is None:
+            self._prepare()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something was appended that is not known to be durable."""
+        return self._appended > self._synced
+
+    def sync(self, done: Done) -> None:
+        """Make everything appended so far durable, then call `done(None)` or `done(error)`.
+
+        One at a time. After an error the log is broken.
+        """
+        assert self._sync_done is None and self._sync_after_switch is None, "two syncs at once"
+        if self._switching:
+            # The switch syncs all that was appended.
+            self._sync_after_switch = done
+            return
+        self._sync_done = done
+        segment = self._segment
+        if self._broken is not None or segment is None or not self.unsynced:
+            self._worker.submit(_nothing, self._on_synced_already)
+            return
+        self._worker.submit(
+            segment.file.fdatasync, functools.partial(self._on_synced, self._appended)
+        )
+
+    def _on_synced(self, position: int, _: None, error: BaseException | None) -> None:
+        if error is not None:
+            self._fail(error)
+        elif self._broken is None:
+            self._synced = max(self._synced, position)
+        self._finish_sync()
+
+    def _on_synced_already(self, _: None, error: BaseException | None) -> None:
+        self._finish_sync()
+
+    def _finish_sync(self) -> None:
+        done, self._sync_done = self._sync_done, None
+        assert done is not None
+        done(None if self._broken is None else _broken(self._broken))
+
+    def _fail(self, error: BaseException) -> None:
+        if self._broken is not None:
+            return
+        self._broken = error
+        self._ready = False
+        _log.error("the log has failed and takes no more records: %s", error)
+        if self.on_ready is not None and not self._closed:
+            # Nobody waits for a log that will never be ready: the next append tells why.
+            self.on_ready()
+
+    # --- Segments ----------------------------------------------------------------------------
+
+    def _lengthen(self, segment: OpenSegment, needed: int) -> None:
+        """Reserve room for a block that does not fit, before anything is written."""
+        assert needed < 1 << 32, "a segment of 4 GiB"
+        segment.file.preallocate(needed)
+        segment.capacity = needed
+
+    def _switch(self) -> None:
+        """Close the segment in the worker; the spare takes its place."""
+        segment = self._segment
+        assert segment is not None
+        self._ready = False
+        self._switching = True
+        runs = self._index.close_segment()
+        position = self._base | self._end
+        footer = encode_footer(
+            runs, position=position, synced=self._synced, salt=segment.header.salt
+        )
+        end = self._end
+        self._segment = None
+        if self._spare is None:
+            self._prepare()
+        self._worker.submit(
+            lambda: close_segment(segment, end, footer),
+            functools.partial(self._on_switched, position + len(footer)),
+        )
+
+    def _on_switched(self, position: int, _: None, error: BaseException | None) -> None:
+        self._switching = False
+        if error is not None:
+            self._fail(error)
+        elif self._broken is None:
+            self._synced = max(self._synced, position)
+        done, self._sync_after_switch = self._sync_after_switch, None
+        if done is not None:
+            self._sync_done = done
+            self._finish_sync()
+        self._use_spare()
+
+    def _use_spare(self) -> None:
+        """Let the spare take records, when there is one and its turn has come."""
+        if (
+            self._spare is None
+            or self._segment is not None
+            or self._switching
+            or self._closed
+            or self._broken is not None
+        ):
+            return
+        segment, self._spare = self._spare, None
+        self._install(segment)
+        if self.on_ready is not None:
+            self.on_ready()
+
+    def _install(self, segment: OpenSegment) -> None:
+        number = segment.header.number
+        self._segment = segment
+        self._base = position_of(number, 0)
+        self._end = DATA_START
+        size = self._options.log_segment_bytes
+        self._switch_at = segment.capacity - size // _RESERVE_SHARE
+        # The header is durable, and so is every segment before it.
+        self._synced = self._appended = self._base | DATA_START
+        self._index.open_segment(number)
+        self._ready = True
+
+    def _create(self) -> OpenSegment:
+        """Begin the next segment's file; blocks. What it claims as synced was so before."""
+        number = self._next_number
+        self._next_number += 1
+        return create_segment(
+            self._disk,
+            self._directory,
+            make_header(self._disk, self._clock, number, self._synced),
+        )
+
+    def _prepare(self) -> None:
+        """Make the next segment ahead, piece by piece, so that no sync waits long behind it."""
+        if (
+            self._preparing
+            or self._spare is not None
+            or self._retry is not None
+            or self._closed
+            or self._broken is not None
+        ):
+            return
+        self._preparing = True
+        number = self._next_number
+        self._next_number += 1
+        header = make_header(self._disk, self._clock, number, self._synced)
+        self._background.submit(
+            lambda: create_segment(self._disk, self._directory, header), self._grow
+        )
+
+    def _grow(self, segment: OpenSegment | None, error: BaseException | None) -> None:
+        if segment is None:
+            assert error is not None
+            self._not_prepared(error)
+            return
+        if self._closed:
+            self._background.submit(
+                lambda: discard_segment(self._disk, segment), self._on_discarded
+            )
+            return
+        size = self._options.log_segment_bytes
+
+        def grown(complete: bool | None, error: BaseException | None) -> None:
+            if error is not None:
+                self._not_prepared(error)
+            elif not complete:
+                self._grow(segment, None)
+            else:
+                self._preparing = False
+                self._spare = segment
+                if self._full_since_ms is not None:
+                    waited_ms = self._clock.monotonic_ms() - self._full_since_ms
+                    _log.warning("the log has room again after %d ms", waited_ms)
+                    self._full_since_ms = None
+                self._use_spare()
+
+        self._background.submit(lambda: grow_segment(self._disk, segment, size), grown)
+
+    def _on_discarded(self, _: None, error: BaseException | None) -> None:
+        self._preparing = False
+
+    def _not_prepared(self, error: BaseException) -> None:
+        self._preparing = False
+        if self._closed:
+            return
+        if not isinstance(error, OSError) or error.errno not in _FULL:
+            self._fail(error)
+            return
+        if self._full_since_ms is None:
+            self._full_since_ms = self._clock.monotonic_ms()
+            _log.error("the disk is full: the log has no room for its next segment")
+        loop = asyncio.get_running_loop()
+        self._retry = loop.call_later(_FULL_PAUSE_MS / 1_000, self._prepare_again)
+
+    def _prepare_again(self) -> None:
+        self._retry = None
+        self._prepare()
+
+    # --- Retention -----------------------------------------------------------------------------
+
+    def partitions(self) -> list[Gpid]:
+        """Return every partition that has records in the log or was introduced."""
+        return self._index.partitions()
+
+    def set_incarnation(self, gpid: Gpid, incarnation: int, base_decree: int) -> None:
+        """Of this partition only records of `incarnation` count, and those above `base_decree`.
+
+        Needed before the first append for it. Pins are cleared.
+        """
+        now_ms = self._clock.monotonic_ms()
+        self._index.set_incarnation(gpid, incarnation, base_decree, now_ms)
+
+    def forget(self, gpid: Gpid) -> None:
+        """The replica is gone: its records need not be kept."""
+        self._index.forget(gpid)
+
+    def mark_flushed(self, gpid: Gpid, decree: int) -> None:
+        """The partition's engine holds everything up to `decree` durably."""
+        self._index.mark_flushed(gpid, decree, self._clock.monotonic_ms())
+
+    def unflushed_bytes(self, gpid: Gpid) -> int:
+        """Return about how many bytes of log a restart would replay for the partition."""
+        return self._index.unflushed_bytes(gpid)
+
+    @property
+    def unflushed_bytes_total(self) -> int:
+        """About how many bytes of log a restart would replay in all."""
+        return self._index.total_unflushed
+
+    def flush_candidates(self, now_ms: int) -> list[Gpid]:
+        """Return the partitions that should be flushed now, the largest first."""
+        return self._index.flush_candidates(now_ms)
+
+    def set_pin(self, gpid: Gpid, name: str, decree: int) -> None:
+        """Keep records above `decree` until the pin `name` is moved or cleared."""
+        self._index.set_pin(gpid, name, decree)
+
+    def clear_pin(self, gpid: Gpid, name: str) -> None:
+        """Give a pin up; fine if there is none."""
+        self._index.clear_pin(gpid, name)
+
+    def settle_damage(self) -> None:
+        """Drop the report of lost records; blocks.
+
+        To be called when every replica that lost something has stored that, or its
+        operator accepted the loss: until then each start reports it again.
+        """
+        settle_damage(self._disk, self._directory)
+
+    async def collect(self) -> None:
+        """Drop dead segments; copy the live records of mostly dead ones to a cold segment.
+
+        Returns at once while another collection is under way.
+
+        Raises:
+            OSError: the disk refused; nothing is lost, and the next call tries again.
+
+        """
+        if self._collecting or self._closed:
+            return
+        self._collecting = True
+        try:
+            await self._remove(self._index.dead_segments())
+            sparse = self._index.sparse_segments()
+            if sparse:
+                await self._copy(sparse)
+        finally:
+            self._collecting = False
+
+    async def _remove(self, segments: list[Segment]) -> None:
+        if not segments:
+            return
+        self._index.remove_segments(segment.number for segment in segments)
+        paths = [self._path(segment) for segment in segments]
+
+        def unlink() -> None:
+            for path in paths:
+                self._disk.unlink(path, missing_ok=True)
+            self._disk.fsync_dir(self._directory)
+
+        await self._background.run(unlink)
+
+    async def _copy(self, segments: list[Segment]) -> None:
+        holds = self._index.holds_of(segments)
+        records: list[LogRecord] = []
+        copied: list[Segment] = []
+        for segment in segments:
+            path, number = self._path(segment), segment.number
+            try:
+                records += await self._background.run(
+                    functools.partial(_live_records, self._disk, path, number, holds)
+                )
+            except (CorruptionError, OSError) as error:
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise
+                # Its readers will meet the same; it stays as it is until all of it is dead.
+                _log.error("%s cannot be copied: %s", path.name, error)
+                segment.spoilt = True
+                continue
+            copied.append(segment)
+        runs = runs_of(records)
+        number = self._next_number
+        self._next_number += 1
+        header = make_header(self._disk, self._clock, number, 0)
+        if runs:
+            await self._background.run(
+                lambda: write_cold(self._disk, self._directory, header, _bodies(records), runs)
+            )
+        now = self._index.holds_of(copied)
+        if any(_reaches_below(now[gpid], holds[gpid]) for gpid in now):
+            # Somebody wants more by now than was copied.
+            path = segment_path(self._directory, number, cold=True)
+            await self._background.run(lambda: self._disk.unlink(path, missing_ok=True))
+            return
+        if runs:
+            self._index.add_segment(number, runs, cold=True)
+        await self._remove(copied)
+
+    def _path(self, segment: Segment) -> Path:
+        return segment_path(self._directory, segment.number, cold=segment.cold)
+
+    # --- Reading -------------------------------------------------------------------------------
+
+    def read(
+        self, gpid: Gpid, from_decree: int, max_bytes: int, *, ballot: int = 0
+    ) -> list[LogRecord]:
+        """Return the valid history from `from_decree` on, about `max_bytes` of it. Blocks.
+
+        May be called from a worker. What lies above the commit point was prepared only: the
+        caller knows how far it may believe it. `ballot` is that of the decree below, if known.
+
+        Raises:
+            CorruptionError: the log lacks a decree that should be there, or it is damaged.
+
+        """
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                return self._read(gpid, from_decree, max_bytes, ballot)
+            except FileNotFoundError:
+                continue
+        raise CorruptionError(f"the log of partition {gpid} changes faster than it can be read")
+
+    def _read(self, gpid: Gpid, from_decree: int, max_bytes: int, ballot: int) -> list[LogRecord]:
+        key = (*gpid, self._index.incarnation(gpid))
+        found: list[LogRecord] = []
+        size = 0
+        highest = from_decree
+        for run in self._index.held_runs(gpid, from_decree):
+            # Runs come by their first decree: no later one can change what is complete below it.
+            if size >= max_bytes and run.first > highest:
+                break
+            for record in self._records_of(run):
+                if record[:3] == key and record.decree >= from_decree:
+                    found.append(record)
+                    size += len(record.payload)
+                    highest = max(highest, record.decree)
+        history: list[LogRecord] = []
+        size = 0
+        for record in valid_history(found, ballot=ballot):
+            if record.decree != from_decree + len(history):
+                raise CorruptionError(
+                    f"the log of partition {gpid} lacks decrees "
+                    f"{from_decree + len(history)} to {record.decree - 1}"
+                )
+            history.append(record)
+            size += len(record.payload)
+            if size >= max_bytes:
+                break
+        return history
+
+    def _records_of(self, run: Run) -> list[LogRecord]:
+        """Read a run's blocks, wherever they are by now."""
+        disk, directory, number = self._disk, self._directory, run.segment
+        start, end = run.start, run.end
+        try:
+            path = segment_path(directory, number, cold=False)
+            return list(read_records(disk, path, number, start, end))
+        except FileNotFoundError:
+            path = segment_path(directory, number, cold=True)
+            return list(read_records(disk, path, number, start, end))
+
+    # --- The end -------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Sync and foot the segment, so that the next start has nothing to copy.
+
+        A second call does nothing. An error of the disk is logged: whatever was
+        acknowledged is durable already.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._ready = False
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._switching or self._preparing or self._sync_done is not None:
+            await self._worker.run(_nothing)
+            await self._background.run(_nothing)
+        segment, spare = self._segment, self._spare
+        self._segment = self._spare = None
+        try:
+            await self._worker.run(lambda: self._close(segment, spare))
+        except (OSError, PegasKVError) as error:
+            _log.warning("the log did not close cleanly: %s", error)
+
+    def _close(self, segment: OpenSegment | None, spare: OpenSegment | None) -> None:
+        synced = self._synced
+        if segment is not None:
+            if self._broken is None:
+                position = self._base | self._end
+                footer = encode_footer(
+                    self._index.close_segment(),
+                    position=position,
+                    synced=synced,
+                    salt=segment.header.salt,
+                )
+                close_segment(segment, self._end, footer)
+                synced = position + len(footer)
+            else:
+                segment.file.close()
+        if spare is not None:
+            if self._broken is None:
+                # An empty block in the next segment is the proof that this one is durable.
+                header = spare.header
+                position = position_of(header.number, DATA_START)
+                proof = encode_block([], position=position, synced=synced, salt=header.salt)
+                spare.file.write_at(DATA_START, proof)
+                spare.file.fdatasync()
+            spare.file.close()
+
+
+def _nothing() -> None:
+    """What a worker does for somebody who only waits for his turn."""
+
+
+def _broken(error: BaseException) -> OSError:
+    """A fresh error for each who meets it, with the first as its cause."""
+    number = error.errno if isinstance(error, OSError) else None
+    fresh = OSError(number or errno.EIO, f"the log has failed: {error}")
+    fresh.__cause__ = error
+    return fresh
+
+
+def _live_records(disk: Disk, path: Path, number: int, holds: dict[Gpid, Hold]) -> list[LogRecord]:
+    return [
+        record
+        for record in read_records(disk, path, number, 0, 0)
+        if holds[Gpid(record[0], record[1])].covers(record.incarnation, record.decree)
+    ]
+
+
+def _reaches_below(now: Hold, then: Hold) -> bool:
+    """Whether `now` covers a record that `then` did not."""
+    if now.incarnation == then.incarnation:
+        return now.decree < then.decree
+    return now.incarnation >= 0 or now.covers(-1, 0)
+
+
+def _bodies(records: list[LogRecord]) -> list[bytes]:
+    """Cut records into the bodies of blocks."""
+    bodies: list[bytes] = []
+    piece: list[LogRecord] = []
+    size = 0
+    for record in records:
+        piece.append(record)
+        size += len(record.payload)
+        if size >= BLOCK_BYTES:
+            bodies.append(encode_records(piece))
+            piece, size = [], 0
+    if piece:
+        bodies.append(encode_records(piece))
+    return bodies

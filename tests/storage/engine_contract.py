@@ -1,6 +1,7 @@
 """What every engine must do; `test_engines.py` runs it on LevelDB and on memory."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -35,12 +36,9 @@ class Harness(Protocol):
 
 def rows_of(engine: Engine, *, reverse: bool = False) -> list[tuple[bytes, bytes]]:
     """All rows but the engine's state."""
-    snapshot = engine.snapshot()
-    try:
+    with closing(engine.snapshot()) as snapshot:
         found = snapshot.iterate(b"", b"", reverse=reverse)
         return [(key, row) for key, row in found if key != STATE_KEY]
-    finally:
-        snapshot.close()
 
 
 def write_row(engine: Engine, decree: int, key: bytes, row: bytes | None) -> None:
@@ -122,32 +120,29 @@ class EngineContract:
         # The state key lies behind all rows.
         stop = stop or b"\xff\xff"
         rows = [(bytes((byte,)), bytes((byte, byte))) for byte in expected]
-        snapshot = engine.snapshot()
-        assert list(snapshot.iterate(start, stop)) == rows
-        assert list(snapshot.iterate(start, stop, reverse=True)) == rows[::-1]
-        snapshot.close()
+        with closing(engine.snapshot()) as snapshot:
+            assert list(snapshot.iterate(start, stop)) == rows
+            assert list(snapshot.iterate(start, stop, reverse=True)) == rows[::-1]
 
     def test_an_open_end_reaches_the_reserved_keys(self, engine: Engine) -> None:
         write_row(engine, 1, b"a", b"1")
-        snapshot = engine.snapshot()
-        keys = [key for key, _ in snapshot.iterate(b"", b"")]
-        assert keys == [b"a", STATE_KEY]
-        assert [key for key, _ in snapshot.iterate(b"", b"", reverse=True)] == keys[::-1]
-        snapshot.close()
+        with closing(engine.snapshot()) as snapshot:
+            keys = [key for key, _ in snapshot.iterate(b"", b"")]
+            assert keys == [b"a", STATE_KEY]
+            assert [key for key, _ in snapshot.iterate(b"", b"", reverse=True)] == keys[::-1]
 
     def test_a_snapshot_does_not_see_what_came_after(self, engine: Engine) -> None:
         engine.write([b"a", b"1", b"b", b"1"], ReplicaState(1, 1, 1))
-        before = engine.snapshot()
-        begun = before.iterate(b"", b"\xff\xff")
-        assert next(begun) == (b"a", b"1")
-        engine.write([b"a", b"2", b"b", None, b"c", b"2"], ReplicaState(2, 1, 2))
-        engine.flush()
-        engine.compact()
-        assert list(begun) == [(b"b", b"1")]
-        assert list(before.iterate(b"", b"\xff\xff")) == [(b"a", b"1"), (b"b", b"1")]
-        assert before.get(b"b") == b"1"
-        assert before.get(b"c") is None
-        before.close()
+        with closing(engine.snapshot()) as before:
+            begun = before.iterate(b"", b"\xff\xff")
+            assert next(begun) == (b"a", b"1")
+            engine.write([b"a", b"2", b"b", None, b"c", b"2"], ReplicaState(2, 1, 2))
+            engine.flush()
+            engine.compact()
+            assert list(begun) == [(b"b", b"1")]
+            assert list(before.iterate(b"", b"\xff\xff")) == [(b"a", b"1"), (b"b", b"1")]
+            assert before.get(b"b") == b"1"
+            assert before.get(b"c") is None
         assert rows_of(engine) == [(b"a", b"2"), (b"c", b"2")]
 
     def test_a_closed_snapshot_says_so(self, engine: Engine) -> None:
@@ -396,9 +391,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(start=KEYS, stop=KEYS, reverse=st.booleans())
     def iterate(self, start: bytes, stop: bytes, reverse: bool) -> None:
-        snapshot = self.engine.snapshot()
-        self._compare(snapshot, self.model, start, stop, reverse)
-        snapshot.close()
+        with closing(self.engine.snapshot()) as snapshot:
+            self._compare(snapshot, self.model, start, stop, reverse)
 
     @rule()
     @precondition(lambda self: len(self.snapshots) < 3)

@@ -14,8 +14,9 @@ import pytest
 
 from pegaskv.base.errors import ConfigurationError, CorruptionError
 from pegaskv.base.options import options_from_mapping
+from pegaskv.storage import leveldb
 from pegaskv.storage.checkpoints import read_checkpoint
-from pegaskv.storage.engine import STATE_KEY, ReplicaState
+from pegaskv.storage.engine import STATE_KEY, EngineClosed, ReplicaState
 from pegaskv.storage.leveldb import LevelDBEngine, LevelDBFactory
 from pegaskv.storage.leveldb_files import _state_in_tables
 from pegaskv.storage.leveldb_manifest import LiveTable
@@ -181,12 +182,30 @@ def test_close_waits_for_an_open_snapshot(tmp_path: Path) -> None:
     first = next(rows)
     closing = threading.Thread(target=engine.close, daemon=True)
     closing.start()
-    wait_until(lambda: engine._closed, what="close to begin")
+    wait_until(lambda: engine._closing, what="close to begin")
     assert [first, *rows] == rows_at(99)
     assert closing.is_alive()
     snapshot.close()
     closing.join(10)
     assert not closing.is_alive()
+
+
+def test_close_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leveldb, "_DRAIN_POLLS_MAX", 3)
+    engines = factory()
+    engine = engines.open(tmp_path / "engine")
+    write_row(engine, 1, b"a", b"1")
+    snapshot = engine.snapshot()
+    with pytest.raises(OSError, match="still in use"):
+        engine.close()
+    with pytest.raises(EngineClosed):
+        engine.get(b"a")
+    assert snapshot.get(b"a") == b"1"
+    snapshot.close()
+    engine.close()
+    again = engines.open(tmp_path / "engine")
+    assert again.get(b"a") == b"1"
+    again.close()
 
 
 def test_a_forgotten_snapshot_does_not_keep_the_engine_open(tmp_path: Path) -> None:
@@ -242,7 +261,8 @@ def test_a_flipped_byte_in_a_table_is_never_a_wrong_answer(tmp_path: Path) -> No
     assert whole[0] == rows
     data = table.read_bytes()
     refused = 0
-    for offset in range(0, len(data), len(data) // 80):
+    # All over the table, and every byte of the footer, whose pointers may lead anywhere.
+    for offset in [*range(0, len(data), len(data) // 80), *range(len(data) - 48, len(data))]:
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
         shutil.copytree(tmp_path / "good", tmp_path / "bad")
         damaged = bytearray(data)

@@ -166,19 +166,20 @@ class TableLinker:
 
 
 def _state_in_tables(disk: Disk, directory: Path, tables: list[LiveTable]) -> ReplicaState:
-    # The newest state in any table; it is the exact end of what the checkpoint holds.
-    newest: tuple[int, bytes | None] = (-1, None)
-    for table in tables:
+    # The newest state in any table: the exact end of what the checkpoint holds. Of one key the
+    # newest is in the lowest level, and in level 0, where tables overlap, in the youngest. So
+    # the first table that has it will do, and it is nearly always a small one.
+    for table in sorted(tables, key=lambda table: (table.level, -table.number)):
         if not table.smallest[:-8] <= STATE_KEY <= table.largest[:-8]:
             continue
         file = disk.open(directory / table.name)
         try:
-            found = find_newest(file.read_at, file.size(), STATE_KEY)
+            found = find_newest(file.read_at, table.size, STATE_KEY)
         finally:
             file.close()
-        if found is not None and found[0] > newest[0]:
-            newest = found
-    return ReplicaState.decode(newest[1])
+        if found is not None:
+            return ReplicaState.decode(found[1])
+    return ReplicaState()
 
 
 def restore(disk: Disk, checkpoint: Path, path: Path) -> None:

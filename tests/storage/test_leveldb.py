@@ -415,27 +415,35 @@ def test_checkpoints_under_full_load_are_each_exactly_their_decree(tmp_path: Pat
     last.close()
 
 
-def test_the_state_of_a_checkpoint_is_the_newest_whatever_the_numbers_of_tables(
-    tmp_path: Path,
-) -> None:
-    # A compaction may give an older row a newer file.
+def test_the_state_of_a_checkpoint_is_the_newest_in_its_tables(tmp_path: Path) -> None:
+    # (level, number, decree): a compaction gives older rows a younger file in a higher level.
+    kinds = [(0, 5, 20), (0, 7, 30), (1, 9, 10), (2, 4, 5)]
     tables = []
-    for number, name in ((5, "first"), (9, "second")):
-        engine = factory().open(tmp_path / name)
-        writes = 30 if name == "first" else 20
-        for decree in range(1, writes + 1):
+    for level, number, decrees in kinds:
+        engine = factory().open(tmp_path / str(number))
+        for decree in range(1, decrees + 1):
             write_row(engine, decree, b"key", b"row")
         engine.close()
-        (table,) = tables_in(tmp_path / name)
+        (table,) = tables_in(tmp_path / str(number))
         target = tmp_path / f"{number:06d}.ldb"
         shutil.copy(table, target)
         size = target.stat().st_size
-        tables.append(LiveTable(number, 0, size, b"key" + bytes(8), STATE_KEY + bytes(8)))
+        tables.append(LiveTable(number, level, size, b"key" + bytes(8), STATE_KEY + bytes(8)))
+    # Its keys end before the state.
+    tables.append(LiveTable(99, 0, 1, b"a" + bytes(8), b"z" + bytes(8)))
     disk = LocalDisk()
-    assert _state_in_tables(disk, tmp_path, tables) == ReplicaState(30, 1, 300)
-    assert _state_in_tables(disk, tmp_path, tables[::-1]) == ReplicaState(30, 1, 300)
-    assert _state_in_tables(disk, tmp_path, tables[1:]) == ReplicaState(20, 1, 200)
-    assert _state_in_tables(disk, tmp_path, []) == ReplicaState()
+
+    def newest(left_out: set[int]) -> int:
+        some = [table for table in tables if table.number not in left_out]
+        found = {_state_in_tables(disk, tmp_path, order).decree for order in (some, some[::-1])}
+        assert len(found) == 1
+        return found.pop()
+
+    assert newest(set()) == 30
+    assert newest({7}) == 20
+    assert newest({7, 5}) == 10
+    assert newest({7, 5, 9}) == 5
+    assert newest({7, 5, 9, 4}) == 0
 
 
 def test_a_checkpoint_is_links_and_not_copies(tmp_path: Path) -> None:

@@ -37,6 +37,19 @@ def main(arguments: "Sequence[str] | None" = None, *, connect: "Connect | None" 
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:  # the outermost loop: two lines instead of a traceback
+        if sys.flags.dev_mode:
+            raise
+        _complain_of_bug(error)
+        return 1
+
+
+def _complain_of_bug(error: Exception) -> None:
+    what = f"{type(error).__name__}: {error}"
+    sys.stderr.write(
+        f"pegaskv-shell: internal error: {what.splitlines()[0]!r}\n"
+        "pegaskv-shell: hint: this is a bug; python -X dev -m shell shows where\n"
+    )
 
 
 def _main(arguments: "Sequence[str]", connect: "Connect | None") -> int:
@@ -187,7 +200,3 @@ def _parser() -> "argparse.ArgumentParser":
     )  # fmt: skip
     add("--version", action="version", version=f"pegaskv-shell {VERSION}")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ import pegaskv
 from pegaskv.errors import Busy, RequestError, Timeout, Unavailable
 from pegaskv.runtime.tasks import TaskScope
 from tests.cluster.process import ServerProcess, running_server
+from tests.helpers import poll_until
 
 pytestmark = pytest.mark.process
 
@@ -27,6 +28,7 @@ class Writer:
 
     name: bytes
     attempted: int = 0
+    done: int = 0
     # The last acknowledged number of each kind of write.
     acknowledged: dict[int, int] = field(default_factory=dict)
     increments: int = 0
@@ -65,6 +67,7 @@ async def write_until_it_breaks(table: pegaskv.Table, writer: Writer) -> None:
         except RequestError:
             return
         writer.acknowledged[number % 3] = number
+        writer.done += 1
 
 
 async def check(table: pegaskv.Table, writer: Writer) -> None:
@@ -90,7 +93,6 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
 @pytest.mark.timeout(240)
 async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess) -> None:
     rng = random.Random(0)
-    acknowledged = 0
     async with pegaskv.connect(server.address, timeout=20.0) as client:
         tables = []
         for durability in ("fsync", "os"):
@@ -103,16 +105,22 @@ async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess) ->
                 for table in tables:
                     for writer in table.writers:
                         scope.start("writer", write_until_it_breaks(table.table, writer))
-                await asyncio.sleep(rng.uniform(0.02, 0.4))
+                # At once, or when some thousands of writes were acknowledged.
+                goal = told(tables) + rng.randrange(6_000)
+                await poll_until(lambda goal=goal: told(tables) >= goal)  # type: ignore[misc]
                 await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
             for table in tables:
                 for writer in table.writers:
                     await check(table.table, writer)
-                    acknowledged += sum(writer.acknowledged.values())
                     # What is there now is the truth for the next round.
                     await settle(table.table, writer)
-    assert acknowledged > ROUNDS * TASKS, "hardly anything was written"
+        assert told(tables) > ROUNDS * TASKS, "hardly anything was written"
+
+
+def told(tables: list[Table]) -> int:
+    """How many writes were acknowledged so far."""
+    return sum(writer.done for table in tables for writer in table.writers)
 
 
 async def settle(table: pegaskv.Table, writer: Writer) -> None:

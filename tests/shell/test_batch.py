@@ -227,3 +227,17 @@ def test_relative_xdg_directories_are_ignored() -> None:
     assert history_path(environment) == expected
     environment["XDG_STATE_HOME"] = "/state"
     assert history_path(environment) == Path("/state/pegaskv/shell_history")
+
+
+def test_a_bug_is_said_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_cluster: str, _timeout_s: float) -> Any:
+        raise RuntimeError("no such thing\nat all")
+
+    if sys.flags.dev_mode:
+        with pytest.raises(RuntimeError):
+            main(["-e", "ls"], connect=broken)
+        return
+    assert main(["-e", "ls"], connect=broken) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[0] == ("pegaskv-shell: internal error: 'RuntimeError: no such thing'")
+    assert "python -X dev -m shell" in said

@@ -359,7 +359,7 @@ async def test_version_and_help_need_no_cluster(session: Session) -> None:
 
 
 @pytest.mark.parametrize("line", ["exit", "quit"])
-async def test_exit_leaves(session: Session, line: str) -> None:
+async def test_exit_and_quit_leave_the_shell(session: Session, line: str) -> None:
     assert (await session.run(line)).leave
 
 

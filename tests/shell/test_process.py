@@ -17,7 +17,7 @@ import pytest
 from tests.helpers import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
-SHELL = [sys.executable, "-m", "shell.app"]
+SHELL = [sys.executable, "-m", "shell"]
 FAKE = [sys.executable, "-m", "tests.shell.fake_shell"]
 
 

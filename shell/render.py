@@ -64,12 +64,14 @@ class Result:
     """What a command answers.
 
     `data` is the JSON form and `show` what a person sees on stdout (nothing, when None).
-    `note` is for a person alone and goes to stderr. With a `stream` there is no `data`.
+    `note` is for a person alone and goes to stderr; `warnings` go there for scripts too.
+    With a `stream` there is no `data`.
     """
 
     data: Any = None
     show: Table | Fields | str | Sequence[str] | bytes | int | None = None
     note: str = ""
+    warnings: Sequence[str] = ()
     stream: Stream | None = None
     leave: bool = False
 

@@ -29,6 +29,7 @@ from shell.render import (
     json_failure,
     json_success,
     plain,
+    printable,
     text_lines,
 )
 
@@ -114,6 +115,8 @@ async def _show(context: Context, name: str, result: Result, streaming: _Streami
             output.data(line + "\n")
     if result.note and not context.json:
         output.note(result.note)
+    for warning in result.warnings:
+        output.note(f"warning: {printable(warning)}")
     await output.drain()
 
 

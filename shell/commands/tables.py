@@ -197,7 +197,7 @@ async def create_table(
     info = made.table
     what = "created" if made.created else "is there already, with the same options"
     note = f"table {info.name} {what}: id {info.table_id}, {info.partition_count} partitions"
-    return Result(table_data(info) | {"created": made.created}, note=note)
+    return Result(table_data(info) | {"created": made.created}, note=note, warnings=made.warnings)
 
 
 @command(
@@ -318,7 +318,7 @@ async def set_envs(context: Context, pairs: list[tuple[str, str]]) -> Result:
         raise UsageError("an env is given twice")
     client = await context.client()
     info = await client.admin.set_envs(context.table_name, envs, timeout=context.timeout_s)
-    return Result(dict(info.envs), Fields(info.envs), "OK")
+    return Result(dict(info.envs), Fields(info.envs), "OK", info.warnings)
 
 
 @command(

@@ -441,11 +441,13 @@ class FakeAdmin:
         self.cluster.called("get_envs", timeout)
         return dict(self.cluster.find(name).envs)
 
-    async def set_envs(self, name: str, envs: Mapping[str, str], *, timeout: float) -> TableInfo:
+    async def set_envs(self, name: str, envs: Mapping[str, str], *, timeout: float) -> ChangedTable:
         self.cluster.called("set_envs", timeout)
         self._check_envs(envs)
         info = self.cluster.find(name)
-        return self._change(info, envs={**info.envs, **envs})
+        warnings = ("os is not safe alone",) if envs.get("durability") == "os" else ()
+        changed = self._change(info, envs={**info.envs, **envs})
+        return dataclasses.replace(_changed(changed), warnings=warnings)
 
     async def delete_envs(self, name: str, names: list[str], *, timeout: float) -> TableInfo:
         self.cluster.called("delete_envs", timeout)

@@ -446,3 +446,11 @@ async def test_every_example_of_every_command_runs() -> None:
             assert json.dumps(answer["data"]) is not None
             ran += 1
     assert ran > 50
+
+
+async def test_what_the_server_warns_of_reaches_stderr_and_never_the_data(
+    session: Session,
+) -> None:
+    shown = await session.text("set_app_envs durability os")
+    assert "warning: os is not safe alone" in session.output.notes
+    assert "warning" not in shown

@@ -279,6 +279,9 @@ class LogIndex:
         partition = self._partitions[gpid]
         partition.flushed = max(partition.flushed, decree)
         partition.unflushed = [run for run in partition.unflushed if run.last > decree]
+        if partition.run is not None and partition.run.last <= decree:
+            # It is in neither list any more: what comes next must begin a run that is.
+            partition.run = None
         self._drop_unheld(partition)
         self._count(partition)
         # What is left was appended while the engine flushed.

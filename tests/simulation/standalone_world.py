@@ -1,0 +1,242 @@
+"""The production standalone server and production clients in a simulated world.
+
+The whole composition runs: frames over a simulated network, the log on a simulated
+disk, engines in memory that are as old as their last flush after a crash. Writers own
+their keys and write growing numbers, so what may be found after a crash is known:
+at least what was acknowledged (or seen since), at most what was tried.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from pegaskv.base.errors import Busy, PegasKVError, RequestError
+from pegaskv.client import Client, ClientOptions, Table, connect
+from pegaskv.replica.options import ReplicaOptions
+from pegaskv.server.config import Config
+from pegaskv.server.standalone import Standalone
+from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.memory import MemoryFactory
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.world import Life, Node, World
+
+__all__ = ["Run", "Writer", "simulate"]
+
+PORT: Final = 34_601
+DATA: Final = Path("/data")
+WRITERS: Final = 6
+KINDS: Final = 3
+CALL_S: Final = 5.0
+
+
+@dataclass
+class Writer:
+    """One task and its own hash key."""
+
+    name: bytes
+    attempted: int = 0
+    # Of each kind of write, the least number that must be there from now on.
+    floor: dict[int, int] = field(default_factory=dict)
+    counter: int = 0
+    doubtful: int = 0
+
+
+@dataclass
+class Run:
+    """What one seed did, and what was wrong with it."""
+
+    seed: int
+    acknowledged: int = 0
+    unknown: int = 0
+    kills: int = 0
+    power_cuts: int = 0
+    checks: int = 0
+    wrong: list[str] = field(default_factory=list)
+    digest: str = ""
+
+
+def _config(node: Node, random: Random) -> Config:
+    """Tiny limits, so that segments switch and engines flush all the time."""
+    small = LogOptions(
+        log_segment_bytes=random.choice([64, 256, 1_024]) * 1_024,
+        flush_partition_bytes=random.choice([2, 16, 256]) * 1_024,
+        flush_total_bytes=random.choice([16, 128, 1_024]) * 1_024,
+        flush_age_ms=random.choice([200, 5_000, 300_000]),
+    )
+    return Config(
+        replica=ReplicaOptions(expiry_sweep_interval_ms=random.choice([1, 300_000])),
+        storage_log=small,
+    ).with_server(listen=f"{node.address}:{PORT}", http="none")
+
+
+async def _serve(life: Life) -> None:
+    server = Standalone(
+        _config(life.node, life.world.random("config")),
+        DATA,
+        clock=life.clock,
+        disk=life.disk,
+        network=life.network,
+        engine_factory=MemoryFactory(life.disk, life.random("engine")),
+        make_worker=life.worker,
+        random=life.random("server"),
+        process_id=life.number,
+    )
+    await server.start()
+    await life.world.loop.create_future()
+
+
+class _Scenario:
+    def __init__(self, world: World, rounds: int) -> None:
+        self.world = world
+        self.rounds = rounds
+        self.random = world.random("scenario")
+        self.server = world.node("server")
+        self.client_life = world.node("client").spawn()
+        self.run = Run(world.seed)
+        self.tables: dict[str, list[Writer]] = {
+            durability: [Writer(b"%s-%d" % (durability.encode(), n)) for n in range(WRITERS)]
+            for durability in ("fsync", "os")
+        }
+        self.stopped = False
+
+    async def client(self) -> Client:
+        life = self.client_life
+        return await connect(
+            f"{self.server.address}:{PORT}",
+            timeout=60.0,
+            options=ClientOptions(),
+            network=life.network,
+            clock=life.clock,
+            random=life.random("client"),
+        )
+
+    async def connected(self) -> Client:
+        """A client, as soon as the server answers; this is the liveness bound."""
+        end_ms = self.world.now_ms + 60_000
+        while True:
+            try:
+                return await self.client()
+            except PegasKVError:
+                if self.world.now_ms > end_ms:
+                    raise
+                await self.world.sleep_ms(50)
+
+    async def play(self) -> Run:
+        self.server.start(_serve)
+        client = await self.connected()
+        for durability in self.tables:
+            await client.admin.create_table(
+                durability, 4, envs={"durability": durability}, if_exists="same", timeout=300.0
+            )
+        await client.close()
+        for _ in range(self.rounds):
+            await self._round()
+        return self.run
+
+    async def _round(self) -> None:
+        client = await self.connected()
+        writers = [
+            self.client_life.task(self._write(await client.table(durability), writer))
+            for durability, of_table in self.tables.items()
+            for writer in of_table
+        ]
+        await self.world.sleep_ms(self.random.choice([5, 50, 300, 1_500]))
+        power = self._crash()
+        for writer in writers:
+            await writer
+        await client.close()
+        lost = power
+        self.server.start(_serve)
+        if self.random.random() < 0.4:
+            # Twice in a row: what a reader saw between the two must stay.
+            if self.random.random() < 0.7:
+                await self._check(os_may_lose=lost)
+            else:
+                await self.world.sleep_ms(self.random.randrange(40))
+            lost = self._crash(power=True) or lost
+            self.server.start(_serve)
+        await self._check(os_may_lose=lost)
+
+    def _crash(self, *, power: bool | None = None) -> bool:
+        power = self.random.random() < 0.5 if power is None else power
+        self.run.power_cuts += power
+        self.run.kills += not power
+        self.server.crash(power=power)
+        return power
+
+    async def _write(self, table: Table, writer: Writer) -> None:
+        """Write growing numbers until the server is gone."""
+        random = self.world.random(f"writer {writer.name!r}")
+        while True:
+            number = writer.attempted = writer.attempted + 1
+            value = b"%d" % number
+            kind = number % KINDS
+            try:
+                match kind:
+                    case 0:
+                        rows = {b"left": value, b"right": value}
+                        await table.multi_set(writer.name, rows, timeout=CALL_S)
+                    case 1:
+                        await table.set(writer.name, b"single", value, timeout=CALL_S)
+                    case _:
+                        await self._incr(table, writer)
+            except Busy:
+                continue
+            except RequestError:
+                self.run.unknown += 1
+                return
+            writer.floor[kind] = number
+            self.run.acknowledged += 1
+            if random.random() < 0.05:
+                await self.world.sleep_ms(random.randrange(30))
+
+    @staticmethod
+    async def _incr(table: Table, writer: Writer) -> None:
+        try:
+            writer.counter = await table.incr(writer.name, b"counter", timeout=CALL_S)
+        except RequestError:
+            writer.doubtful += 1
+            raise
+
+    async def _check(self, *, os_may_lose: bool) -> None:
+        client = await self.connected()
+        for durability, writers in self.tables.items():
+            table = await client.table(durability)
+            may_lose = os_may_lose and durability == "os"
+            for writer in writers:
+                await self._check_writer(table, writer, may_lose=may_lose)
+        await client.close()
+        self.run.checks += 1
+
+    async def _check_writer(self, table: Table, writer: Writer, *, may_lose: bool) -> None:
+        rows = await table.multi_get(writer.name)
+        if rows.get(b"left") != rows.get(b"right"):
+            self.run.wrong.append(f"half a multi_set of {writer.name!r}: {dict(rows)}")
+        for sort_key, kind in ((b"left", 0), (b"single", 1)):
+            got = int(rows.get(sort_key, b"0"))
+            floor = 0 if may_lose else writer.floor.get(kind, 0)
+            if not floor <= got <= writer.attempted or (got and got % KINDS != kind):
+                self.run.wrong.append(
+                    f"{writer.name!r} {sort_key!r}: found {got}, must be {floor} to "
+                    f"{writer.attempted}"
+                )
+            # Seen once is there for ever.
+            writer.floor[kind] = got
+        counter = int(rows.get(b"counter", b"0"))
+        least = 0 if may_lose else writer.counter
+        if not least <= counter <= writer.counter + writer.doubtful:
+            self.run.wrong.append(
+                f"{writer.name!r} counter {counter}, must be {least} to "
+                f"{writer.counter + writer.doubtful}"
+            )
+        writer.counter, writer.doubtful = counter, 0
+
+
+def simulate(seed: int, *, rounds: int = 5, **overrides: Any) -> Run:
+    """Run one seed to its end."""
+    with World(seed, disk=SimulatedDisk, **overrides) as world:
+        scenario = _Scenario(world, rounds)
+        world.run(scenario.play())
+        scenario.run.digest = world.digest()
+        return scenario.run

@@ -122,14 +122,20 @@ def _run(parsed: "argparse.Namespace", options: "ShellOptions", connect: "Connec
         return asyncio.run(run_interactive(context, commands))
     if sys.stdin.isatty() and sys.stderr.isatty():
         context.ask = ask_on_terminal
-    several = len(parsed.batch) > 1
     sources = [
-        expression(text, name=f"-e {number}" if several else "-e") if kind == "-e" else script(text)
+        script(text) if kind == "-f" else expression(text, name=_place(parsed.batch, number))
         for number, (kind, text) in enumerate(parsed.batch, 1)
     ]
     return asyncio.run(
         _run_batch(context, commands, sources or [standard_input()], keep_going=parsed.keep_going)
     )
+
+
+def _place(batch: "Sequence[tuple[str, str]]", number: int) -> str:
+    """Return what stands before errors of a -e; a lone command has just been typed."""
+    if len(batch) > 1:
+        return f"-e {number}"
+    return "-e" if "\n" in batch[0][1] else ""
 
 
 async def _run_batch(context: Any, commands: Any, sources: Any, *, keep_going: bool) -> int:

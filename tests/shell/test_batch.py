@@ -241,3 +241,19 @@ def test_a_bug_is_said_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert said.splitlines()[0] == ("pegaskv-shell: internal error: 'RuntimeError: no such thing'")
     assert "python -X dev -m shell" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["-e", "gte"], ""),
+        (["-e", "version", "-e", "gte"], "-e 2: "),
+        (["-e", "version\ngte"], "-e:2: "),
+        (["-e", "version", "-e", "version\ngte"], "-e 2:2: "),
+    ],
+)
+def test_an_error_of_the_command_line_names_its_place_when_there_are_several(
+    arguments: list[str], place: str, cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments, connect=cluster.connect) == 2
+    assert capsys.readouterr().err.startswith(f"{place}error: unknown command")

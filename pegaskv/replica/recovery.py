@@ -66,6 +66,7 @@ def recover_replicas(
     engine_factory: EngineFactory,
     clock: Clock,
     log_worker: Worker,
+    background_worker: Worker,
     log_options: LogOptions,
     accept_loss: bool,
 ) -> RecoveredServer:
@@ -106,14 +107,21 @@ def recover_replicas(
         options=log_options,
         clock=clock,
         worker=log_worker,
+        background=background_worker,
         wanted=wanted,
     )
+    for gpid in log.partitions():
+        if gpid not in replicas:
+            # A table that was purged: nobody will ever read these records.
+            log.forget(gpid)
     for gpid, replica in replicas.items():
         log.set_incarnation(gpid, replica.incarnation, replica.decree)
         if not replica.closed:
             _close_if_damaged(gpid, replica, recovered, accept_loss=accept_loss)
         if not replica.closed:
             _replay(gpid, replica, recovered.records.get(gpid, []), accept_loss=accept_loss)
+    if accept_loss and recovered.damage is not None:
+        log.settle_damage()
     highest = max((replica.incarnation for replica in replicas.values()), default=0)
     return RecoveredServer(log, replicas, max(highest, recovered.highest_incarnation) + 1)
 

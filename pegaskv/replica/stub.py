@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 from pegaskv.base.errors import CorruptionError, PegasKVError, UnsupportedFormat
@@ -127,6 +128,7 @@ class ReplicaStub:
                 engine_factory=self._engine_factory,
                 clock=self._clock,
                 log_worker=self._workers.log,
+                background_worker=self._workers.upkeep,
                 log_options=self._log_options,
                 accept_loss=self._accept_loss,
             )
@@ -220,7 +222,9 @@ class ReplicaStub:
             )
             for gpid, recovered in self._recovered.items()
         ]
-        return NodeReport(self._directory.node_id, address, tuple(sorted(replicas, key=_by_gpid)))
+        return NodeReport(
+            self._directory.node_id, address, tuple(sorted(replicas, key=attrgetter("gpid")))
+        )
 
     def replica_state(self, gpid: Gpid) -> dict[str, Any]:
         """Return what `app` shows of a replica; empty when it is not here."""
@@ -594,7 +598,3 @@ class ReplicaStub:
     def _table_name(self, table_id: int) -> str:
         table = self._tables.get(table_id)
         return table.name if table is not None else str(table_id)
-
-
-def _by_gpid(report: ReplicaReport) -> Gpid:
-    return report.gpid

@@ -6,6 +6,7 @@ copies, which is complete from the moment it has its name; `.tmp` was never fini
 """
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pegaskv.storage.log_format import (
     SegmentHeader,
     decode_footer,
     decode_records,
+    encode_block,
     encode_footer,
     encode_header,
     footer_offset,
@@ -40,10 +42,14 @@ __all__ = [
     "close_segment",
     "create_segment",
     "grow_segment",
+    "log_failure",
     "make_header",
+    "nothing",
     "parse_name",
+    "prove_closed",
     "read_records",
     "read_runs",
+    "remove_segments",
     "segment_path",
     "write_cold",
 ]
@@ -205,3 +211,31 @@ def read_records(disk: Disk, path: Path, number: int, start: int, end: int) -> I
         raise CorruptionError(f"{path.name} is damaged at byte {reached}")
     for frame in frames:
         yield from decode_records(data, frame.start - start, frame.end - start)
+
+
+def prove_closed(spare: OpenSegment, synced: int) -> None:
+    """Put an empty block into the next segment: the proof that this one is durable. Blocks."""
+    header = spare.header
+    position = position_of(header.number, DATA_START)
+    block = encode_block([], position=position, synced=synced, salt=header.salt)
+    spare.file.write_at(DATA_START, block)
+    spare.file.fdatasync()
+
+
+def log_failure(error: BaseException) -> OSError:
+    """A fresh error for each who meets a broken log, with the first as its cause."""
+    number = error.errno if isinstance(error, OSError) else None
+    fresh = OSError(number or errno.EIO, f"the log has failed: {error}")
+    fresh.__cause__ = error
+    return fresh
+
+
+def remove_segments(disk: Disk, directory: Path, paths: list[Path]) -> None:
+    """Remove segments that nobody needs. Blocks."""
+    for path in paths:
+        disk.unlink(path, missing_ok=True)
+    disk.fsync_dir(directory)
+
+
+def nothing() -> None:
+    """What a worker does for somebody who only waits for his turn."""

@@ -33,24 +33,26 @@ from pegaskv.storage.log_format import (
     LogRecord,
     encode_block,
     encode_footer,
-    encode_records,
     footer_bytes,
     position_of,
     runs_of,
     valid_history,
 )
-from pegaskv.storage.log_index import Hold, LogIndex, Run, Segment
+from pegaskv.storage.log_index import LogIndex, Segment
 from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.log_reading import bodies_of, live_records, reaches_below, read_history
 from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, settle_damage
 from pegaskv.storage.log_segments import (
-    BLOCK_BYTES,
     OpenSegment,
     close_segment,
     create_segment,
     discard_segment,
     grow_segment,
+    log_failure,
     make_header,
-    read_records,
+    nothing,
+    prove_closed,
+    remove_segments,
     segment_path,
     write_cold,
 )
@@ -64,8 +66,6 @@ _RESERVE_SHARE: Final = 8
 # How long to wait before a full disk is asked for room again.
 _FULL_PAUSE_MS: Final = 1_000
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-# A segment that a reader was sent to may have been copied and removed meanwhile.
-_READ_ATTEMPTS: Final = 10
 
 Done = Callable[[BaseException | None], None]
 
@@ -193,7 +193,7 @@ class MutationLog:
 
         """
         if self._broken is not None:
-            raise _broken(self._broken)
+            raise log_failure(self._broken)
         segment = self._segment
         assert self._ready, "append while the log is not ready"
         assert segment is not None
@@ -233,7 +233,8 @@ class MutationLog:
 
         One at a time. After an error the log is broken.
         """
-        assert self._sync_done is None and self._sync_after_switch is None, "two syncs at once"
+        assert self._sync_done is None, "two syncs at once"
+        assert self._sync_after_switch is None, "two syncs at once"
         if self._switching:
             # The switch syncs all that was appended.
             self._sync_after_switch = done
@@ -241,7 +242,7 @@ class MutationLog:
         self._sync_done = done
         segment = self._segment
         if self._broken is not None or segment is None or not self.unsynced:
-            self._worker.submit(_nothing, self._on_synced_already)
+            self._worker.submit(nothing, self._on_synced_already)
             return
         self._worker.submit(
             segment.file.fdatasync, functools.partial(self._on_synced, self._appended)
@@ -260,7 +261,7 @@ class MutationLog:
     def _finish_sync(self) -> None:
         done, self._sync_done = self._sync_done, None
         assert done is not None
-        done(None if self._broken is None else _broken(self._broken))
+        done(None if self._broken is None else log_failure(self._broken))
 
     def _fail(self, error: BaseException) -> None:
         if self._broken is not None:
@@ -437,15 +438,6 @@ class MutationLog:
         """The partition's engine holds everything up to `decree` durably."""
         self._index.mark_flushed(gpid, decree, self._clock.monotonic_ms())
 
-    def unflushed_bytes(self, gpid: Gpid) -> int:
-        """Return about how many bytes of log a restart would replay for the partition."""
-        return self._index.unflushed_bytes(gpid)
-
-    @property
-    def unflushed_bytes_total(self) -> int:
-        """About how many bytes of log a restart would replay in all."""
-        return self._index.total_unflushed
-
     def flush_candidates(self, now_ms: int) -> list[Gpid]:
         """Return the partitions that should be flushed now, the largest first."""
         return self._index.flush_candidates(now_ms)
@@ -491,13 +483,9 @@ class MutationLog:
             return
         self._index.remove_segments(segment.number for segment in segments)
         paths = [self._path(segment) for segment in segments]
-
-        def unlink() -> None:
-            for path in paths:
-                self._disk.unlink(path, missing_ok=True)
-            self._disk.fsync_dir(self._directory)
-
-        await self._background.run(unlink)
+        await self._background.run(
+            functools.partial(remove_segments, self._disk, self._directory, paths)
+        )
 
     async def _copy(self, segments: list[Segment]) -> None:
         holds = self._index.holds_of(segments)
@@ -507,7 +495,7 @@ class MutationLog:
             path, number = self._path(segment), segment.number
             try:
                 records += await self._background.run(
-                    functools.partial(_live_records, self._disk, path, number, holds)
+                    functools.partial(live_records, self._disk, path, number, holds)
                 )
             except (CorruptionError, OSError) as error:
                 if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -523,10 +511,10 @@ class MutationLog:
         header = make_header(self._disk, self._clock, number, 0)
         if runs:
             await self._background.run(
-                lambda: write_cold(self._disk, self._directory, header, _bodies(records), runs)
+                lambda: write_cold(self._disk, self._directory, header, bodies_of(records), runs)
             )
         now = self._index.holds_of(copied)
-        if any(_reaches_below(now[gpid], holds[gpid]) for gpid in now):
+        if any(reaches_below(now[gpid], holds[gpid]) for gpid in now):
             # Somebody wants more by now than was copied.
             path = segment_path(self._directory, number, cold=True)
             await self._background.run(lambda: self._disk.unlink(path, missing_ok=True))
@@ -552,51 +540,15 @@ class MutationLog:
             CorruptionError: the log lacks a decree that should be there, or it is damaged.
 
         """
-        for _ in range(_READ_ATTEMPTS):
-            try:
-                return self._read(gpid, from_decree, max_bytes, ballot)
-            except FileNotFoundError:
-                continue
-        raise CorruptionError(f"the log of partition {gpid} changes faster than it can be read")
-
-    def _read(self, gpid: Gpid, from_decree: int, max_bytes: int, ballot: int) -> list[LogRecord]:
-        key = (*gpid, self._index.incarnation(gpid))
-        found: list[LogRecord] = []
-        size = 0
-        highest = from_decree
-        for run in self._index.held_runs(gpid, from_decree):
-            # Runs come by their first decree: no later one can change what is complete below it.
-            if size >= max_bytes and run.first > highest:
-                break
-            for record in self._records_of(run):
-                if record[:3] == key and record.decree >= from_decree:
-                    found.append(record)
-                    size += len(record.payload)
-                    highest = max(highest, record.decree)
-        history: list[LogRecord] = []
-        size = 0
-        for record in valid_history(found, ballot=ballot):
-            if record.decree != from_decree + len(history):
-                raise CorruptionError(
-                    f"the log of partition {gpid} lacks decrees "
-                    f"{from_decree + len(history)} to {record.decree - 1}"
-                )
-            history.append(record)
-            size += len(record.payload)
-            if size >= max_bytes:
-                break
-        return history
-
-    def _records_of(self, run: Run) -> list[LogRecord]:
-        """Read a run's blocks, wherever they are by now."""
-        disk, directory, number = self._disk, self._directory, run.segment
-        start, end = run.start, run.end
-        try:
-            path = segment_path(directory, number, cold=False)
-            return list(read_records(disk, path, number, start, end))
-        except FileNotFoundError:
-            path = segment_path(directory, number, cold=True)
-            return list(read_records(disk, path, number, start, end))
+        return read_history(
+            self._disk,
+            self._directory,
+            self._index,
+            gpid,
+            from_decree=from_decree,
+            max_bytes=max_bytes,
+            ballot=ballot,
+        )
 
     # --- The end -------------------------------------------------------------------------------
 
@@ -614,8 +566,8 @@ class MutationLog:
             self._retry.cancel()
             self._retry = None
         while self._switching or self._preparing or self._sync_done is not None:
-            await self._worker.run(_nothing)
-            await self._background.run(_nothing)
+            await self._worker.run(nothing)
+            await self._background.run(nothing)
         segment, spare = self._segment, self._spare
         self._segment = self._spare = None
         try:
@@ -640,53 +592,5 @@ class MutationLog:
                 segment.file.close()
         if spare is not None:
             if self._broken is None:
-                # An empty block in the next segment is the proof that this one is durable.
-                header = spare.header
-                position = position_of(header.number, DATA_START)
-                proof = encode_block([], position=position, synced=synced, salt=header.salt)
-                spare.file.write_at(DATA_START, proof)
-                spare.file.fdatasync()
+                prove_closed(spare, synced)
             spare.file.close()
-
-
-def _nothing() -> None:
-    """What a worker does for somebody who only waits for his turn."""
-
-
-def _broken(error: BaseException) -> OSError:
-    """A fresh error for each who meets it, with the first as its cause."""
-    number = error.errno if isinstance(error, OSError) else None
-    fresh = OSError(number or errno.EIO, f"the log has failed: {error}")
-    fresh.__cause__ = error
-    return fresh
-
-
-def _live_records(disk: Disk, path: Path, number: int, holds: dict[Gpid, Hold]) -> list[LogRecord]:
-    return [
-        record
-        for record in read_records(disk, path, number, 0, 0)
-        if holds[Gpid(record[0], record[1])].covers(record.incarnation, record.decree)
-    ]
-
-
-def _reaches_below(now: Hold, then: Hold) -> bool:
-    """Whether `now` covers a record that `then` did not."""
-    if now.incarnation == then.incarnation:
-        return now.decree < then.decree
-    return now.incarnation >= 0 or now.covers(-1, 0)
-
-
-def _bodies(records: list[LogRecord]) -> list[bytes]:
-    """Cut records into the bodies of blocks."""
-    bodies: list[bytes] = []
-    piece: list[LogRecord] = []
-    size = 0
-    for record in records:
-        piece.append(record)
-        size += len(record.payload)
-        if size >= BLOCK_BYTES:
-            bodies.append(encode_records(piece))
-            piece, size = [], 0
-    if piece:
-        bodies.append(encode_records(piece))
-    return bodies

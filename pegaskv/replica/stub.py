@@ -26,6 +26,7 @@ from pegaskv.net.connection import Handler
 from pegaskv.replica.expiry import sweep
 from pegaskv.replica.front import Front
 from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.metrics import replica_metrics
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.read_handlers import ReadHandlers
 from pegaskv.replica.recovery import RecoveredReplica, apply_records, recover_replicas
@@ -508,7 +509,9 @@ class ReplicaStub:
     async def _reopen(self, replica: Replica) -> None:
         """Close the engine, open it again and bring it up from the log."""
         while True:
-            # A full disk is not the engine's fault: it waits, and it counts only once.
+            # A full disk is not the engine's fault. While it is full the old engine stays: it
+            # takes no writes and answers reads.
+            await self._look_at_disk()
             while self._disk_full:
                 await self._clock.sleep_ms(_REOPEN_PAUSE_MS)
             now_ms = self._clock.monotonic_ms()
@@ -549,8 +552,12 @@ class ReplicaStub:
                 engine = factory.open(directory.engine_path(gpid))
             except CorruptionError:
                 engine = directory.restore_checkpoint(gpid, factory)
-            records = log.read(gpid, engine.state().decree + 1, 1 << 40)
-            apply_records(engine, [record for record in records if record.decree <= committed])
+            try:
+                records = log.read(gpid, engine.state().decree + 1, 1 << 40)
+                apply_records(engine, [record for record in records if record.decree <= committed])
+            except BaseException:
+                engine.close()
+                raise
             return engine
 
         return await self._workers.upkeep.run(reopen)
@@ -559,41 +566,19 @@ class ReplicaStub:
 
     def metrics(self) -> Iterable[Metric]:
         """Return what the replica server counts, per table where that means something."""
-        for name, attribute, text in (
-            ("pegaskv_reads_total", "reads", "Single rows read."),
-            ("pegaskv_scans_total", "scans", "Range reads and pages of scans."),
-            ("pegaskv_writes_total", "writes", "Write requests taken into a mutation."),
-        ):
-            sums: dict[int, int] = {}
-            for replica in self._replicas.values():
-                table_id = replica.gpid.table_id
-                sums[table_id] = sums.get(table_id, 0) + getattr(replica, attribute)
-            yield Metric(
-                name,
-                "counter",
-                text,
-                tuple(
-                    ((("table", self._table_name(table_id)),), float(value))
-                    for table_id, value in sums.items()
-                ),
-            )
+        closed = [replica.closed for replica in self._replicas.values()]
+        closed += [recovered.closed for recovered in self._recovered.values()]
         front = self._front
-        closed = sum(1 for replica in self._replicas.values() if replica.closed)
-        closed += sum(1 for recovered in self._recovered.values() if recovered.closed)
-        plain: list[tuple[str, Any, str, float]] = [
-            ("pegaskv_replicas", "gauge", "Replicas on this server.", len(self._replicas)),
-            ("pegaskv_replicas_closed", "gauge", "Replicas that wait for an operator.", closed),
-            ("pegaskv_rows_expired_total", "counter", "Expired rows removed.", self.rows_expired),
-            ("pegaskv_disk_free_bytes", "gauge", "Free bytes on the data disk.", self.free_bytes),
-            ("pegaskv_disk_full", "gauge", "1 while writes are refused.", self._disk_full),
-        ]
-        if front is not None:
-            plain += [
-                ("pegaskv_log_appends_total", "counter", "Blocks appended.", front.ticks),
-                ("pegaskv_log_syncs_total", "counter", "Syncs of the log.", front.syncs),
-            ]
-        for name, kind, text, value in plain:
-            yield Metric(name, kind, text, (((), float(value)),))
+        return replica_metrics(
+            self._replicas.values(),
+            self._table_name,
+            replicas_closed=sum(1 for reason in closed if reason),
+            rows_expired_total=self.rows_expired,
+            disk_free_bytes=self.free_bytes,
+            disk_full=int(self._disk_full),
+            log_appends_total=front.ticks if front is not None else 0,
+            log_syncs_total=front.syncs if front is not None else 0,
+        )
 
     def _table_name(self, table_id: int) -> str:
         table = self._tables.get(table_id)

@@ -308,6 +308,9 @@ class Replica:
         known = {batch.decree: batch for batch in self.in_flight}
         self.in_flight.clear()
         for mutation, committed in self._unproposed:
+            if mutation.decree <= self.machine.committed:
+                # Its record of an earlier ballot became durable while the log was not ready.
+                continue
             batch = known.get(mutation.decree) or self._batch_from(mutation)
             self._in_log(batch, mutation, committed, records)
         self._unproposed = []
@@ -316,12 +319,13 @@ class Replica:
         """Make the batch of a mutation that came from the log: nobody waits for it."""
         first, last = mutation_timestamps(mutation.payload)
         batch = Batch(first, 0)
-        batch.last_timestamp_us = last
+        self.last_timestamp_us = max(self.last_timestamp_us, last)
+        # Not that of a barrier: it is no operation, and the clock in the engine never falls.
+        batch.last_timestamp_us = self.last_timestamp_us
         batch.rows = mutation_rows(mutation.payload, mutation.decree)
         batch.overlay = dict(zip(batch.rows[::2], batch.rows[1::2], strict=True))  # type: ignore[arg-type]
         batch.size = len(mutation.payload)
         self.uncommitted_bytes += batch.size
-        self.last_timestamp_us = max(self.last_timestamp_us, last)
         return batch
 
     def _in_log(
@@ -374,8 +378,13 @@ class Replica:
                 connection.finish(reply)
                 touched[connection] = None
 
+    def _look_whether_to_serve(self) -> None:
+        self.serving = (
+            self.available and self.machine.serving and not self.closed and not self.reopening
+        )
+
     def _open_for_clients(self) -> None:
-        self.serving = self.available and not self.closed
+        self._look_whether_to_serve()
         if self.on_serving is not None:
             self.on_serving()
 
@@ -388,12 +397,11 @@ class Replica:
         self.unapplied.append(batch)
         self.applying_bytes += batch.size
         applying = self.applying
-        if batch.overlay:
-            applying.update(batch.overlay)
         for kind, argument in batch.controls:
             rows = control_rows(kind, [argument], batch.decree)
             batch.rows += rows
-            applying.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
+            batch.overlay.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
+        applying.update(batch.overlay)
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
             self.apply_now()
 
@@ -407,15 +415,18 @@ class Replica:
         last = self.unapplied[-1]
         state = ReplicaState(last.decree, last.ballot, last.last_timestamp_us)
         engine = self.engine
-        if engine.calm():
-            try:
+        try:
+            calm = engine.calm()
+            if calm:
                 engine.write(rows, state)
-            except (OSError, PegasKVError) as error:
-                self.fail_engine(error)
-                return
+        except (OSError, PegasKVError) as error:
+            self.fail_engine(error)
+            return
+        if calm:
             self.unapplied.clear()
             self.applying.clear()
             self.applying_bytes = 0
+            self._hand_out_snapshots(last.decree)
             return
         self._in_thread = len(self.unapplied)
 
@@ -435,13 +446,17 @@ class Replica:
             batch = self.unapplied.popleft()
             decree = batch.decree
             self.applying_bytes -= batch.size
-            for key, row in zip(batch.rows[::2], batch.rows[1::2], strict=True):
+            for key, row in batch.overlay.items():
                 # A later batch may have put a newer row there.
-                if self.applying.get(key, _MISSING) is row:  # type: ignore[arg-type]
-                    del self.applying[key]  # type: ignore[arg-type]
+                if self.applying.get(key, _MISSING) is row:
+                    del self.applying[key]
+        self._hand_out_snapshots(decree)
+        self.apply_now()
+
+    def _hand_out_snapshots(self, decree: int) -> None:
+        """The engine is at `decree`: whoever waited for that has waited long enough."""
         while self._snapshots and self._snapshots[0][0] <= decree:
             self._snapshots.popleft()[1](self._view())
-        self.apply_now()
 
     def remove_rows(self, rows: list[tuple[bytes, bytes]]) -> int:
         """Remove (key, row) pairs that are still the same from the engine; return how many.
@@ -465,6 +480,9 @@ class Replica:
 
     def fail_engine(self, error: BaseException) -> None:
         """The engine takes no more writes: keep rows here until it has been opened again."""
+        if self.engine_failed is not None:
+            # It is being opened again already.
+            return
         self.engine_failed = error
         self._in_thread = 0
         refused = NotReady(f"partition {self.gpid} is reopening its storage")
@@ -493,7 +511,7 @@ class Replica:
     def set_available(self, available: bool) -> None:
         """Serve, or stop serving clients while the table is dropped."""
         self.available = available
-        self.serving = available and self.machine.serving and not self.closed
+        self._look_whether_to_serve()
 
     def close_for(self, reason: str) -> None:
         """Serve nobody until an operator acts."""

@@ -100,6 +100,8 @@ class Replica:
         self.default_ttl = 0
         stored = engine.get(DURABILITY_KEY)
         self.durability = Durability(stored.decode()) if stored else Durability.FSYNC
+        # How often the manifest was told whether `os` acknowledgements may come.
+        self.durability_marks = 0
         self.wanted_durability = self.durability
         # Whether commits wait for a sync; `os` takes effect once the manifest says so.
         self.fsync = True
@@ -431,7 +433,7 @@ class Replica:
         self._in_thread = len(self.unapplied)
 
         def done(_: None, error: BaseException | None) -> None:
-            if engine is self.engine and self.engine_failed is None:
+            if engine is self.engine and self._in_thread:
                 self._on_applied(error)
 
         self._apply_worker.submit(lambda: engine.write(rows, state), done)
@@ -485,10 +487,12 @@ class Replica:
             return
         self.engine_failed = error
         self._in_thread = 0
-        refused = NotReady(f"partition {self.gpid} is reopening its storage")
-        while self._snapshots:
-            self._snapshots.popleft()[1](refused)
+        self._refuse_snapshots(f"partition {self.gpid} is reopening its storage")
         self._on_engine_failed(self, error)
+
+    def _refuse_snapshots(self, reason: str) -> None:
+        while self._snapshots:
+            self._snapshots.popleft()[1](NotReady(reason))
 
     def replace_engine(self, engine: Engine) -> None:
         """Go on with an engine that was opened again and brought up from the log.
@@ -518,10 +522,28 @@ class Replica:
         self.closed = reason
         self.serving = False
 
+    def refuse_waiting(self) -> None:
+        """Take no writes any more, and refuse those that are in no mutation yet."""
+        self.available = self.serving = False
+        self._unproposed = []
+        if self.open is not None:
+            self.full.append(self.open)
+            self.uncommitted_bytes += self.open.size
+            self.open = None
+        while self.full:
+            self._refuse(self.full.popleft())
+
     def deactivate(self) -> None:
-        """Leave the role; what is in the log stays there."""
-        self.serving = False
+        """Leave for good; what is in the log stays there, the engine gets nothing more."""
+        self.available = self.serving = False
         self.machine.step(Deactivated())
+        self.unapplied.clear()
+        self.applying.clear()
+        self.applying_bytes = self._in_thread = 0
+        self._refuse_snapshots(f"partition {self.gpid} is gone")
+        if self.on_serving is not None:
+            # Whoever waits for it waits in vain.
+            self.on_serving()
 
     @property
     def idle(self) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
-from pegaskv.base.errors import CorruptionError, PegasKVError, UnsupportedFormat
+from pegaskv.base.errors import CorruptionError, PegasKVError
 from pegaskv.base.metrics import Metric
 from pegaskv.base.types import Durability, Gpid, PartitionConfiguration, TableInfo, TableStatus
 from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
@@ -108,6 +108,8 @@ class ReplicaStub:
         self._next_incarnation = 1
         self._engine_failures: dict[Gpid, list[int]] = {}
         self._sweep_due: dict[Gpid, int] = {}
+        # Whether there may be log that nobody needs.
+        self._collect_due = True
         self._disk_full = False
         self._stopping = False
         self.rows_expired = 0
@@ -155,18 +157,27 @@ class ReplicaStub:
             self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
 
     async def stop(self) -> None:
-        """Finish what is in the log, flush, and close; the caller has stopped the requests."""
+        """Finish what is in the log, flush, and close; the caller has stopped the requests.
+
+        Raises:
+            OSError: what `os` tables have acknowledged could not be synced: no clean stop.
+
+        """
         self._stopping = True
         for replica in self._replicas.values():
             replica.set_available(False)
         front, log = self._front, self._log
-        if front is not None and not front.stopped:
+        failed = front is None or front.stopped
+        if front is not None and not failed:
             give_up_at = self._clock.monotonic_ms() + _STOP_PATIENCE_MS
             while self._clock.monotonic_ms() < give_up_at and not (
-                front.idle and all(replica.idle for replica in self._replicas.values())
+                front.idle
+                and not self._unsynced
+                and all(replica.idle for replica in self._replicas.values())
             ):
                 front.sync_os_tables()
                 await self._clock.sleep_ms(5)
+        unsynced = self._unsynced
         await self._scope.close()
         for replica in self._replicas.values():
             await self._close_engine(replica.engine)
@@ -174,6 +185,14 @@ class ReplicaStub:
             await self._close_engine(recovered.engine)
         if log is not None:
             await log.close()
+        if unsynced and not failed:
+            raise OSError("the log could not be synced to its end")
+
+    @property
+    def _unsynced(self) -> bool:
+        """Whether the log holds what an `os` table has acknowledged and no sync has covered."""
+        front, log = self._front, self._log
+        return front is not None and log is not None and (front.stopped or log.unsynced)
 
     async def _close_engine(self, engine: Engine | None) -> None:
         if engine is None:
@@ -270,9 +289,12 @@ class ReplicaStub:
                 serving = await self._become_primary(table, configuration, first=first)
                 if serving is not None:
                     opened.append(serving)
-            for serving in opened:
-                await serving.wait()
-            self._apply_table(self._tables[table.table_id])
+        # Not under the lock: the log may have no room, and a purge may be what makes some.
+        for serving in opened:
+            await serving.wait()
+        known_table = self._tables.get(table.table_id)
+        if known_table is not None:
+            self._apply_table(known_table)
 
     async def _become_primary(
         self, table: TableInfo, configuration: PartitionConfiguration, *, first: bool
@@ -281,14 +303,15 @@ class ReplicaStub:
         gpid = configuration.gpid
         replica = self._replicas.get(gpid)
         if replica is None:
-            recovered = self._recovered.pop(gpid, None)
+            recovered = self._recovered.get(gpid)
             if recovered is None:
                 recovered = await self._first_or_missing(gpid, first=first)
-            replica = self._make_replica(table, gpid, recovered)
-            if replica is None:
                 self._recovered[gpid] = recovered
+            if recovered.engine is None or recovered.closed:
                 self._closed[gpid] = recovered.closed
                 return None
+            replica = self._make_replica(table, gpid, recovered, recovered.engine)
+            del self._recovered[gpid]
         if replica.closed or configuration.ballot <= replica.machine.ballot:
             return None
         serving = asyncio.Event()
@@ -303,24 +326,27 @@ class ReplicaStub:
             reason = "its replica is missing on this server, which the meta server names for it"
             _log.error("partition %s stays closed: %s", gpid, reason)
             return RecoveredReplica(closed=reason)
-        incarnation = self._next_incarnation
+        number = self._next_incarnation
         self._next_incarnation += 1
         directory, factory = self._directory, self._engine_factory
 
-        def create() -> Engine:
-            directory.create_replica(gpid, incarnation, created_at_us=self._clock.wall_us())
-            return factory.open(directory.engine_path(gpid))
+        def create() -> tuple[int, Engine]:
+            try:
+                # An earlier try got so far, and its engine was never written.
+                manifest = directory.manifest(gpid)
+            except KeyError:
+                now_us = self._clock.wall_us()
+                manifest = directory.create_replica(gpid, number, created_at_us=now_us)
+            return manifest.incarnation, factory.open(directory.engine_path(gpid))
 
-        engine = await self._workers.upkeep.run(create)
+        incarnation, engine = await self._workers.upkeep.run(create)
         assert self._log is not None
         self._log.set_incarnation(gpid, incarnation, 0)
         return RecoveredReplica(engine=engine, incarnation=incarnation)
 
     def _make_replica(
-        self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica
-    ) -> Replica | None:
-        if recovered.engine is None or recovered.closed:
-            return None
+        self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica, engine: Engine
+    ) -> Replica:
         assert self._front is not None
         replica = Replica(
             gpid,
@@ -330,7 +356,7 @@ class ReplicaStub:
                 committed=recovered.decree,
                 tail=recovered.tail,
             ),
-            engine=recovered.engine,
+            engine=engine,
             incarnation=recovered.incarnation,
             partition_count=table.partition_count,
             cluster_id=self._cluster_id,
@@ -383,10 +409,14 @@ class ReplicaStub:
     def _mark_os(
         self, replica: Replica, *, acknowledged: bool, then: Callable[[], None] | None = None
     ) -> None:
+        replica.durability_marks += 1
+        mark = replica.durability_marks
+
         def done(_: None, error: BaseException | None) -> None:
             if error is not None:
                 _log.error("partition %s stays in fsync mode: %s", replica.gpid, error)
-            elif then is not None:
+            elif then is not None and mark == replica.durability_marks:
+                # A later mark may say the opposite.
                 then()
 
         self._workers.upkeep.submit(
@@ -396,26 +426,37 @@ class ReplicaStub:
     async def _remove_table(self, table_id: int) -> None:
         """Close and trash the replicas of a table that was purged."""
         assert self._log is not None
-        gpids = [gpid for gpid in self._replicas if gpid[0] == table_id]
-        gpids += [gpid for gpid in self._recovered if gpid.table_id == table_id]
-        for gpid in gpids:
+        assert self._front is not None
+        # Those that are in the directory alone are left of a purge that failed.
+        here = [
+            *self._replicas,
+            *self._recovered,
+            *(one.gpid for one in self._directory.list_replicas()),
+        ]
+        for gpid in sorted({Gpid(*gpid) for gpid in here if gpid[0] == table_id}):
             replica = self._replicas.pop(gpid, None)
             if replica is not None:
-                replica.set_available(False)
-                while not replica.idle and self._front is not None and not self._front.stopped:
+                replica.refuse_waiting()
+                while replica.in_flight and not self._front.stopped:
                     await self._clock.sleep_ms(5)
                 replica.deactivate()
                 await self._close_engine(replica.engine)
-            recovered = self._recovered.pop(Gpid(*gpid), None)
-            self._closed.pop(gpid, None)
+            recovered = self._recovered.pop(gpid, None)
             if recovered is not None:
                 await self._close_engine(recovered.engine)
-            self._log.forget(Gpid(*gpid))
             when = self._clock.wall_us()
-            await self._workers.upkeep.run(partial(self._delete_replica, Gpid(*gpid), when))
+            await self._workers.upkeep.run(partial(self._delete_replica, gpid, when))
+            self._log.forget(gpid)
+            self._closed.pop(gpid, None)
+            self._engine_failures.pop(gpid, None)
+            self._sweep_due.pop(gpid, None)
         self._tables.pop(table_id, None)
+        self._collect_due = True
 
     def _delete_replica(self, gpid: Gpid, at_us: int) -> None:
+        if not self._disk.exists(self._directory.replica_path(gpid)):
+            # It was missing before, and its partition closed for that.
+            return
         # The time to change one's mind was the table's reserve: its space is wanted now. What
         # a crash leaves in the trash goes at the next start.
         self._disk.remove_tree(self._directory.trash_replica(gpid, "purged", at_us=at_us))
@@ -427,9 +468,13 @@ class ReplicaStub:
         self._front.sync_os_tables()
 
     async def _look_at_disk(self) -> None:
-        free, total = await self._workers.upkeep.run(
-            lambda: self._disk.free_bytes(self._directory.path)
-        )
+        try:
+            free, total = await self._workers.upkeep.run(
+                lambda: self._disk.free_bytes(self._directory.path)
+            )
+        except OSError as error:
+            _log.warning("the free space of the data disk is not known: %s", error)
+            return
         self.free_bytes = free
         full = free * 100 < total * self._options.min_free_percent
         if full != self._disk_full:
@@ -453,8 +498,15 @@ class ReplicaStub:
             replica = self._replicas.get(gpid)
             if replica is not None and replica.engine_failed is None:
                 await self._flush(replica)
-        if due:
+        if not due and not self._collect_due:
+            return
+        self._collect_due = True
+        try:
             await self._log.collect()
+        except OSError as error:
+            _log.warning("log that nobody needs could not be given up: %s", error)
+        else:
+            self._collect_due = False
 
     async def _flush(self, replica: Replica) -> None:
         assert self._log is not None
@@ -524,16 +576,24 @@ class ReplicaStub:
             if recent:
                 pause_ms = min(_REOPEN_PAUSE_MS << len(recent), _REOPEN_PAUSE_MS_MAX)
                 await self._clock.sleep_ms(pause_ms)
+            if self._is_gone(replica):
+                return
             try:
                 engine = await self._opened_again(replica)
-            except (UnsupportedFormat, CorruptionError, OSError) as error:
+            except (PegasKVError, OSError) as error:
                 _log.error("the storage of partition %s does not open: %s", replica.gpid, error)
                 replica.engine_failed = error
                 continue
+            if self._is_gone(replica):
+                await self._close_engine(engine)
+                return
             replica.replace_engine(engine)
             replica.set_available(replica.available)
             _log.warning("the storage of partition %s is open again", replica.gpid)
             return
+
+    def _is_gone(self, replica: Replica) -> bool:
+        return self._replicas.get(replica.gpid) is not replica
 
     async def _opened_again(self, replica: Replica) -> Engine:
         assert self._log is not None
@@ -552,9 +612,15 @@ class ReplicaStub:
                 engine = factory.open(directory.engine_path(gpid))
             except CorruptionError:
                 engine = directory.restore_checkpoint(gpid, factory)
+            state = engine.state()
             try:
-                records = log.read(gpid, engine.state().decree + 1, 1 << 40)
+                records = log.read(gpid, state.decree + 1, 1 << 40, ballot=state.ballot)
                 apply_records(engine, [record for record in records if record.decree <= committed])
+                if engine.state().decree < committed:
+                    raise CorruptionError(
+                        f"its tables end at decree {engine.state().decree} and the log lacks "
+                        f"those up to {committed}"
+                    )
             except BaseException:
                 engine.close()
                 raise

@@ -115,12 +115,21 @@ def recover_replicas(
             # A table that was purged: nobody will ever read these records.
             log.forget(gpid)
     for gpid, replica in replicas.items():
-        log.set_incarnation(gpid, replica.incarnation, replica.decree)
+        if gpid in directory.damaged:
+            # Nobody knows its incarnation: all its records stay for whoever mends the manifest.
+            continue
+        # If its tables break, the log must have all that the checkpoint lacks.
+        log.set_incarnation(gpid, replica.incarnation, directory.checkpoint_decree(gpid))
         if not replica.closed:
             _close_if_damaged(gpid, replica, recovered, accept_loss=accept_loss)
         if not replica.closed:
             _replay(gpid, replica, recovered.records.get(gpid, []), accept_loss=accept_loss)
-    if accept_loss and recovered.damage is not None:
+    if (
+        accept_loss
+        and recovered.damage is not None
+        and not any(replica.closed for replica in replicas.values())
+    ):
+        # What is closed still has not gone on without its loss.
         log.settle_damage()
     highest = max((replica.incarnation for replica in replicas.values()), default=0)
     return RecoveredServer(log, replicas, max(highest, recovered.highest_incarnation) + 1)
@@ -166,12 +175,16 @@ def _replay(
     gpid: Gpid, replica: RecoveredReplica, records: Sequence[LogRecord], *, accept_loss: bool
 ) -> None:
     assert replica.engine is not None
-    history = split_history(valid_history(records), replica.decree)
+    # Records of a lower ballot than the tables have lie behind a loss that was accepted.
+    history = split_history(valid_history(records, ballot=replica.ballot), replica.decree)
     if history.gap and not accept_loss:
         replica.closed = f"{history.gap}; start with --accept-loss to go on without"
         _log.error("partition %s stays closed: %s", gpid, replica.closed)
         return
     try:
+        for mutation in history.tail:
+            # It is decoded when it is proposed again: too late to find that it cannot be.
+            mutation_rows(mutation.payload, mutation.decree)
         apply_records(replica.engine, history.committed)
     except (PegasKVError, OSError) as error:
         replica.closed = f"replaying its log failed: {error}"

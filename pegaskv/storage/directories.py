@@ -34,7 +34,7 @@ from pegaskv.base.errors import (
 )
 from pegaskv.base.types import Gpid
 from pegaskv.base.version import VERSION
-from pegaskv.storage.checkpoints import seal, temporary_path, unseal, write_new
+from pegaskv.storage.checkpoints import read_checkpoint, seal, temporary_path, unseal, write_new
 from pegaskv.storage.disk import Disk, DiskLock
 from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory
 
@@ -303,6 +303,18 @@ class DataDirectory:
             for number in numbers:
                 self._disk.remove_tree(directory / str(number))
         return info
+
+    def checkpoint_decree(self, gpid: Gpid) -> int:
+        """Return the decree of the last checkpoint, 0 if there is none to fall back on. Blocks."""
+        numbers = self._checkpoint_numbers(gpid)
+        if not numbers:
+            return 0
+        try:
+            return read_checkpoint(self._disk, self._checkpoint_path(gpid) / str(numbers[-1]))[
+                0
+            ].decree
+        except CorruptionError:
+            return 0
 
     def restore_checkpoint(self, gpid: Gpid, factory: EngineFactory) -> Engine:
         """Put the last checkpoint in the place of an engine that does not open. Blocks.

@@ -1,0 +1,208 @@
+"""What a start makes of a directory: nothing is invented, and nothing that may be needed goes."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from pegaskv.base.errors import CorruptionError
+from pegaskv.base.types import Gpid
+from pegaskv.codec.mutations import encode_mutation, encode_operation
+from pegaskv.codec.operations import Operation
+from pegaskv.storage.log_options import LogOptions
+from pegaskv.storage.mutation_log import LogRecord
+from tests.replica.stub_world import DATA, Server, play
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.world import Life, World
+
+GPID = Gpid(1, 0)
+
+
+async def opened(life: Life, *, first: bool = False, **more: Any) -> Server:
+    server = Server(life, **more)
+    await server.start()
+    await server.serve(first=first)
+    return server
+
+
+async def checkpoint(server: Server) -> None:
+    replica = server.replica()
+    replica.apply_now()
+    await server.stub._flush(replica)
+
+
+def spoil_tables(disk: SimulatedDisk) -> None:
+    """Make the engine's file one that does not open; its checkpoint has files of its own."""
+    disk.write_atomic(DATA / "replicas" / "1.0" / "engine" / "rows", b"not what was written")
+
+
+def test_the_log_reaches_back_to_the_checkpoint_after_any_number_of_restarts() -> None:
+    """Tables are newer than the checkpoint: if they break, the log must have the difference."""
+
+    async def scenario(world: World, life: Life) -> None:
+        options = LogOptions(log_segment_bytes=64 * 1024, flush_age_ms=1 << 40)
+        server = await opened(life, first=True, log_options=options)
+        await server.set(b"a", b"1")
+        await checkpoint(server)
+        for number in range(40):
+            await server.set(b"%d" % number, bytes(8_000))
+        await server.set(b"b", b"2")
+        await server.stop()
+        for _ in range(3):
+            server = await opened(life, log_options=options)
+            await server.log.collect()
+            assert await server.get(b"b") == b"2"
+            await server.stop()
+        spoil_tables(life.disk)
+        server = await opened(life, log_options=options)
+        assert await server.get(b"a") == b"1"
+        assert await server.get(b"b") == b"2"
+        assert await server.get(b"7") == bytes(8_000)
+        await server.stop()
+
+    play(scenario)
+
+
+def test_what_lay_behind_an_accepted_gap_stays_away_when_decrees_are_used_again() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        await server.set(b"a", b"1")
+        replica = server.replica()
+        decree, ballot = replica.machine.committed, replica.machine.ballot
+        row = encode_operation(1, 0, [b"\0\1hghost", b"\0\0\0\0" + bytes(7) + b"\2ghost"])
+        payload = encode_mutation(1, [row])
+        # The log lacks the next decree and has those behind it.
+        server.log.append(
+            [
+                LogRecord(1, 0, replica.incarnation, ballot, each, each - 1, 1, payload)
+                for each in range(decree + 2, decree + 6)
+            ]
+        )
+        await server.stop()
+        server = Server(life)
+        await server.start()
+        assert "lacks decree" in server.stub.node_report("").replicas[0].closed
+        await server.stop()
+        server = Server(life)
+        await server.start(accept_loss=True)
+        await server.serve()
+        assert await server.get(b"a") == b"1"
+        await server.set(b"b", b"2")
+        await checkpoint(server)
+        await server.stop()
+        server = await opened(life)
+        assert await server.get(b"b") == b"2"
+        assert await server.get(b"ghost") is None
+        await server.stop()
+
+    play(scenario)
+
+
+def test_records_of_a_replica_with_a_damaged_manifest_are_kept_for_whoever_mends_it() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        for number in range(40):
+            await server.set(b"%d" % number, bytes(8_000))
+        path = server.directory.replica_path(GPID) / "manifest"
+        good = life.disk.read_bytes(path)
+        # As a crash leaves it: the tables have nothing, the log has all.
+        rows = server.directory.engine_path(GPID) / "rows"
+        await server.stop()
+        life.disk.unlink(rows)
+        life.disk.write_atomic(path, b"bad")
+        server = Server(life)
+        await server.start()
+        await server.log.collect()
+        assert server.stub.node_report("").replicas[0].closed
+        await server.stop()
+        life.disk.write_atomic(path, good)
+        server = await opened(life)
+        assert await server.get(b"3") == bytes(8_000)
+        await server.stop()
+
+    play(scenario)
+
+
+def test_a_prepared_mutation_of_a_kind_from_the_future_closes_its_replica_and_no_other() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        await server.set(b"a", b"1")
+        await server.serve(2, first=True)
+        replica = server.replica()
+        payload = encode_mutation(1, [encode_operation(99, 0, [b"what?"])])
+        decree, ballot = replica.machine.committed, replica.machine.ballot
+        server.log.append(
+            [LogRecord(1, 0, replica.incarnation, ballot, decree + 1, decree, 1, payload)]
+        )
+        await server.stop()
+        server = Server(life)
+        await server.start()
+        assert "kind 99" in server.stub.node_report("").replicas[0].closed
+        await server.serve()
+        await server.serve(2)
+        status, *_ = await server.ask(Operation.SET, b"h", b"b", b"1", 0, table_id=2)
+        assert status == 0
+        assert (await server.ask(Operation.GET, b"h", b"a"))[0] == 14
+        await server.stop()
+
+    play(scenario)
+
+
+def test_timestamps_grow_over_a_barrier_and_a_restart_when_the_clock_goes_back() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        await server.set(b"a", b"1")
+        last = server.replica().last_timestamp_us
+        await server.stop()
+        world.nodes["server"].jump_wall(-3_600_000_000)
+        # Twice: the first ballot's barrier is all that the second start finds.
+        for _ in range(2):
+            server = await opened(life)
+            await checkpoint(server)
+            await server.stop()
+        server = await opened(life)
+        await server.set(b"b", b"2")
+        assert server.replica().last_timestamp_us > last
+        await server.stop()
+
+    play(scenario)
+
+
+def test_a_start_with_accepted_loss_keeps_the_report_for_replicas_that_it_could_not_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        options = LogOptions(log_segment_bytes=64 * 1024, flush_age_ms=1 << 40)
+        server = await opened(life, first=True, log_options=options)
+        await server.serve(2, first=True)
+        for number in range(20):
+            await server.ask(Operation.SET, b"h", b"k", bytes(8_000), 0, table_id=2)
+            await server.set(b"%d" % number, bytes(8_000))
+        await server.stop()
+        log = server.directory.log_path
+        segments = sorted(name for name in life.disk.list(log) if name.endswith(".log"))
+        # The last block, so that nothing behind it shows a gap; one segment is made ahead.
+        last = segments[-2]
+        segment = life.disk.open(log / last, writable=True)
+        segment.write_at(segment.size() - 1_000, b"\xff" * 64)
+        segment.close()
+        # As after a crash, the tables of both have nothing; the manifest of one is damaged.
+        for gpid in (GPID, Gpid(2, 0)):
+            rows = server.directory.engine_path(gpid) / "rows"
+            if life.disk.exists(rows):
+                life.disk.unlink(rows)
+        server = Server(life, log_options=options)
+        server.engines.failures = [CorruptionError("planned")]
+        with caplog.at_level(logging.CRITICAL):
+            await server.start(accept_loss=True)
+        closed = {each.gpid: each.closed for each in server.stub.node_report("").replicas}
+        assert "planned" in closed[GPID]
+        assert not closed[Gpid(2, 0)]
+        await server.stop()
+        server = Server(life, log_options=options)
+        await server.start()
+        closed = {each.gpid: each.closed for each in server.stub.node_report("").replicas}
+        assert "--accept-loss" in closed[GPID], closed
+        await server.stop()
+
+    play(scenario)

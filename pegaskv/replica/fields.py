@@ -4,7 +4,7 @@ Messages come from strangers. The hot handlers test types in one expression and
 come here only to say what was wrong.
 """
 
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pegaskv.base.errors import (
     InvalidArgument,
@@ -24,6 +24,7 @@ from pegaskv.base.limits import (
 from pegaskv.base.types import FilterType
 
 __all__ = [
+    "HASH_KEY_COPIES_BYTES_MAX",
     "check_filter",
     "check_integer",
     "check_multi_size",
@@ -32,6 +33,9 @@ __all__ = [
     "explain_target",
     "require_hash_key",
 ]
+
+# The hash keys of all rows that one multi-operation stores.
+HASH_KEY_COPIES_BYTES_MAX: Final = 4 * MUTATION_BYTES_MAX
 
 
 def explain_target(
@@ -121,8 +125,10 @@ def check_filter(name: str, kind: Any, pattern: Any) -> None:
         raise InvalidArgument(f"the {name} filter's pattern must be bytes")
 
 
-def check_multi_size(rows: int, size: int) -> None:
-    """Check a multi-operation: how many rows, and the bytes of its keys and values.
+def check_multi_size(hash_key: bytes, rows: int, size: int) -> None:
+    """Check a multi-operation: how many rows, and the bytes of its sort keys and values.
+
+    The hash key stands once in the request and in front of every stored row.
 
     Raises:
         InvalidArgument: it has no rows.
@@ -135,6 +141,11 @@ def check_multi_size(rows: int, size: int) -> None:
         _too_large(f"{rows} rows", f"{OPERATION_ROWS_MAX} rows")
     if rows > 1 and size > MUTATION_BYTES_MAX:
         _too_large(f"{size} bytes", f"{MUTATION_BYTES_MAX} bytes")
+    if rows > 1 and rows * len(hash_key) > HASH_KEY_COPIES_BYTES_MAX:
+        _too_large(
+            f"{rows} rows, each stored with the hash key of {len(hash_key)} bytes",
+            f"{HASH_KEY_COPIES_BYTES_MAX} bytes of hash keys",
+        )
 
 
 def _too_large(what: str, limit: str) -> NoReturn:

@@ -220,9 +220,10 @@ class ReplicaStub:
             scans_waiting_max=self._options.scans_waiting_max,
             on_corruption=self._on_corruption,
         )
-        return (
-            reads.handlers() | WriteHandlers(self._replicas, self._closed, self._clock).handlers()
+        writes = WriteHandlers(
+            self._replicas, self._closed, clock=self._clock, on_corruption=self._on_corruption
         )
+        return reads.handlers() | writes.handlers()
 
     def node_report(self, address: str) -> NodeReport:
         """Return who this node is and which replicas it has."""

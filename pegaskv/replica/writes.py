@@ -6,12 +6,20 @@ operations are evaluated here, against the engine and all pending writes, and be
 plain puts and deletes: what is logged holds results, never questions.
 """
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from pegaskv.base.errors import InvalidArgument, InvalidData, RequestError, WrongPartition
+from pegaskv.base.errors import (
+    CorruptionError,
+    InternalError,
+    InvalidArgument,
+    InvalidData,
+    RequestError,
+    WrongPartition,
+)
 from pegaskv.base.limits import (
     BATCH_ROWS_MAX,
     HASH_KEY_BYTES_MAX,
@@ -49,6 +57,7 @@ from pegaskv.runtime.clock import Clock
 __all__ = ["WriteHandlers"]
 
 _WRITE = int(OperationKind.WRITE)
+_EXPIRY_MAX = (1 << 32) - 1
 _pack_length = Struct(">H").pack
 _pack_operation = Struct(">IQB").pack
 
@@ -60,11 +69,14 @@ class WriteHandlers:
         self,
         replicas: dict[tuple[int, int], Replica],
         closed: dict[tuple[int, int], str],
+        *,
         clock: Clock,
+        on_corruption: Callable[[Replica, BaseException], None],
     ) -> None:
         self._replicas = replicas
         self._closed = closed
         self._clock = clock
+        self._on_corruption = on_corruption
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handler of each operation."""
@@ -107,8 +119,7 @@ class WriteHandlers:
         timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
         expiry = 0
         if ttl or replica.default_ttl:
-            expiry = batch.now + (ttl or replica.default_ttl)
-            replica.expires = True
+            expiry = _expiry(replica, ttl, batch.now)
         row = pack_row_header(expiry, timestamp << 8 | replica.cluster_bits) + value
         key = _pack_length(len(hash_key)) + hash_key + sort_key
         body = pack([key, row])
@@ -145,7 +156,7 @@ class WriteHandlers:
             check_row(hash_key, sort_key, value)
             size += len(sort_key) + len(value)
             rows[sort_key] = (value, ttl)
-        check_multi_size(len(rows), size)
+        check_multi_size(hash_key, len(rows), size)
         partition_hash = _hash_of(replica, hash_key, b"")
         now = replica.open_batch(size).now
         _add(
@@ -166,7 +177,7 @@ class WriteHandlers:
             raise InvalidArgument("the sort keys must be a list")
         for sort_key in sort_keys:
             check_row(hash_key, sort_key)
-        check_multi_size(len(sort_keys), sum(map(len, sort_keys)))
+        check_multi_size(hash_key, len(sort_keys), sum(map(len, sort_keys)))
         partition_hash = _hash_of(replica, hash_key, b"")
         replica.open_batch()
         _add(
@@ -187,7 +198,7 @@ class WriteHandlers:
         partition_hash = _hash_of(replica, hash_key, sort_key)
         replica.admit()
         now = seconds_since_epoch(self._clock.wall_us())
-        row = replica.current(hash_key, sort_key)
+        row = self._current(replica, hash_key, sort_key)
         if row is not None and not is_visible(row, now):
             row = None
         try:
@@ -243,7 +254,8 @@ class WriteHandlers:
             # The last mutation of a key wins; it also stands where it was named last.
             changes.pop(sort_key, None)
             changes[sort_key] = change
-        check_multi_size(len(changes), size)
+        require_hash_key(hash_key)
+        check_multi_size(hash_key, len(changes), size)
         self._check_then(
             connection,
             message[0],
@@ -269,7 +281,7 @@ class WriteHandlers:
         partition_hash = _hash_of(replica, hash_key, b"")
         replica.admit(sum(len(value or b"") for value, _ in changes.values()))
         now = seconds_since_epoch(self._clock.wall_us())
-        row = replica.current(hash_key, check_sort_key)
+        row = self._current(replica, hash_key, check_sort_key)
         value = row[ROW_HEADER_BYTES:] if row is not None and is_visible(row, now) else None
         seen: list[Any] = [value is not None, value] if return_value else [None, None]
         try:
@@ -315,6 +327,15 @@ class WriteHandlers:
             _add(replica, partition_hash, [(key, None, 0)])
         _answer(replica, connection, [message[0], 0, 0])
 
+    def _current(self, replica: Replica, hash_key: bytes, sort_key: bytes) -> bytes | None:
+        try:
+            return replica.current(hash_key, sort_key)
+        except CorruptionError as error:
+            self._on_corruption(replica, error)
+            raise InternalError(
+                f"a table file of partition {replica.gpid} is damaged: {error}"
+            ) from error
+
     def _target(self, message: list[Any], length: int) -> tuple[Replica, list[Any]]:
         """Return the replica that a message names, and the fields behind it."""
         try:
@@ -347,7 +368,8 @@ def _batch_rows(
 
 def _expiry(replica: Replica, ttl: int, now: int) -> int:
     """Resolve a time to live to an expiry, when the write is logged and at no other time."""
-    expiry = expiry_from_ttl(ttl or replica.default_ttl, now)
+    # The clock may be wrong: what the field cannot hold is as good as for ever.
+    expiry = min(expiry_from_ttl(ttl or replica.default_ttl, now), _EXPIRY_MAX)
     if expiry:
         replica.expires = True
     return expiry

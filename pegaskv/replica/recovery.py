@@ -78,22 +78,7 @@ def recover_replicas(
 
     """
     directory.empty_trash(before_us=clock.wall_us())
-    replicas: dict[Gpid, RecoveredReplica] = {}
-    for manifest in directory.list_replicas():
-        replica = _open_engine(directory, manifest.gpid, engine_factory)
-        replica.incarnation = manifest.incarnation
-        if manifest.amnesiac:
-            # The only replica goes on with what it has, and says so once.
-            _log.warning(
-                "partition %s acknowledged writes without syncing them and the machine went "
-                "down: its last writes may be lost",
-                manifest.gpid,
-            )
-            directory.clear_amnesia(manifest.gpid)
-        replicas[manifest.gpid] = replica
-    for gpid, damage in directory.damaged.items():
-        replicas[gpid] = RecoveredReplica(closed=damage.message)
-        _log.error("partition %s stays closed: %s", gpid, damage)
+    replicas = _open_engines(directory, engine_factory)
 
     def wanted(gpid: Gpid, incarnation: int, decree: int) -> bool:
         replica = replicas.get(gpid)
@@ -133,6 +118,26 @@ def recover_replicas(
         log.settle_damage()
     highest = max((replica.incarnation for replica in replicas.values()), default=0)
     return RecoveredServer(log, replicas, max(highest, recovered.highest_incarnation) + 1)
+
+
+def _open_engines(directory: DataDirectory, factory: EngineFactory) -> dict[Gpid, RecoveredReplica]:
+    replicas: dict[Gpid, RecoveredReplica] = {}
+    for manifest in directory.list_replicas():
+        replica = _open_engine(directory, manifest.gpid, factory)
+        replica.incarnation = manifest.incarnation
+        if manifest.amnesiac:
+            # The only replica goes on with what it has, and says so once.
+            _log.warning(
+                "partition %s acknowledged writes without syncing them and the machine went "
+                "down: its last writes may be lost",
+                manifest.gpid,
+            )
+            directory.clear_amnesia(manifest.gpid)
+        replicas[manifest.gpid] = replica
+    for gpid, damage in directory.damaged.items():
+        replicas[gpid] = RecoveredReplica(closed=damage.message)
+        _log.error("partition %s stays closed: %s", gpid, damage)
+    return replicas
 
 
 def _open_engine(directory: DataDirectory, gpid: Gpid, factory: EngineFactory) -> RecoveredReplica:

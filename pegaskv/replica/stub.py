@@ -16,7 +16,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
-from pegaskv.base.errors import CorruptionError, PegasKVError
+from pegaskv.base.errors import PegasKVError
 from pegaskv.base.metrics import Metric
 from pegaskv.base.types import Durability, Gpid, PartitionConfiguration, TableInfo, TableStatus
 from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
@@ -29,7 +29,8 @@ from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.metrics import replica_metrics
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.read_handlers import ReadHandlers
-from pegaskv.replica.recovery import RecoveredReplica, apply_records, recover_replicas
+from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
+from pegaskv.replica.reopening import Reopening
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.writes import WriteHandlers
 from pegaskv.runtime.clock import Clock
@@ -45,11 +46,6 @@ __all__ = ["ReplicaStub", "Workers"]
 
 _log = logging.getLogger(__name__)
 
-# An engine that failed is opened again after a pause that doubles with each failure of
-# the last ten minutes. With one replica nobody else has the rows, so it is tried for ever.
-_ENGINE_FAILURES_WITHIN_MS: Final = 600_000
-_REOPEN_PAUSE_MS: Final = 500
-_REOPEN_PAUSE_MS_MAX: Final = 30_000
 _STOP_PATIENCE_MS: Final = 5_000
 
 
@@ -557,77 +553,26 @@ class ReplicaStub:
             "the storage of partition %s failed, it is opened again: %s", replica.gpid, error
         )
         if not self._stopping and not self._scope.closed:
-            self._scope.start(f"reopen {replica.gpid}", self._reopen(replica))
+            assert self._log is not None
+            reopening = Reopening(
+                replica,
+                log=self._log,
+                directory=self._directory,
+                factory=self._engine_factory,
+                clock=self._clock,
+                worker=self._workers.upkeep,
+                failures=self._engine_failures.setdefault(replica.gpid, []),
+                disk_has_room=self._disk_has_room,
+                is_gone=partial(self._is_gone, replica),
+            )
+            self._scope.start(f"reopen {replica.gpid}", reopening.run())
 
-    async def _reopen(self, replica: Replica) -> None:
-        """Close the engine, open it again and bring it up from the log."""
-        while True:
-            # A full disk is not the engine's fault. While it is full the old engine stays: it
-            # takes no writes and answers reads.
-            await self._look_at_disk()
-            while self._disk_full:
-                await self._clock.sleep_ms(_REOPEN_PAUSE_MS)
-            now_ms = self._clock.monotonic_ms()
-            recent = [
-                at_ms
-                for at_ms in self._engine_failures.get(replica.gpid, [])
-                if now_ms - at_ms < _ENGINE_FAILURES_WITHIN_MS
-            ]
-            self._engine_failures[replica.gpid] = [*recent, now_ms]
-            if recent:
-                pause_ms = min(_REOPEN_PAUSE_MS << len(recent), _REOPEN_PAUSE_MS_MAX)
-                await self._clock.sleep_ms(pause_ms)
-            if self._is_gone(replica):
-                return
-            try:
-                engine = await self._opened_again(replica)
-            except (PegasKVError, OSError) as error:
-                _log.error("the storage of partition %s does not open: %s", replica.gpid, error)
-                replica.engine_failed = error
-                continue
-            if self._is_gone(replica):
-                await self._close_engine(engine)
-                return
-            replica.replace_engine(engine)
-            replica.set_available(replica.available)
-            _log.warning("the storage of partition %s is open again", replica.gpid)
-            return
+    async def _disk_has_room(self) -> bool:
+        await self._look_at_disk()
+        return not self._disk_full
 
     def _is_gone(self, replica: Replica) -> bool:
         return self._replicas.get(replica.gpid) is not replica
-
-    async def _opened_again(self, replica: Replica) -> Engine:
-        assert self._log is not None
-        log, factory, directory = self._log, self._engine_factory, self._directory
-        old, gpid, committed = replica.engine, replica.gpid, replica.machine.committed
-        replica.serving = False
-        replica.reopening = True
-
-        def reopen() -> Engine:
-            try:
-                old.close()
-            except (OSError, PegasKVError) as error:
-                # It failed before; what it lacks is in the log.
-                _log.warning("the failed storage of %s closed with: %s", gpid, error)
-            try:
-                engine = factory.open(directory.engine_path(gpid))
-            except CorruptionError:
-                engine = directory.restore_checkpoint(gpid, factory)
-            state = engine.state()
-            try:
-                records = log.read(gpid, state.decree + 1, 1 << 40, ballot=state.ballot)
-                apply_records(engine, [record for record in records if record.decree <= committed])
-                if engine.state().decree < committed:
-                    raise CorruptionError(
-                        f"its tables end at decree {engine.state().decree} and the log lacks "
-                        f"those up to {committed}"
-                    )
-            except BaseException:
-                engine.close()
-                raise
-            return engine
-
-        return await self._workers.upkeep.run(reopen)
 
     # --- Metrics -----------------------------------------------------------------------
 

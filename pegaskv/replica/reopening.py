@@ -1,0 +1,131 @@
+"""An engine that failed: closed, opened again, and brought up from the log.
+
+While this is tried the replica keeps its committed rows in memory and refuses writes.
+An engine is tried after a pause that doubles with each failure of the last ten
+minutes. With one replica nobody else has the rows, so it is tried for ever. While the
+disk is full the old engine stays: it takes no writes and answers reads.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from pegaskv.base.errors import CorruptionError, PegasKVError
+from pegaskv.replica.recovery import apply_records
+from pegaskv.replica.replica import Replica
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.worker import Worker
+from pegaskv.storage.directories import DataDirectory
+from pegaskv.storage.engine import Engine, EngineFactory
+from pegaskv.storage.mutation_log import MutationLog
+
+__all__ = ["Reopening"]
+
+_log = logging.getLogger(__name__)
+
+_FAILURES_WITHIN_MS: Final = 600_000
+_PAUSE_MS: Final = 500
+_PAUSE_MS_MAX: Final = 30_000
+
+
+class Reopening:
+    """One replica's way back to an engine; `run` ends when it has one, or is gone.
+
+    `failures` are the times of its failures, and outlive this object.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        *,
+        log: MutationLog,
+        directory: DataDirectory,
+        factory: EngineFactory,
+        clock: Clock,
+        worker: Worker,
+        failures: list[int],
+        disk_has_room: Callable[[], Awaitable[bool]],
+        is_gone: Callable[[], bool],
+    ) -> None:
+        self._replica = replica
+        self._log = log
+        self._directory = directory
+        self._factory = factory
+        self._clock = clock
+        self._worker = worker
+        self._failures = failures
+        self._disk_has_room = disk_has_room
+        self._is_gone = is_gone
+
+    async def run(self) -> None:
+        """Try until the replica has an engine again."""
+        replica = self._replica
+        while True:
+            while not await self._disk_has_room():
+                await self._clock.sleep_ms(_PAUSE_MS)
+            await self._pause()
+            if self._is_gone():
+                return
+            try:
+                engine = await self._opened_again()
+            except (PegasKVError, OSError) as error:
+                _log.error("the storage of partition %s does not open: %s", replica.gpid, error)
+                replica.engine_failed = error
+                continue
+            if self._is_gone():
+                await self._close(engine)
+                return
+            replica.replace_engine(engine)
+            replica.set_available(replica.available)
+            _log.warning("the storage of partition %s is open again", replica.gpid)
+            return
+
+    async def _pause(self) -> None:
+        now_ms = self._clock.monotonic_ms()
+        recent = [at_ms for at_ms in self._failures if now_ms - at_ms < _FAILURES_WITHIN_MS]
+        self._failures[:] = [*recent, now_ms]
+        if recent:
+            await self._clock.sleep_ms(min(_PAUSE_MS << min(len(recent), 16), _PAUSE_MS_MAX))
+
+    async def _close(self, engine: Engine) -> None:
+        try:
+            await self._worker.run(engine.close)
+        except (OSError, PegasKVError) as error:
+            _log.warning("an engine did not close cleanly: %s", error)
+
+    async def _opened_again(self) -> Engine:
+        replica = self._replica
+        old, committed = replica.engine, replica.machine.committed
+        replica.serving = False
+        replica.reopening = True
+        return await self._worker.run(lambda: self._reopen(old, committed))
+
+    def _reopen(self, old: Engine, committed: int) -> Engine:
+        """Close the old engine and open a new one that holds all up to `committed`. Blocks."""
+        gpid = self._replica.gpid
+        try:
+            old.close()
+        except (OSError, PegasKVError) as error:
+            # It failed before; what it lacks is in the log.
+            _log.warning("the failed storage of %s closed with: %s", gpid, error)
+        try:
+            engine = self._factory.open(self._directory.engine_path(gpid))
+        except CorruptionError:
+            engine = self._directory.restore_checkpoint(gpid, self._factory)
+        try:
+            self._bring_up(engine, committed)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def _bring_up(self, engine: Engine, committed: int) -> None:
+        state = engine.state()
+        gpid = self._replica.gpid
+        records = self._log.read(gpid, state.decree + 1, 1 << 40, ballot=state.ballot)
+        apply_records(engine, [record for record in records if record.decree <= committed])
+        if engine.state().decree < committed:
+            raise CorruptionError(
+                f"its tables end at decree {engine.state().decree} and the log lacks those up "
+                f"to {committed}"
+            )

@@ -46,9 +46,6 @@ class Front:
         self.stopped = False
         self.ticks = 0
         self.syncs = 0
-        self.bytes_appended = 0
-        # Called after each append; the stub looks whether something must be flushed.
-        self.on_appended: Callable[[], None] | None = None
         log.on_ready = self._schedule
 
     def wake(self, replica: Replica) -> None:
@@ -112,8 +109,6 @@ class Front:
             self._start_sync(synced)
         if unsynced:
             self._commit(unsynced)
-        if self.on_appended is not None:
-            self.on_appended()
 
     def _start_sync(self, replicas: list[tuple[Replica, int]]) -> None:
         self._syncing = replicas

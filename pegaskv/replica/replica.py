@@ -466,7 +466,7 @@ class Replica:
         For rows that no client can see: it is not logged and takes no decree.
         """
         self.apply_now()
-        if self.engine_failed is not None or self.unapplied:
+        if self.engine_failed is not None or self.unapplied or not self.serving:
             return 0
         gone: list[bytes | None] = []
         try:

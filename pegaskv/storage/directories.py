@@ -306,7 +306,9 @@ class DataDirectory:
 
     def checkpoint_decree(self, gpid: Gpid) -> int:
         """Return the decree of the last checkpoint, 0 if there is none to fall back on. Blocks."""
-        numbers = self._checkpoint_numbers(gpid)
+        # A start changes nothing here: the disk may be full.
+        exists = self._disk.exists(self.replica_path(gpid) / "checkpoint")
+        numbers = self._checkpoint_numbers(gpid) if exists else []
         if not numbers:
             return 0
         try:

@@ -235,3 +235,36 @@ def test_a_stop_syncs_what_os_tables_wrote_before_anything_is_closed() -> None:
         assert await server.get(b"a") == b"1"
 
     play(scenario)
+
+
+def test_a_purge_in_the_middle_of_a_sweep_brings_no_engine_back() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        for number in range(5):
+            await server.set(b"%d" % number, b"1", ttl=1)
+        replica = server.replica()
+        replica.apply_now()
+        key = b"\0\1h0"
+        row = server.engine().get(key)
+        assert row is not None
+        await server.stub.configure(server.push(version=9, purged=True))
+        # The sweep found this row before the table went.
+        assert replica.remove_rows([(key, row)]) == 0
+        assert replica.engine_failed is None
+
+    play(scenario)
+
+
+def test_a_disk_that_takes_nothing_more_does_not_keep_replicas_from_being_read() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        await server.set(b"a", b"1")
+        await server.stop()
+        checkpoint = server.directory.replica_path(GPID) / "checkpoint"
+        assert not life.disk.exists(checkpoint)
+        server = Server(life)
+        await server.start()
+        assert not life.disk.exists(checkpoint), "a start made a directory"
+        await server.stop()
+
+    play(scenario)

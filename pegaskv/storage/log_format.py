@@ -15,7 +15,8 @@ footer    a frame whose body is runs: table u32, partition u32, incarnation u32,
 Big-endian; checksums are CRC-32C. A position is *segment number << 32 | offset*: one order
 over the whole log. A frame names its own position, so nothing that was copied from
 elsewhere passes for one, and its checksum starts from the segment's salt, which no client
-knows, so no value can be made to look like one. `synced` is the position up to which
+knows, so no value can be made to look like one (a footer's from another number, so that a
+flipped bit in the magic makes no footer of a block). `synced` is the position up to which
 everything was known durable when the frame was written: what recovery weighs damage by.
 The header stands twice, since without its salt no block can be believed.
 """
@@ -223,7 +224,8 @@ def encode_footer(runs: list[LogRun], *, position: int, synced: int, salt: int) 
     length = footer_bytes(len(runs))
     parts.append(_TRAILER.pack(length, _END_MAGIC))
     body = b"".join(parts)
-    return _pack_frame_start(_FOOTER_MAGIC, len(body), extend(salt, body)) + body
+    checksum = extend(salt ^ _FOOTER_MAGIC, body)
+    return _pack_frame_start(_FOOTER_MAGIC, len(body), checksum) + body
 
 
 def footer_bytes(runs: int) -> int:
@@ -281,12 +283,13 @@ def scan_frames(data: bytes, header: SegmentHeader, start: int, base: int = 0) -
     while at + FRAME_BYTES <= size:
         magic, length, checksum, position, synced = _unpack_frame(data, at)
         end = at + _START_BYTES + length
+        seed = salt if magic == _BLOCK_MAGIC else salt ^ _FOOTER_MAGIC
         if (
             position != expected
             or length < _REST_BYTES
             or end > size
             or (magic != _BLOCK_MAGIC and magic != _FOOTER_MAGIC)
-            or extend(salt, data[at + _START_BYTES : end]) != checksum
+            or extend(seed, data[at + _START_BYTES : end]) != checksum
         ):
             break
         frames.append(Frame(base + at, base + end, synced, magic == _FOOTER_MAGIC))

@@ -139,5 +139,7 @@ def synced(log: MutationLog) -> asyncio.Future[None]:
         else:
             future.set_exception(error)
 
+    # A test may end before it asks.
+    future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     log.sync(done)
     return future

@@ -202,8 +202,8 @@ def test_any_walk_agrees_with_a_list_of_records(block: int) -> None:
         copies += walk.copies
         removed += walk.removed
     assert flushes > 50
-    assert copies > 3
-    assert removed > 10
+    assert copies > 1
+    assert removed > 5
 
 
 def filled(decrees: int, gpid: Gpid = GPIDS[0], *, start: int = 1) -> list[LogRecord]:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from pegaskv.replica.prepare_list import Mutation
 
-__all__ = ["Append", "Commit", "Effect", "Refuse", "Serve"]
+__all__ = ["Append", "Effect", "Refuse"]
 
 
 @dataclass(slots=True)
@@ -16,20 +16,6 @@ class Append:
     committed: int
 
 
-@dataclass(slots=True)
-class Commit:
-    """Everything up to `decree` is committed: apply it in order, then answer."""
-
-    decree: int
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """The barrier of `ballot` is committed: clients may come."""
-
-    ballot: int
-
-
 @dataclass(frozen=True, slots=True)
 class Refuse:
     """The event cannot be obeyed, and nothing was changed."""
@@ -37,4 +23,4 @@ class Refuse:
     reason: str
 
 
-Effect: TypeAlias = Append | Commit | Serve | Refuse
+Effect: TypeAlias = Append | Refuse

@@ -36,7 +36,7 @@ class Front:
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._log = log
-        self._call_soon = call_soon
+        self.call_soon = call_soon
         self._call_later = call_later
         self._lagging: list[Replica] = []
         self._on_fatal = on_fatal
@@ -77,7 +77,7 @@ class Front:
 
     def _schedule(self) -> None:
         self._scheduled = True
-        self._call_soon(self._tick)
+        self.call_soon(self._tick)
 
     def _tick(self) -> None:
         self._scheduled = False

@@ -1,7 +1,9 @@
 """What one replica does next: prepare, commit, serve.
 
 The machine has no log, no engine, no clock. It takes one event and returns
-effects, and the same events always give the same effects.
+effects, and the same events always give the same effects. What happens once per
+partition and tick (`propose`, `logged`) comes as a call and not as an event: two
+objects for each would cost as much as the decision.
 
 Nobody goes on in an old role: a machine starts inactive, whatever its replica
 was before, and becomes primary only by a ballot higher than any it has seen.
@@ -18,8 +20,8 @@ from typing import Final, assert_never
 
 from pegaskv.base.types import Gpid, ReplicaStatus
 from pegaskv.codec.mutations import encode_mutation
-from pegaskv.replica.effects import Append, Commit, Effect, Refuse, Serve
-from pegaskv.replica.events import Assigned, Deactivated, Event, Logged, Proposed
+from pegaskv.replica.effects import Append, Effect, Refuse
+from pegaskv.replica.events import Assigned, Deactivated, Event
 from pegaskv.replica.prepare_list import Mutation, PrepareList
 
 __all__ = ["TRANSITIONS", "ReplicaMachine"]
@@ -64,10 +66,6 @@ class ReplicaMachine:
     def step(self, event: Event) -> list[Effect]:
         """Take one event; return what must be done, in this order."""
         match event:
-            case Proposed():
-                return self._on_proposed(event)
-            case Logged():
-                return self._on_logged(event.decree)
             case Assigned():
                 return self._on_assigned(event.ballot)
             case Deactivated():
@@ -77,28 +75,36 @@ class ReplicaMachine:
             case _:
                 assert_never(event)
 
-    def _on_proposed(self, event: Proposed) -> list[Effect]:
-        if self.status is not _PRIMARY:
-            return [Refuse("the replica is not primary")]
-        mutation = Mutation(
-            self.ballot,
-            self.prepared.last_prepared + 1,
-            event.first_timestamp_us,
-            event.last_timestamp_us,
-            event.payload,
-        )
-        self.prepared.add(mutation)
-        return [Append([mutation], self.prepared.committed)]
+    def propose(
+        self, payload: bytes, first_timestamp_us: int, last_timestamp_us: int
+    ) -> Mutation | None:
+        """Give collected operations the next decree; the caller puts the mutation into the log.
 
-    def _on_logged(self, decree: int) -> list[Effect]:
+        None when the replica is not primary, and nothing was changed.
+        """
+        if self.status is not _PRIMARY:
+            return None
+        prepared = self.prepared
+        mutation = Mutation(
+            self.ballot, prepared.last_prepared + 1, first_timestamp_us, last_timestamp_us, payload
+        )
+        prepared.add(mutation)
+        return mutation
+
+    def logged(self, decree: int) -> bool:
+        """The own log holds everything up to `decree`, by the table's durability.
+
+        The caller applies and answers what is at or below `committed` now. True when that
+        included the barrier of the present ballot, so that clients may come.
+        """
         # What was logged under an earlier role commits nothing: its decree was proposed again.
         if self.status is not _PRIMARY or decree <= self.prepared.committed:
-            return []
+            return False
         self.prepared.commit(decree)
-        if not self.serving and decree >= self._barrier:
-            self.serving = True
-            return [Commit(decree), Serve(self.ballot)]
-        return [Commit(decree)]
+        if self.serving or decree < self._barrier:
+            return False
+        self.serving = True
+        return True
 
     def _on_assigned(self, ballot: int) -> list[Effect]:
         if ballot <= self.ballot:

@@ -23,12 +23,16 @@ class Mutation:
 
 
 class PrepareList:
-    """Prepared mutations above `committed`, in decree order."""
+    """Prepared mutations above `committed`, in decree order; on the hot path.
 
-    __slots__ = ("_mutations", "committed")
+    `last_prepared` is the highest decree in the window, or the commit point when it is empty.
+    """
+
+    __slots__ = ("_mutations", "committed", "last_prepared")
 
     def __init__(self, committed: int) -> None:
         self.committed = committed
+        self.last_prepared = committed
         self._mutations: deque[Mutation] = deque()
 
     def __len__(self) -> int:
@@ -37,30 +41,30 @@ class PrepareList:
     def __iter__(self) -> Iterator[Mutation]:
         return iter(self._mutations)
 
-    @property
-    def last_prepared(self) -> int:
-        """The highest decree in the window, or the commit point when it is empty."""
-        return self.committed + len(self._mutations)
-
     def add(self, mutation: Mutation) -> None:
         """Append the mutation of the next decree."""
-        assert mutation.decree == self.last_prepared + 1
+        decree = mutation.decree
+        assert decree == self.last_prepared + 1
         self._mutations.append(mutation)
+        self.last_prepared = decree
 
     def commit(self, decree: int) -> None:
         """Move the commit point up to `decree`, which must be prepared."""
         assert decree <= self.last_prepared
-        while self.committed < decree:
-            self._mutations.popleft()
-            self.committed += 1
+        forget = self._mutations.popleft
+        for _ in range(decree - self.committed):
+            forget()
+        self.committed = max(self.committed, decree)
 
     def replace(self, mutations: list[Mutation]) -> None:
         """Exchange the whole window for one of the same or a greater length."""
         assert len(mutations) >= len(self._mutations)
         self._mutations = deque(mutations)
+        self.last_prepared = self.committed + len(mutations)
 
     def check(self) -> None:
         """Assert the invariants."""
+        assert self.last_prepared == self.committed + len(self._mutations)
         previous_ballot = 0
         for offset, mutation in enumerate(self._mutations):
             assert mutation.decree == self.committed + 1 + offset

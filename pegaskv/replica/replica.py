@@ -42,8 +42,8 @@ from pegaskv.codec.mutations import (
 from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import ServerConnection
 from pegaskv.replica.batch import Batch
-from pegaskv.replica.effects import Append, Commit, Serve
-from pegaskv.replica.events import Assigned, Deactivated, Logged, Proposed
+from pegaskv.replica.effects import Append
+from pegaskv.replica.events import Assigned, Deactivated
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import DURABILITY_KEY, control_rows, mutation_rows
@@ -86,6 +86,7 @@ class Replica:
         apply_worker: Worker,
         wake: Callable[["Replica"], None],
         lag: Callable[["Replica"], None],
+        call_soon: Callable[[Callable[[], Any]], Any],
         on_engine_failed: Callable[["Replica", BaseException], None],
         on_control: Callable[["Replica", OperationKind, bytes], None],
     ) -> None:
@@ -138,6 +139,7 @@ class Replica:
         self._apply_worker = apply_worker
         self._wake = wake
         self._lag = lag
+        self._call_soon = call_soon
         self._on_engine_failed = on_engine_failed
         self._on_control = on_control
         self.on_serving: Callable[[], None] | None = None
@@ -296,15 +298,16 @@ class Replica:
             self.open = None
         while self.full:
             batch = self.full.popleft()
-            payload = encode_mutation(batch.first_timestamp_us, batch.operations)
-            effects = self.machine.step(
-                Proposed(payload, batch.first_timestamp_us, batch.last_timestamp_us)
+            machine = self.machine
+            mutation = machine.propose(
+                encode_mutation(batch.first_timestamp_us, batch.operations),
+                batch.first_timestamp_us,
+                batch.last_timestamp_us,
             )
-            append = effects[0]
-            if not isinstance(append, Append):
+            if mutation is None:
                 self._refuse(batch)
                 continue
-            self._in_log(batch, append.mutations[0], append.committed, records)
+            self._in_log(batch, mutation, machine.prepared.committed, records)
 
     def _repropose(self, records: list[LogRecord]) -> None:
         known = {batch.decree: batch for batch in self.in_flight}
@@ -358,27 +361,30 @@ class Replica:
             connection.flush()
 
     def on_logged(self, decree: int, touched: dict[ServerConnection, None]) -> None:
-        """The log has everything up to `decree`: commit, apply and answer."""
-        for effect in self.machine.step(Logged(decree)):
-            if isinstance(effect, Commit):
-                self._commit(effect.decree, touched)
-            elif isinstance(effect, Serve):
-                self._open_for_clients()
-
-    def _commit(self, decree: int, touched: dict[ServerConnection, None]) -> None:
+        """The log has everything up to `decree`: commit, and answer into `touched`."""
+        machine = self.machine
+        begins_to_serve = machine.logged(decree)
+        committed = machine.prepared.committed
         in_flight = self.in_flight
-        while in_flight and in_flight[0].decree <= decree:
+        last: ServerConnection | None = None
+        while in_flight and in_flight[0].decree <= committed:
             batch = in_flight.popleft()
             self.uncommitted_bytes -= batch.size
             self._keep(batch)
             for kind, argument in batch.controls:
                 self._on_control(self, kind, argument)
-            committed = batch.decree
+            decree = batch.decree
             for connection, reply in batch.replies:
                 if reply[1] == 0:
-                    reply[2] = committed
-                connection.finish(reply)
-                touched[connection] = None
+                    reply[2] = decree
+                # `finish`, written out.
+                connection.in_flight -= 1
+                connection.out.append(reply)
+                if connection is not last:
+                    touched[connection] = None
+                    last = connection
+        if begins_to_serve:
+            self._open_for_clients()
 
     def _look_whether_to_serve(self) -> None:
         self.serving = (
@@ -405,7 +411,8 @@ class Replica:
             batch.overlay.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         applying.update(batch.overlay)
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
-            self.apply_now()
+            # Once the answers are on their way.
+            self._call_soon(self.apply_now)
 
     def apply_now(self) -> None:
         """Write what is committed to the engine: here if it is calm, else in a thread."""

@@ -362,6 +362,7 @@ class ReplicaStub:
             apply_worker=self._workers.apply,
             wake=self._front.wake,
             lag=self._front.lag,
+            call_soon=self._front.call_soon,
             on_engine_failed=self._on_engine_failed,
             on_control=self._on_control,
         )

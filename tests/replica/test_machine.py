@@ -6,22 +6,22 @@ import pytest
 
 from pegaskv.base.types import Gpid, ReplicaStatus
 from pegaskv.codec.mutations import encode_mutation
-from pegaskv.replica.effects import Append, Commit, Effect, Refuse, Serve
-from pegaskv.replica.events import Assigned, Deactivated, Event, Logged, Proposed
+from pegaskv.replica.effects import Append, Effect, Refuse
+from pegaskv.replica.events import Assigned, Deactivated
 from pegaskv.replica.machine import TRANSITIONS, ReplicaMachine
 from pegaskv.replica.prepare_list import Mutation
 
 GPID = Gpid(1, 0)
 
 
-def proposed(timestamp: int = 10) -> Proposed:
-    return Proposed(encode_mutation(timestamp, []), timestamp, timestamp)
+def propose(machine: ReplicaMachine, timestamp: int = 10) -> Mutation | None:
+    return machine.propose(encode_mutation(timestamp, []), timestamp, timestamp)
 
 
 def primary(ballot: int = 1) -> ReplicaMachine:
     machine = ReplicaMachine(GPID)
     machine.step(Assigned(ballot))
-    machine.step(Logged(1))
+    assert machine.logged(1)
     machine.check()
     return machine
 
@@ -29,7 +29,7 @@ def primary(ballot: int = 1) -> ReplicaMachine:
 def test_a_new_machine_is_inactive_and_refuses_proposals() -> None:
     machine = ReplicaMachine(GPID, ballot=7, committed=40)
     assert machine.status is ReplicaStatus.INACTIVE
-    assert isinstance(machine.step(proposed())[0], Refuse)
+    assert propose(machine) is None
     assert machine.prepared.last_prepared == 40
 
 
@@ -39,8 +39,9 @@ def test_nothing_is_served_before_the_barrier_is_committed() -> None:
     assert isinstance(effects[0], Append)
     assert [mutation.decree for mutation in effects[0].mutations] == [9]
     assert not machine.serving
-    assert machine.step(Logged(9)) == [Commit(9), Serve(4)]
+    assert machine.logged(9)
     assert machine.serving
+    assert machine.committed == 9
 
 
 def test_an_old_tail_is_proposed_again_under_the_new_ballot_before_the_barrier() -> None:
@@ -55,9 +56,10 @@ def test_an_old_tail_is_proposed_again_under_the_new_ballot_before_the_barrier()
     ]
     assert append.mutations[2].decree == 11
     assert append.committed == 8
-    machine.step(Logged(10))
+    assert not machine.logged(10)
     assert not machine.serving
-    assert machine.step(Logged(11)) == [Commit(11), Serve(5)]
+    assert machine.logged(11)
+    assert machine.committed == 11
 
 
 @pytest.mark.parametrize("ballot", [1, 4, 5])
@@ -71,21 +73,21 @@ def test_decrees_follow_each_other_and_commit_in_order() -> None:
     machine = primary()
     decrees = []
     for timestamp in (10, 11, 12):
-        (append,) = machine.step(proposed(timestamp))
-        assert isinstance(append, Append)
-        decrees.append(append.mutations[0].decree)
-        assert append.committed == 1
+        mutation = propose(machine, timestamp)
+        assert mutation is not None
+        decrees.append(mutation.decree)
+        assert machine.committed == 1
     assert decrees == [2, 3, 4]
-    assert machine.step(Logged(3)) == [Commit(3)]
-    assert machine.step(Logged(3)) == []
-    assert machine.step(Logged(4)) == [Commit(4)]
+    for logged, committed in ((3, 3), (2, 3), (3, 3), (4, 4)):
+        machine.logged(logged)
+        assert machine.committed == committed
 
 
 def test_a_deactivated_replica_commits_nothing_that_was_under_way() -> None:
     machine = primary()
-    machine.step(proposed())
+    propose(machine)
     machine.step(Deactivated())
-    assert machine.step(Logged(2)) == []
+    assert not machine.logged(2)
     assert machine.committed == 1
     assert not machine.serving
 
@@ -108,29 +110,27 @@ def test_random_events_keep_the_invariants_and_lose_no_committed_decree(seed: in
     committed: dict[int, bytes] = {}
     served = 0
     for step in range(200):
-        event: Event
+        effects: list[Effect] = []
         match rng.randrange(10):
             case 0:
                 ballot += rng.randrange(2)
-                event = Assigned(ballot)
+                effects = machine.step(Assigned(ballot))
             case 1 if rng.random() < 0.3:
-                event = Deactivated()
+                effects = machine.step(Deactivated())
             case 2 | 3 | 4:
                 logged = rng.randint(logged, max(machine.prepared.last_prepared, logged))
-                event = Logged(logged)
+                served += machine.logged(logged)
+                for decree in range(max(committed, default=0) + 1, machine.committed + 1):
+                    committed[decree] = content[decree]
             case _:
-                event = proposed(step)
-        effects: list[Effect] = machine.step(event)
+                mutation = propose(machine, step)
+                if mutation is not None:
+                    effects = [Append([mutation], machine.committed)]
         machine.check()
         for effect in effects:
             if isinstance(effect, Append):
                 for mutation in effect.mutations:
                     assert mutation.decree > machine.committed
                     content[mutation.decree] = mutation.payload
-            elif isinstance(effect, Commit):
-                for decree in range(max(committed, default=0) + 1, effect.decree + 1):
-                    committed[decree] = content[decree]
-            elif isinstance(effect, Serve):
-                served += 1
         assert all(content[decree] == payload for decree, payload in committed.items())
     assert served, "the world was so bad that it tested nothing"

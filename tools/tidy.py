@@ -51,6 +51,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "network": {
         "pegaskv/net/asyncio_network.py": "the seam itself",
+        "pegaskv/server/http.py": "aiohttp listens on the machine, and never in the simulation",
     },
     "tasks": {
         "pegaskv/blocking.py": "a loop in a thread of its own is what it is",

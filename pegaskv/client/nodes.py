@@ -168,7 +168,7 @@ class Node:
         if type(reply) is not list:
             raise Unavailable(
                 f"{self.address}: {connection.cause or 'hello was not answered'}",
-                hint="is this the address of a pegaskv server?",
+                hint=connection.advice or "is this the address of a pegaskv server?",
             )
         if reply[1] != 0:
             error = error_of_reply(reply)

@@ -93,7 +93,8 @@ def check_room(cluster: Cluster, partition_count: int, options: MetaOptions) -> 
         raise InvalidArgument(
             f"the cluster has {cluster.partition_count} partitions; with {partition_count} more "
             f"it would pass its limit of {options.partitions_max}",
-            hint=hint,
+            hint=f"{hint}; the limit is [meta] partitions_max, or less where the server may "
+            "have few files open (ulimit -n)",
         )
 
 

@@ -135,6 +135,8 @@ class Acceptor:
                 "address",
                 f"{address} has its {options.connections_per_address_max} connections already",
             )
+        elif connection.descriptor > options.descriptor_max:
+            refusal = ("files", "the server may have no more files open (ulimit -n)")
         if refusal is not None:
             reason, message = refusal
             self._refused[reason] += 1
@@ -174,6 +176,10 @@ class Acceptor:
 
     def linger(self, connection: ServerConnection) -> None:
         """Keep a refused connection until its peer has read why, or for a short while."""
+        if connection.descriptor > self.options.descriptor_max:
+            # Files are short. What was written is on its way, and mostly it arrives.
+            connection.close()
+            return
         if len(self._lingering) >= self.options.lingering_max:
             # A flood: the oldest has waited longest.
             oldest = next(iter(self._lingering))

@@ -99,6 +99,7 @@ class ServerConnection(asyncio.Protocol):
         "address",
         "closed",
         "deadline_ms",
+        "descriptor",
         "in_flight",
         "out",
         "out_bytes",
@@ -117,6 +118,7 @@ class ServerConnection(asyncio.Protocol):
         self.closed = False
         # Read and written by the acceptor's sweep.
         self.address = "?"
+        self.descriptor = -1
         self.deadline_ms: int | None = None
         self.partial_since_ms: int | None = None
         self.unsent_since_ms: int | None = None
@@ -210,6 +212,10 @@ class ServerConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         if peer:
             self.address = str(peer[0])
+        opened = transport.get_extra_info("socket")
+        if opened is not None:
+            # The lowest that was free: how many files are open.
+            self.descriptor = opened.fileno()
         refusal = self._acceptor.admit(self)
         if refusal is not None:
             self.turn_away(refusal)

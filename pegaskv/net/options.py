@@ -16,6 +16,8 @@ class AcceptorOptions:
 
     connections_max: int = 10_000
     connections_per_address_max: int = 1_000
+    # A connection with a descriptor above this is refused: the files left are for storage.
+    descriptor_max: int = 1 << 30
     bytes_in_flight_max: int = PROCESS_BYTES_IN_FLIGHT_MAX
     # A connection that has not said hello by then is closed.
     hello_timeout_ms: int = 5_000

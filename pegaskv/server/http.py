@@ -6,8 +6,10 @@ of and 503 with the reasons otherwise. This module is imported only when HTTP is
 aiohttp and prometheus-client take a quarter of a second and thirty megabytes.
 """
 
+import asyncio
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
@@ -20,6 +22,9 @@ from pegaskv.base.version import VERSION
 from pegaskv.runtime.clock import Clock
 
 __all__ = ["HttpServer", "LoopLag"]
+
+# Scrapes and health checks come more often than this, or begin anew.
+_IDLE_TIMEOUT_S: Final = 75.0
 
 _INDEX = """pegaskv {version}
 
@@ -66,6 +71,8 @@ class HttpServer:
     """Serves /metrics, /health and a short index.
 
     `health` returns why the server is not well: one sentence each, none when it is.
+    One connection more than `connections_max` ends the oldest: whoever asks for metrics
+    once is never kept out by those who only hold connections.
     """
 
     def __init__(
@@ -74,8 +81,10 @@ class HttpServer:
         *,
         health: Callable[[], Sequence[str]],
         clock: Clock,
+        connections_max: int = 64,
     ) -> None:
         self._health = health
+        self._connections_max = connections_max
         self._clock = clock
         self._started_ms = clock.monotonic_ms()
         self._registry = CollectorRegistry()
@@ -85,7 +94,10 @@ class HttpServer:
         app.router.add_get("/", self._on_index)
         app.router.add_get("/metrics", self._on_metrics)
         app.router.add_get("/health", self._on_health)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_TIMEOUT_S
+        )
+        self._listener: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; return the host and port that it really has.
@@ -95,13 +107,24 @@ class HttpServer:
 
         """
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        address = self._runner.addresses[0]
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._admit, host, port, reuse_address=True)
+        address = self._listener.sockets[0].getsockname()
         return str(address[0]), int(address[1])
+
+    def _admit(self) -> asyncio.BaseProtocol:
+        """Make the protocol of a connection; the oldest ones make room for it."""
+        server = self._runner.server
+        assert server is not None
+        connections = server.connections
+        for oldest in connections[: max(0, len(connections) - self._connections_max + 1)]:
+            oldest.force_close()
+        return server()
 
     async def stop(self) -> None:
         """Stop listening and close all connections."""
+        if self._listener is not None:
+            self._listener.close()
         await self._runner.cleanup()
 
     def _own_metrics(self) -> Iterable[Metric]:

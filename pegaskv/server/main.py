@@ -46,7 +46,8 @@ __all__ = ["ExitStatus", "main"]
 
 _log = logging.getLogger(__name__)
 
-# Below this many files a warning says what will not work.
+# Below so many files there is no room for a server; below so many, a warning says what is missing.
+_FILES_LEAST: Final = 48
 _FILES_COMFORTABLE: Final = 1_024
 
 
@@ -141,6 +142,11 @@ def _raise_file_limit() -> int:
             soft = hard
         except (OSError, ValueError):
             _log.debug("the limit of open files stays at %d", soft)
+    if soft < _FILES_LEAST:
+        raise PegasKVError(
+            f"the process may have only {soft} files open, and needs {_FILES_LEAST} at least",
+            hint="raise it by ulimit -n",
+        )
     if soft < _FILES_COMFORTABLE:
         _log.warning(
             "the process may have only %d files open: connections and tables are limited by it "

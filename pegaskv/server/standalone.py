@@ -11,6 +11,7 @@ so that the next start has nothing to replay, mark the stop as clean, let the lo
 All seams are parameters, so that the simulation runs this very composition.
 """
 
+import dataclasses
 import errno
 import logging
 import platform
@@ -36,6 +37,7 @@ from pegaskv.runtime.clock import Clock, SystemClock
 from pegaskv.runtime.tasks import TaskScope
 from pegaskv.runtime.worker import ThreadWorker, Worker
 from pegaskv.server.config import Config, parse_address
+from pegaskv.server.file_budget import FileBudget
 from pegaskv.server.listening import listening
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
@@ -48,8 +50,6 @@ __all__ = ["Standalone"]
 _log = logging.getLogger(__name__)
 
 _PATIENCE_AFTER_FAILURE_MS: Final = 200
-# Connections that are served even when the process may have very few files open.
-_CONNECTIONS_MIN: Final = 8
 
 
 class Standalone:
@@ -76,7 +76,7 @@ class Standalone:
     ) -> None:
         self._config = config
         self._data = data
-        self._files_max = files_max
+        self._files = FileBudget.of(files_max)
         self._accept_loss = accept_loss
         self._on_fatal = on_fatal
         self._clock = clock or SystemClock()
@@ -177,7 +177,10 @@ class Standalone:
             nodes={directory.node_id: self._stub},
             clock=self._clock,
             random=self._random,
-            options=config.meta,
+            options=dataclasses.replace(
+                config.meta,
+                partitions_max=min(config.meta.partitions_max, self._files.partitions),
+            ),
             cluster_name=config.cluster.name,
             cluster_id=config.cluster.id,
             replica_state=self._stub.replica_state,
@@ -200,8 +203,6 @@ class Standalone:
             **self._meta.handlers(),
             Operation.SERVER_INFO: self._on_server_info,
         }
-        # The other half is for tables, logs and what the libraries open.
-        connections_max = min(server.connections_max, max(_CONNECTIONS_MIN, self._files_max // 2))
         return Acceptor(
             handlers,
             identity=ServerIdentity(
@@ -209,8 +210,9 @@ class Standalone:
             ),
             clock=self._clock,
             options=AcceptorOptions(
-                connections_max=connections_max,
+                connections_max=min(server.connections_max, self._files.connections),
                 connections_per_address_max=server.connections_per_address_max,
+                descriptor_max=self._files.connection_descriptor_max,
             ),
         )
 
@@ -225,7 +227,12 @@ class Standalone:
         sources = [self._acceptor.metrics, self._stub.metrics, lag.metrics]
         if self._meta is not None:
             sources.append(self._meta.metrics)
-        self._http = HttpServer(sources, health=self.health, clock=self._clock)
+        self._http = HttpServer(
+            sources,
+            health=self.health,
+            clock=self._clock,
+            connections_max=self._files.http_connections,
+        )
         host, port = parse_address(address, "--http")
         self.http_address = _address(
             await listening("--http", address, self._http.start(host, port))

@@ -99,9 +99,10 @@ class LocalLock:
 class LocalDisk:
     """The machine's file system."""
 
-    __slots__ = ("_durable",)
+    __slots__ = ("_boot_id", "_durable")
 
     def __init__(self) -> None:
+        self._boot_id = ""
         # Directories that this process has made durable.
         self._durable: set[Path] = set()
 
@@ -209,7 +210,10 @@ class LocalDisk:
 
     def boot_id(self) -> str:
         """A string that changes whenever the machine starts anew."""
-        return _BOOT_ID.read_text("ascii").strip()
+        # Read once: a process that is out of files asks for it too.
+        if not self._boot_id:
+            self._boot_id = _BOOT_ID.read_text("ascii").strip()
+        return self._boot_id
 
 
 def _open(path: Path, flags: int) -> int:

@@ -58,6 +58,11 @@ __all__ = [
 # that waits behind it in the worker waits a millisecond or two.
 BLOCK_BYTES: Final = 1024 * 1024
 
+# A full disk, and a process or machine at its limit of files or memory.
+_SHORTAGES: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+
 _NAME: Final = re.compile(r"([0-9]{10})\.(log|cold)(\.tmp|\.damaged|)", re.ASCII)
 
 
@@ -97,7 +102,7 @@ def create_segment(disk: Disk, directory: Path, header: SegmentHeader) -> OpenSe
     segment = OpenSegment(header, file, path, DATA_START)
     try:
         file.write_at(0, encode_header(header))
-    except OSError:
+    except (OSError, MemoryError):
         discard_segment(disk, segment)
         raise
     return segment
@@ -115,7 +120,7 @@ def grow_segment(disk: Disk, segment: OpenSegment, capacity: int) -> bool:
         if segment.capacity < capacity:
             return False
         disk.fsync_dir(segment.path.parent)
-    except OSError:
+    except (OSError, MemoryError):
         discard_segment(disk, segment)
         raise
     return True
@@ -235,6 +240,13 @@ def remove_segments(disk: Disk, directory: Path, paths: list[Path]) -> None:
     for path in paths:
         disk.unlink(path, missing_ok=True)
     disk.fsync_dir(directory)
+
+
+def room_may_come(error: BaseException) -> bool:
+    """Whether a segment that could not be made for it can be made later: nothing is broken."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _SHORTAGES
+    )
 
 
 def nothing() -> None:

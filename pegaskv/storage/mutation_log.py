@@ -15,7 +15,6 @@ what is long.
 """
 
 import asyncio
-import errno
 import functools
 import logging
 from collections.abc import Callable
@@ -53,6 +52,7 @@ from pegaskv.storage.log_segments import (
     nothing,
     prove_closed,
     remove_segments,
+    room_may_come,
     segment_path,
     write_cold,
 )
@@ -65,7 +65,6 @@ _log = logging.getLogger(__name__)
 _RESERVE_SHARE: Final = 8
 # How long to wait before a full disk is asked for room again.
 _FULL_PAUSE_MS: Final = 1_000
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Done = Callable[[BaseException | None], None]
 
@@ -163,10 +162,10 @@ class MutationLog:
                 pass
             log._install(segment)
         except OSError as error:
-            if error.errno not in _FULL:
+            if not room_may_come(error):
                 raise
             # What was read may be served; `ready` asks for room again.
-            _log.error("the disk is full: the log cannot take records: %s", error)
+            _log.error("the log cannot take records yet: %s", error)
         return log, recovered
 
     # --- The hot path ----------------------------------------------------------------------
@@ -403,12 +402,12 @@ class MutationLog:
         self._preparing = False
         if self._closed:
             return
-        if not isinstance(error, OSError) or error.errno not in _FULL:
+        if not room_may_come(error):
             self._fail(error)
             return
         if self._full_since_ms is None:
             self._full_since_ms = self._clock.monotonic_ms()
-            _log.error("the disk is full: the log has no room for its next segment")
+            _log.error("the log has no room for its next segment yet: %s", error or "no memory")
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(_FULL_PAUSE_MS / 1_000, self._prepare_again)
 

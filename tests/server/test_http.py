@@ -1,5 +1,6 @@
 """Metrics and health over HTTP, asked as Prometheus and a load balancer would."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import aiohttp
@@ -77,6 +78,21 @@ async def test_the_index_names_the_pages_and_others_are_404(url: str) -> None:
     assert status == 200
     assert "/metrics" in text
     assert (await fetch(f"{url}/other"))[0] == 404
+
+
+async def test_who_holds_connections_keeps_nobody_out() -> None:
+    server = HttpServer([], health=list, clock=SystemClock(), connections_max=4)
+    host, port = await server.start("127.0.0.1", 0)
+    held = [await asyncio.open_connection(host, port) for _ in range(20)]
+    # Half a request is no better than none.
+    held[-1][1].write(b"GET /health HT")
+    for _ in range(3):
+        assert (await fetch(f"http://{host}:{port}/health"))[0] == 200
+    for reader, _ in held[:16]:
+        assert await reader.read() == b""
+    for _, writer in held:
+        writer.close()
+    await server.stop()
 
 
 async def test_a_taken_address_is_an_os_error(url: str) -> None:

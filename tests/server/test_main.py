@@ -372,15 +372,34 @@ def test_a_server_with_few_files_warns_and_refuses_politely(data: str) -> None:
         assert match is not None
         host, port = match[1].split(":")
         peers = [socket.create_connection((host, int(port)), timeout=10) for _ in range(100)]
-        # The last is over half of what the process may have: it is told so.
+        # The last is over the share of files that connections have: it is told so.
         told = peers[-1].recv(1_000)
-        assert b"server has its 64 connections" in told
+        assert b"server has its 44 connections" in told
         for peer in peers:
             peer.close()
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "only 128 files" in err
+
+
+def test_a_server_with_hardly_any_file_says_so_and_does_not_start(data: str) -> None:
+    arguments = command("standalone", "--data", data, "--listen", "127.0.0.1:0")
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -n 32 && exec "$@"', "sh", *arguments],
+        capture_output=True,
+        timeout=30,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 1
+    assert (
+        one_line(done.stderr)
+        == (
+            "pegaskv: the process may have only 32 files open, and needs 48 at least "
+            "(raise it by ulimit -n)\n"
+        ).rstrip()
+    )
 
 
 # A disk that does not take what is written.

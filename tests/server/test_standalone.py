@@ -1,5 +1,6 @@
 """The composition of a standalone server, in the process of the test."""
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,12 +10,20 @@ from typing import Any
 import pytest
 
 import pegaskv
-from pegaskv.base.errors import DirectoryUnusable, PegasKVError
+from pegaskv.base.errors import (
+    Busy,
+    DirectoryUnusable,
+    InvalidArgument,
+    PegasKVError,
+    Unavailable,
+)
 from pegaskv.base.version import VERSION
 from pegaskv.codec.operations import Operation
 from pegaskv.server.config import Config, config_from_text
+from pegaskv.server.file_budget import FileBudget
 from pegaskv.server.listening import ListenError
 from pegaskv.server.standalone import Standalone
+from tests.helpers import poll_until
 from tests.net.test_connection_sockets import Client
 
 SMALL = "[server]\nlisten = '127.0.0.1:0'\nhttp = 'none'\n[storage]\nlog_segment_bytes = 65536\n"
@@ -125,14 +134,44 @@ async def test_health_names_a_partition_whose_files_are_gone(tmp_path: Path) -> 
         assert refused
 
 
-async def test_connections_take_at_most_half_of_the_files(tmp_path: Path) -> None:
-    async with running(tmp_path / "data", files_max=20) as server:
-        port = int(server.address.rpartition(":")[2])
-        clients = [await Client.greeted(port) for _ in range(10)]
-        refused = await Client.connect(port)
-        assert (await refused.receive())[2] == "the server has its 10 connections"
-        for client in (*clients, refused):
-            await client.close()
+def test_files_are_shared_out_and_never_given_twice() -> None:
+    for files in range(48, 5_000):
+        budget = FileBudget.of(files)
+        given = budget.connections + 5 * budget.partitions + budget.http_connections
+        assert given + 32 <= max(files, 57), files
+        assert budget.connections >= 8
+        assert budget.connection_descriptor_max < files
+    assert FileBudget.of(1_024) == FileBudget(1_024, 464, 92, 64, 1_012)
+
+
+async def test_a_table_that_would_take_too_many_files_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path / "data", files_max=512) as server:
+        assert server._files.partitions == 44
+        async with pegaskv.connect(server.address) as client:
+            with pytest.raises(InvalidArgument, match=r"its limit of 44 .*ulimit -n"):
+                await client.admin.create_table("large", partition_count=64)
+            await client.admin.create_table("small", partition_count=1)
+
+
+async def test_a_connection_is_refused_when_the_files_left_are_for_storage(
+    tmp_path: Path,
+) -> None:
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(128)]
+    try:
+        async with running(tmp_path / "data", files_max=128) as server:
+            assert server._acceptor is not None
+            refused = await Client.connect(int(server.address.rpartition(":")[2]))
+            reply = await refused.receive()
+            assert reply[:3] == [0, Busy.code, "the server may have no more files open (ulimit -n)"]
+            assert await refused.closed()
+            # It does not linger: its file is needed.
+            await poll_until(lambda: not server._acceptor._lingering)
+            await refused.close()
+            with pytest.raises(Unavailable, match=r"ulimit -n\) \(use one connection for many"):
+                await pegaskv.connect(server.address)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 async def test_a_wildcard_address_is_reported_as_where_the_client_came(tmp_path: Path) -> None:

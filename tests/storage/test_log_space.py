@@ -1,11 +1,18 @@
-"""A full disk: the log waits, says so, and goes on by itself; what fits is never half written."""
+"""A full disk, or no file left: the log waits, says so, and goes on by itself.
 
+What fits is never half written.
+"""
+
+import errno
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from pegaskv.base.types import Gpid
+from pegaskv.storage.disk import File
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.mutation_log import MutationLog, RecoveredLog
 from tests.simulation.disk import SimulatedDisk
@@ -30,7 +37,11 @@ def opened(life: Life) -> tuple[MutationLog, RecoveredLog]:
     )
 
 
-def in_a_world(seed: int, main: Callable[[Life, SimulatedDisk], Awaitable[None]]) -> None:
+def in_a_world(
+    seed: int,
+    main: Callable[[Life, SimulatedDisk], Awaitable[None]],
+    disk: type[SimulatedDisk] = SimulatedDisk,
+) -> None:
     finished = []
 
     async def live(life: Life) -> None:
@@ -38,13 +49,56 @@ def in_a_world(seed: int, main: Callable[[Life, SimulatedDisk], Awaitable[None]]
         await main(life, life.disk)
         finished.append(True)
 
-    with World(seed, disk=SimulatedDisk) as world:
+    with World(seed, disk=disk) as world:
 
         async def whole(world: World) -> None:
             await world.node("server").start(live).ended
 
         world.run(whole(world), limit_ms=600_000)
     assert finished
+
+
+class ShortDisk(SimulatedDisk):
+    """A disk in a process that can be brought to its limit of open files."""
+
+    short_of: int = 0
+    refused: int = 0
+
+    def fsync_dir(self, path: Path) -> None:
+        self._need_a_file()
+        super().fsync_dir(path)
+
+    def create(self, path: Path) -> File:
+        self._need_a_file()
+        return super().create(path)
+
+    def _need_a_file(self) -> None:
+        if self.short_of:
+            self.refused += 1
+            raise OSError(self.short_of, os.strerror(self.short_of))
+
+
+@pytest.mark.parametrize("reason", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_process_out_of_files_makes_the_log_wait_and_breaks_nothing(reason: int) -> None:
+    async def main(life: Life, disk: SimulatedDisk) -> None:
+        assert isinstance(disk, ShortDisk)
+        log, _ = opened(life)
+        log.set_incarnation(A, 1, 0)
+        disk.short_of = reason
+        decree = await fill(log, life)
+        assert decree > 10
+        assert disk.refused > 3
+        await synced(log)
+        disk.short_of = 0
+        await life.clock.sleep_ms(5_000)
+        assert log.ready()
+        log.append([record(A, decree + 1)])
+        await synced(log)
+        await log.close()
+        _, recovered = opened(life)
+        assert [one.decree for one in recovered.records[A]] == list(range(1, decree + 2))
+
+    in_a_world(0, main, ShortDisk)
 
 
 async def fill(log: MutationLog, life: Life) -> int:

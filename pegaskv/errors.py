@@ -1,10 +1,15 @@
-"""The errors that programs catch, under one short name: `pegaskv.errors`."""
+"""The errors that programs catch, under one short name: `pegaskv.errors`.
+
+Those that only make the client ask elsewhere are not here: when there is no time for
+another attempt, the caller meets `Unavailable`.
+"""
 
 from pegaskv.base.errors import (
     AuthenticationError,
     Busy,
     BusyCreating,
     BusyDropping,
+    ConfigurationError,
     DiskFull,
     DuplicationExists,
     FollowerTable,
@@ -16,10 +21,12 @@ from pegaskv.base.errors import (
     PegasKVError,
     PermissionDenied,
     RequestError,
+    StateFreezed,
     TableExists,
     TableNotFound,
     Timeout,
     Unavailable,
+    UnknownOperation,
 )
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "Busy",
     "BusyCreating",
     "BusyDropping",
+    "ConfigurationError",
     "DiskFull",
     "DuplicationExists",
     "FollowerTable",
@@ -38,8 +46,10 @@ __all__ = [
     "PegasKVError",
     "PermissionDenied",
     "RequestError",
+    "StateFreezed",
     "TableExists",
     "TableNotFound",
     "Timeout",
     "Unavailable",
+    "UnknownOperation",
 ]

@@ -89,7 +89,7 @@ def as_value(value: object, name: str = "value") -> bytes:
 
 
 def as_sort_keys(values: object) -> list[bytes]:
-    """Return the sort keys that a call names, each once, in the order given."""
+    """Return the sort keys that a call names, in the order given and as often."""
     if isinstance(values, str | bytes | bytearray | memoryview | Mapping) or not hasattr(
         values, "__iter__"
     ):
@@ -97,7 +97,7 @@ def as_sort_keys(values: object) -> list[bytes]:
             f"sort_keys must be a list of sort keys, not {type(values).__name__}",
             hint="one key is given as [key]",
         )
-    keys = list(dict.fromkeys(as_sort_key(key, f"sort_keys[{i}]") for i, key in enumerate(values)))
+    keys = [as_sort_key(key, f"sort_keys[{i}]") for i, key in enumerate(values)]
     if not keys:
         raise InvalidArgument("sort_keys is empty", hint="name at least one")
     return keys
@@ -206,6 +206,11 @@ def parse_address(text: str, *, default_port: int | None = None) -> tuple[str, i
 
 def parse_metas(metas: str | Sequence[str]) -> list[str]:
     """Return the meta servers' addresses, each `HOST:PORT` and once."""
+    if isinstance(metas, bytes | bytearray) or not hasattr(metas, "__iter__"):
+        raise InvalidArgument(
+            f"the meta servers must be text or a list of it, not {type(metas).__name__}",
+            hint="write HOST:PORT[,HOST:PORT...]",
+        )
     parts: list[Any] = metas.split(",") if isinstance(metas, str) else list(metas)
     addresses: list[str] = []
     for part in parts:

@@ -39,7 +39,8 @@ def rows_of(rows: Iterable[Sequence[Any]], width: int) -> list[tuple[bytes, ...]
     """Check a caller's rows: (hash key, sort key) or (hash key, sort key, value).
 
     Raises:
-        InvalidArgument: one of them is not such a row; the message says which.
+        InvalidArgument: there is none, or one of them is not such a row; the message says
+            which.
 
     """
     names = "(hash_key, sort_key)" if width == 2 else "(hash_key, sort_key, value)"
@@ -54,6 +55,9 @@ def rows_of(rows: Iterable[Sequence[Any]], width: int) -> list[tuple[bytes, ...]
             checked.append(key if width == 2 else (*key, as_value(row[2])))
         except InvalidArgument as error:
             raise InvalidArgument(f"row {number}: {error.message}", hint=error.hint) from None
+    if not checked:
+        # As in Pegasus, and as for the other operations on many rows.
+        raise InvalidArgument("the batch is empty", hint=f"name at least one {names}")
     return checked
 
 

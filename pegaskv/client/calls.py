@@ -215,7 +215,9 @@ class Calls:
             if advice not in (Advice.AGAIN, Advice.REFRESH):
                 raise self._final(call, last)
             pause_ms = back_off.next_ms(at_least_ms=retry_after_ms(last))
-            if pause_ms >= deadline.remaining_ms(now_ms=self.clock.monotonic_ms()):
+            remaining_ms = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
+            # Of a closed client no attempt is left, however much time is.
+            if pause_ms >= remaining_ms or self.pool.closed:
                 raise self._give_up(call, last)
             if pause_ms:
                 await self.clock.sleep_ms(pause_ms)
@@ -295,8 +297,14 @@ class Calls:
         )
 
     def _give_up(self, call: Call, last: RequestError) -> RequestError:
-        """The error of a call that has no time for another attempt."""
-        if last.refresh_routing or isinstance(last, Unavailable):
+        """The error of a call that has no time, or no client, for another attempt."""
+        if self.pool.closed:
+            last = Unavailable(
+                f"{self.where(call, self._known)}: the client is closed",
+                hint=last.hint if outcome_unknown(last) else "",
+                maybe_applied=outcome_unknown(last),
+            )
+        elif last.refresh_routing or isinstance(last, Unavailable):
             last = Unavailable(
                 f"{self.where(call, self._known)}: not served within "
                 f"{call.timeout_ms / 1_000:g} s; the last attempt: {last.message}",

@@ -93,6 +93,8 @@ class MetaResolver:
                     continue
             elif advise(last, retry_unknown=not changes) not in (Advice.AGAIN, Advice.REFRESH):
                 raise last
+            if self._pool.closed:
+                raise Unavailable(f"{what}: the client is closed")
             if candidates:
                 continue
             pause_ms = back_off.next_ms(at_least_ms=retry_after_ms(last))

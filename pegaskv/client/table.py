@@ -263,7 +263,7 @@ class Table:
         """
         hashed = as_hash_key(hash_key, empty_allowed=False)
         wanted = sort_range(start, stop, options)
-        keys = None if sort_keys is None else sorted(as_sort_keys(sort_keys))
+        keys = None if sort_keys is None else sorted(set(as_sort_keys(sort_keys)))
         read = RangeRead(hashed, keys, wanted, options, self._limit_ms(timeout))
         rows, complete = await read_pages(self._calls, read, max_count, max_bytes)
         return MultiGetResult(rows, complete=complete)
@@ -293,7 +293,11 @@ class Table:
         timeout: float | None = None,
         retry_unknown: bool = False,
     ) -> int:
-        """Delete rows of one hash key, all or none; return how many were named, there or not."""
+        """Delete rows of one hash key, all or none.
+
+        Return how many sort keys were named, whether their rows were there or not; one that
+        is named twice counts twice.
+        """
         keys = as_sort_keys(sort_keys)
         check_operation("sort_keys", rows=len(keys), byte_count=sum(map(len, keys)))
         call = self._multi_call(Operation.MULTI_DELETE, hash_key, (keys,), timeout, retry_unknown)

@@ -117,6 +117,21 @@ def test_the_public_module_offers_the_same_classes() -> None:
         assert getattr(public, name) is getattr(errors, name)
 
 
+def test_what_a_caller_can_meet_is_public() -> None:
+    answers = {
+        name
+        for name in errors.__all__
+        if isinstance(cls := getattr(errors, name), type) and issubclass(cls, errors.RequestError)
+    }
+    followed_by_the_client = {name for name in answers if getattr(errors, name).refresh_routing} | {
+        "ForwardToOthers"
+    }
+    assert followed_by_the_client > {"NotServing"}
+    assert answers - followed_by_the_client <= set(public.__all__)
+    # Raised by `connect` for `ClientOptions` that cannot be.
+    assert "ConfigurationError" in public.__all__
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -70,7 +70,7 @@ def test_an_increment_has_64_bits(wrong: object) -> None:
 
 @pytest.mark.parametrize("wrong", [[], b"abc", "abc", {}, {b"a": 1}, 5, [None]])
 def test_sort_keys_are_a_list_with_one_at_least(wrong: object) -> None:
-    assert as_sort_keys(["b", b"a", "b"]) == [b"b", b"a"]
+    assert as_sort_keys(["b", b"a", "b"]) == [b"b", b"a", b"b"]
     with pytest.raises(InvalidArgument, match="sort_keys"):
         as_sort_keys(wrong)
 
@@ -96,7 +96,21 @@ def test_meta_servers_come_by_commas_or_as_a_list_each_once() -> None:
     assert parse_metas(["a:1", "[::1]:7"]) == ["a:1", "[::1]:7"]
     assert parse_metas("meta") == ["meta:34601"]
     assert parse_metas("[::1]") == ["[::1]:34601"]
-    for wrong in ("", ",", "a:b", "a:0", "a:65536", "::1:5", "a:", ":5", [5], "a:٣"):
+    for wrong in (
+        "",
+        ",",
+        "a:b",
+        "a:0",
+        "a:65536",
+        "::1:5",
+        "a:",
+        ":5",
+        [5],
+        "a:٣",
+        None,
+        5,
+        b"a:1",
+    ):
         with pytest.raises(InvalidArgument):
             parse_metas(wrong)  # type: ignore[arg-type]
 

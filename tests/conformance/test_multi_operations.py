@@ -245,6 +245,9 @@ async def test_multi_delete_answers_the_number_requested(
     assert await table.multi_delete(hk, [b"1", b"2", b"not there"]) == 3
     assert b"1" not in await table.multi_get(hk)
     assert await table.multi_delete(hk, [b"1"]) == 1
+    # Requested, not existing and not different: one that is named twice counts twice.
+    assert await table.multi_delete(hk, [b"2", b"3", b"2"]) == 3
+    assert await table.multi_delete(hk, (key for key in [b"3"])) == 1
 
 
 async def test_delete_range_deletes_what_the_range_and_the_filter_name(

@@ -26,6 +26,7 @@ from pegaskv.base.types import FilterType
 __all__ = [
     "HASH_KEY_COPIES_BYTES_MAX",
     "check_filter",
+    "check_flags",
     "check_integer",
     "check_multi_size",
     "check_row",
@@ -109,6 +110,21 @@ def check_integer(name: str, value: Any) -> None:
     """
     if type(value) is not int:
         raise InvalidArgument(f"{name} must be an integer, not {type(value).__name__}")
+
+
+def check_flags(flags: Any, known: int) -> None:
+    """Check that `flags` holds none but the known ones: a newer client's could change the answer.
+
+    Raises:
+        InvalidArgument: it does, or is no integer.
+
+    """
+    check_integer("flags", flags)
+    if flags & ~known:
+        raise InvalidArgument(
+            f"flags has {flags}; the sum of all that are known is {known}",
+            hint="the client may be newer than the server",
+        )
 
 
 def check_filter(name: str, kind: Any, pattern: Any) -> None:

@@ -24,11 +24,12 @@ from pegaskv.base.errors import (
 )
 from pegaskv.base.limits import BATCH_ROWS_MAX, OPERATION_ROWS_MAX, PAGE_BYTES_MAX, PAGE_TIME_MS_MAX
 from pegaskv.codec.keys import encode_key
-from pegaskv.codec.operations import Operation, RangeFlag
+from pegaskv.codec.operations import Operation, RangeFlag, ScanFlag
 from pegaskv.codec.values import ROW_HEADER_BYTES, is_visible, row_expiry, seconds_since_epoch
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.replica.fields import (
     check_filter,
+    check_flags,
     check_integer,
     check_row,
     explain_target,
@@ -43,6 +44,8 @@ from pegaskv.storage.engine import Snapshot
 __all__ = ["ReadHandlers"]
 
 _pack_length = Struct(">H").pack
+_RANGE_FLAGS = int(~RangeFlag(0))
+_SCAN_FLAGS = int(~ScanFlag(0))
 _NEVER = b"\x00\x00\x00\x00"
 # Where a request without a usable time limit gives up waiting for its thread.
 _DEFAULT_TIMEOUT_MS = 30_000
@@ -87,6 +90,9 @@ class ReadHandlers:
             raise explain_target(message, 7, self._closed) from None
         if type(hash_key) is not bytes or type(sort_key) is not bytes or len(hash_key) > 65_534:
             check_row(hash_key, sort_key)
+        # True and 1.0 find what 1 finds.
+        if type(table_id) is not int or type(index) is not int:
+            raise explain_target(message, 7, self._closed)
         if xxh3_64_intdigest(hash_key or sort_key) & replica.mask != index:
             raise WrongPartition(f"the row does not belong to partition {replica.gpid}")
         if not replica.serving:
@@ -155,7 +161,7 @@ class ReadHandlers:
         hash_key, sort_keys, start, stop, flags, kind, pattern, rows_max, bytes_max = fields
         require_hash_key(hash_key)
         self._check_partition(replica, hash_key)
-        check_integer("flags", flags)
+        check_flags(flags, _RANGE_FLAGS)
         check_integer("the row limit", rows_max)
         check_integer("the byte limit", bytes_max)
         if sort_keys is None:
@@ -201,7 +207,7 @@ class ReadHandlers:
         value_kind, value_pattern, rows_max, bytes_max = fields[7:]
         if type(start) is not bytes or type(stop) is not bytes:
             raise InvalidArgument("start and stop of a scan must be bytes")
-        check_integer("flags", flags)
+        check_flags(flags, _SCAN_FLAGS)
         check_filter("hash-key", hash_kind, hash_pattern)
         check_filter("sort-key", sort_kind, sort_pattern)
         check_filter("value", value_kind, value_pattern)
@@ -244,8 +250,7 @@ class ReadHandlers:
         request_id = message[0]
         clock = self._clock
         now = self._now()
-        limit = message[2] if type(message[2]) is int and message[2] > 0 else _DEFAULT_TIMEOUT_MS
-        give_up_at = clock.monotonic_ms() + limit
+        give_up_at = clock.monotonic_ms() + _time_limit_ms(message[2])
         connection.defer()
 
         def work(snapshot: Snapshot) -> tuple[Any, Any, Any]:
@@ -284,6 +289,11 @@ class ReadHandlers:
             return error
         if isinstance(error, CorruptionError):
             return self._corrupt(replica, error)
+        if isinstance(error, MemoryError):
+            return Busy(
+                f"no memory to read from partition {replica.gpid}",
+                details={"retry_after_ms": 200},
+            )
         return InternalError(f"reading partition {replica.gpid} failed: {error}")
 
     def _corrupt(self, replica: Replica, error: CorruptionError) -> RequestError:
@@ -302,7 +312,7 @@ class ReadHandlers:
             replica = self._replicas[message[3], message[4]]
         except (IndexError, KeyError, TypeError):
             raise explain_target(message, length, self._closed) from None
-        if len(message) != length:
+        if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
             raise explain_target(message, length, self._closed)
         if not replica.serving:
             raise replica.refusal()
@@ -315,3 +325,9 @@ class ReadHandlers:
 
     def _now(self) -> int:
         return seconds_since_epoch(self._clock.wall_us())
+
+
+def _time_limit_ms(field: Any) -> int:
+    """Return a request's time limit; it may stand in an array with what a later version adds."""
+    limit = field[0] if type(field) is list and field else field
+    return limit if type(limit) is int and limit > 0 else _DEFAULT_TIMEOUT_MS

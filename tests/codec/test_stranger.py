@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from tests.cluster.process import ServerProcess, running_server
-from tests.codec.stranger import Stranger, stranger_encode, stranger_key, stranger_partition
+from tests.codec.stranger import (
+    Stranger,
+    stranger_encode,
+    stranger_end,
+    stranger_key,
+    stranger_partition,
+)
 
 pytestmark = pytest.mark.process
 
@@ -186,6 +192,32 @@ def test_a_wrong_message_is_answered_by_its_id(
     assert reply[:2] == [5, code]
     assert len(reply) == 5
     assert stranger.call(1)[0] == 0
+
+
+def test_types_are_exact_and_unknown_flags_are_refused(
+    stranger: Stranger, table: tuple[int, int]
+) -> None:
+    table_id, count = table
+    # A partition with index 1, since True equals 1.
+    key = next(b"%d" % i for i in range(99) if stranger_partition(b"%d" % i, b"", count) == 1)
+    assert stranger.call(30, table_id, 1, key, b"s", b"v", 0)[0] == 0
+    start = stranger_key(key, b"")
+    reads: dict[int, list[Any]] = {
+        10: [key, b"s"],
+        11: [key, b"s"],
+        12: [key, None, b"", b"", 1, 0, b"", 0, 0],
+        13: [[key, b"s"]],
+        14: [start, stranger_end(start), 0, 0, b"", 0, b"", 0, b"", 0, 0],
+    }
+    for operation, fields in reads.items():
+        assert stranger.call(operation, table_id, 1, *fields)[0] == 0
+        for target in ((table_id, True), (table_id, 1.0), (float(table_id), 1)):
+            assert stranger.call(operation, *target, *fields)[0] == 1, (operation, target)
+    for operation, at, known in ((12, 4, 15), (14, 2, 7)):
+        for flags, code in ((known, 0), (known + 1, 1), (1 << 40, 1), (-1, 1), (True, 1)):
+            fields = list(reads[operation])
+            fields[at] = flags
+            assert stranger.call(operation, table_id, 1, *fields)[0] == code, (operation, flags)
 
 
 def test_broken_frames_close_their_connections_and_no_others(

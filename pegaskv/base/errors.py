@@ -28,11 +28,14 @@ __all__ = [
     "Busy",
     "BusyCreating",
     "BusyDropping",
+    "ClockSkew",
     "ConfigurationError",
     "CorruptionError",
     "DirectoryUnusable",
     "DiskFull",
     "DuplicationExists",
+    "DuplicationNotFound",
+    "DuplicationNotListed",
     "FollowerTable",
     "ForwardToOthers",
     "InternalError",
@@ -303,8 +306,29 @@ class DuplicationExists(RequestError):
 
     @property
     def existing(self) -> Any:
-        """The entry that is there, as the server sent it."""
-        return self.details
+        """The stored entry; what was asked for and how it differs stand beside it in `details`."""
+        return self.details["existing"] if isinstance(self.details, dict) else self.details
+
+
+class DuplicationNotFound(RequestError):
+    """The table has no such duplication."""
+
+    code = 51
+    name = "ERR_OBJECT_NOT_FOUND"
+
+
+class DuplicationNotListed(RequestError):
+    """The target table takes nothing from this duplication: it was removed, or never ensured."""
+
+    code = 52
+    name = "ERR_DUP_NOT_LISTED"
+
+
+class ClockSkew(RequestError):
+    """Received timestamps are too far ahead of this server's clock; `details` is by how many us."""
+
+    code = 53
+    name = "ERR_CLOCK_SKEW"
 
 
 class AuthenticationError(RequestError):

@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 __all__ = [
     "EPOCH_UNIX_SECONDS",
     "CheckType",
+    "DuplicationStatus",
     "Durability",
+    "FailMode",
     "FilterType",
     "Gpid",
     "PartitionConfiguration",
@@ -57,6 +59,24 @@ class ReplicaStatus(Enum):
     SECONDARY = "secondary"
     POTENTIAL_SECONDARY = "potential_secondary"
     ERROR = "error"
+
+
+class DuplicationStatus(Enum):
+    """The phase of a duplication; DS_PAUSE is what one in DS_LOG shows while it is paused."""
+
+    DS_INIT = "DS_INIT"
+    DS_PREPARE = "DS_PREPARE"
+    DS_APP = "DS_APP"
+    DS_LOG = "DS_LOG"
+    DS_PAUSE = "DS_PAUSE"
+    DS_REMOVED = "DS_REMOVED"
+
+
+class FailMode(Enum):
+    """What a duplication does with a row that the target finds invalid: try again, or skip it."""
+
+    SLOW = "slow"
+    SKIP = "skip"
 
 
 class CheckType(IntEnum):
@@ -106,6 +126,8 @@ class TableInfo:
     dropped_at: int = 0
     expires_at: int = 0
     version: int = 0
+    # Made by a duplication and not opened since: it refuses client writes.
+    follower: bool = False
 
 
 @dataclass(frozen=True, slots=True)

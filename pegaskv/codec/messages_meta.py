@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pegaskv.base.errors import WireError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
+from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 
 __all__ = [
     "NodeReport",
@@ -51,13 +52,17 @@ class TablePush:
     client can have written to them: their stored ballot was 0 before this one, or the table
     is being created still (a crash may have come between the ballot and the replica). A
     dropped table is pushed with its status; a table that was purged is pushed with
-    `purged`, and its replicas are removed.
+    `purged`, and its replicas are removed. `duplications` and `sources` are the orders
+    about what goes out of the table and what comes in, those that have ended included until
+    every replica obeyed.
     """
 
     table: TableInfo
     partitions: tuple[PartitionConfiguration, ...] = ()
     first_assignment: frozenset[int] = frozenset()
     purged: bool = False
+    duplications: tuple[DuplicationOrder, ...] = ()
+    sources: tuple[SourceOrder, ...] = ()
 
 
 _FIELD_TYPES: Final[dict[str, type]] = {
@@ -72,6 +77,8 @@ _FIELD_TYPES: Final[dict[str, type]] = {
     "expires_at": int,
     "version": int,
 }
+# Fields that servers before duplication did not send.
+_LATER_FIELDS: Final[dict[str, tuple[type, Any]]] = {"follower": (bool, False)}
 
 
 def table_to_wire(table: TableInfo) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def table_to_wire(table: TableInfo) -> dict[str, Any]:
         "dropped_at": table.dropped_at,
         "expires_at": table.expires_at,
         "version": table.version,
+        "follower": table.follower,
     }
 
 
@@ -100,6 +108,10 @@ def table_from_wire(fields: Any) -> TableInfo:
     try:
         values = {name: fields[name] for name in _FIELD_TYPES}
         wrong = [name for name, kind in _FIELD_TYPES.items() if type(values[name]) is not kind]
+        for name, (kind, default) in _LATER_FIELDS.items():
+            values[name] = fields.get(name, default)
+            if type(values[name]) is not kind:
+                wrong.append(name)
         if wrong:
             raise TypeError(f"wrong type of {', '.join(wrong)}")
         values["status"] = TableStatus(values["status"])

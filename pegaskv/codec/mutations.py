@@ -13,11 +13,13 @@ every replica and in every checkpoint:
 | kind | body | meaning |
 |---|---|---|
 | WRITE | [key, row, key, row, ...] | a client's operation; the rows carry its timetag |
-| RECEIVED | [progress key, progress, key, row, ...] | winners of a duplicated batch |
-| PIN | [uuid] | keep the log from here for this duplication |
-| UNPIN | [uuid] | that duplication is over |
+| RECEIVED | [key, row or nil = remove, ...] | winners of a duplicated batch and its progress |
+| PIN | [uuid] | keep the log from here for this duplication, and tombstones |
+| UNPIN | [uuid] or [uuid, "broken"] | that duplication is over; a broken one keeps tombstones |
 | FENCE | [uuid] | no client write above this decree |
 | DURABILITY | [name] | writes after this one are done by this rule |
+| SOURCE | [uuid, source] | this duplication comes in from here on; tombstones are kept |
+| FORGET | [uuid] | it comes in no more; its progress goes |
 
 A mutation without operations is a barrier. A replica that meets a kind that it
 does not know closes; it never skips one.
@@ -58,6 +60,8 @@ class OperationKind(IntEnum):
     UNPIN = 17
     FENCE = 18
     DURABILITY = 19
+    SOURCE = 20
+    FORGET = 21
 
 
 def encode_operation(kind: int, partition_hash: int, fields: list[Any]) -> bytes:

@@ -38,6 +38,10 @@ class Operation(IntEnum):
     BATCH_SET = 37
     BATCH_DELETE = 38
 
+    DUPLICATE = 50
+    COPY_RANGE = 51
+    DUPLICATION_PROGRESS = 52
+
     QUERY_CONFIG = 60
     CREATE_TABLE = 61
     DROP_TABLE = 62
@@ -51,6 +55,18 @@ class Operation(IntEnum):
     LIST_NODES = 70
     CLUSTER_INFO = 71
     SERVER_INFO = 72
+
+    ADD_DUPLICATION = 80
+    MODIFY_DUPLICATION = 81
+    QUERY_DUPLICATION = 82
+    LIST_DUPLICATIONS = 83
+    ADD_CLUSTER = 84
+    REMOVE_CLUSTER = 85
+    LIST_CLUSTERS = 86
+    OPEN_TABLE = 87
+
+    ENSURE_DUPLICATION = 90
+    FORGET_DUPLICATION = 91
 
 
 class RangeFlag(IntFlag):
@@ -137,8 +153,28 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.BATCH_DELETE: OperationSpec(
         _P + "[hash key, sort key, hash key, sort key, ...]", "decree", True
     ),
+    Operation.DUPLICATE: OperationSpec(
+        _P + "duplication uuid, source partition count, source partition index, "
+        "previous decree (0 = the stream begins), last decree, source clock in microseconds, "
+        "[decree, mutation, decree, mutation, ...]: all of (previous, last] that this partition "
+        "gets, and nothing else",
+        "decree, progress: the source decree up to which everything is stored here (below "
+        "`last` when `previous` was not reached: go on from there), rows that lost by timetag",
+        True,
+    ),
+    Operation.COPY_RANGE: OperationSpec(
+        _P + "duplication uuid, source partition count, source partition index, "
+        "first stored key, stored key after the last (empty = end), source clock in microseconds "
+        "of the snapshot, overwrite equal timetags, [stored key, row, ...] ascending",
+        "decree, rows that lost by timetag, rows removed",
+        True,
+    ),
+    Operation.DUPLICATION_PROGRESS: OperationSpec(
+        _P + "duplication uuid, source partition count, source partition index",
+        "progress (0 = nothing yet), source clock in microseconds there",
+    ),
     Operation.QUERY_CONFIG: OperationSpec(
-        "table name",
+        "table name or id",
         "table id, partition count, configuration version, "
         "[[index, ballot, primary address or nil, [secondary address, ...]], ...]",
     ),
@@ -162,6 +198,34 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.LIST_NODES: OperationSpec("", "[[node id, address, status, {detail}], ...]"),
     Operation.CLUSTER_INFO: OperationSpec("", "{name: value}"),
     Operation.SERVER_INFO: OperationSpec("", "{name: value}"),
+    Operation.ADD_DUPLICATION: OperationSpec(
+        "table name, remote cluster, remote table or nil (= the same name), "
+        "copy existing rows, remote replica count (0 = the table's), {option: value}",
+        "duplication, [warning, ...]",
+    ),
+    Operation.MODIFY_DUPLICATION: OperationSpec(
+        "table name, duplication id, action (pause | start | copy | remove | fail_mode), "
+        "argument (of fail_mode: slow | skip) or nil",
+        "duplication, [warning, ...]",
+    ),
+    Operation.QUERY_DUPLICATION: OperationSpec("table name", "[duplication, ...]"),
+    Operation.LIST_DUPLICATIONS: OperationSpec(
+        "pattern, match type (all | exact | anywhere | prefix | postfix)", "[duplication, ...]"
+    ),
+    Operation.ADD_CLUSTER: OperationSpec(
+        "name, meta servers (HOST:PORT,...), cluster id, user, password file", "{cluster}"
+    ),
+    Operation.REMOVE_CLUSTER: OperationSpec("name", "{cluster}"),
+    Operation.LIST_CLUSTERS: OperationSpec("", "[{cluster}, ...]"),
+    Operation.OPEN_TABLE: OperationSpec("table name", "table, [warning, ...]"),
+    Operation.ENSURE_DUPLICATION: OperationSpec(
+        "duplication uuid, source cluster uuid, source cluster id, source cluster name, "
+        "source table id, table name, wanted (create | merge | existing), partition count, "
+        "replica count, {env: value}",
+        "outcome (CREATED | ALREADY_YOURS | EXISTS_FOREIGN), table id, partition count, "
+        "cluster id, cluster uuid, a sentence",
+    ),
+    Operation.FORGET_DUPLICATION: OperationSpec("table id, duplication uuid", "found"),
 }
 
 assert set(OPERATIONS) == set(Operation)

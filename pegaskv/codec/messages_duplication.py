@@ -1,0 +1,113 @@
+"""What the parts of a duplication tell each other: orders, progress, and the entry on the wire.
+
+An entry belongs to the meta server, which stores it before anybody sees it. It tells the
+replica servers by orders in each push of the table, and they report progress, which is
+stored before it counts. Nothing is concluded from what a list lacks: an order ends because
+it says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
+
+__all__ = [
+    "UUID_BYTES",
+    "DuplicationOrder",
+    "EnsureOutcome",
+    "PartitionProgress",
+    "ProgressReport",
+    "SourceOrder",
+    "progress_key",
+]
+
+UUID_BYTES: Final = 16
+
+
+class EnsureOutcome:
+    """What `ENSURE_DUPLICATION` answers; words on the wire."""
+
+    CREATED: Final = "CREATED"
+    ALREADY_YOURS: Final = "ALREADY_YOURS"
+    EXISTS_FOREIGN: Final = "EXISTS_FOREIGN"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionProgress:
+    """How far one source partition is in one duplication, as it is stored.
+
+    `status` is DS_PREPARE, DS_APP or DS_LOG. `copied_key` is the stored key below which
+    everything is copied (of use in DS_APP only). `confirmed_clock_us` is the source
+    partition's clock at `confirmed_decree`.
+    """
+
+    index: int
+    status: DuplicationStatus = DuplicationStatus.DS_PREPARE
+    start_decree: int = 0
+    confirmed_decree: int = 0
+    confirmed_clock_us: int = 0
+    copied_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicationOrder:
+    """An outgoing duplication as replica servers must obey it; part of a table's push.
+
+    `ended` = removed or broken: the pin is given up. With `broken` tombstones stay, since
+    a new copy will come. `remote_table_id` is 0 until the target has been ensured.
+    """
+
+    dupid: int
+    uuid: bytes
+    remote_cluster: str
+    remote_cluster_id: int = 0
+    # HOST:PORT of its meta servers, separated by commas; with the credentials if any.
+    metas: str = ""
+    user: str = ""
+    password_file: str = ""
+    remote_table_id: int = 0
+    remote_partition_count: int = 0
+    checkpoint: bool = True
+    paused: bool = False
+    ended: bool = False
+    broken: bool = False
+    fail_mode: FailMode = FailMode.SLOW
+    # Changes with every order that restarts a back-off: start_dup, a changed entry.
+    attempt: int = 0
+    # As it is stored, of all partitions that ever reported.
+    progress: tuple[PartitionProgress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOrder:
+    """An incoming duplication that a table takes; part of its push. Others are refused."""
+
+    uuid: bytes
+    cluster_id: int
+    cluster_uuid: str
+    cluster_name: str
+    table_id: int
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """One partition's news for the meta server: stored, then in force.
+
+    A `failure` that is not empty asks the meta server to store that the duplication is
+    broken, for this reason.
+    """
+
+    gpid: Gpid
+    dupid: int
+    uuid: bytes
+    progress: PartitionProgress
+    failure: str = ""
+    skipped: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def progress_key(uuid: bytes, source_count: int, source_index: int) -> bytes:
+    """Return what follows the reserved prefix of progress: one entry a source partition."""
+    return uuid + source_count.to_bytes(4, "big") + source_index.to_bytes(4, "big")

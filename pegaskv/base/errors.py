@@ -314,7 +314,7 @@ class DuplicationNotFound(RequestError):
     """The table has no such duplication."""
 
     code = 51
-    name = "ERR_OBJECT_NOT_FOUND"
+    name = "ERR_DUP_NOT_EXIST"
 
 
 class DuplicationNotListed(RequestError):

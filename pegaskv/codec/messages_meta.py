@@ -76,9 +76,8 @@ _FIELD_TYPES: Final[dict[str, type]] = {
     "dropped_at": int,
     "expires_at": int,
     "version": int,
+    "follower": bool,
 }
-# Fields that servers before duplication did not send.
-_LATER_FIELDS: Final[dict[str, tuple[type, Any]]] = {"follower": (bool, False)}
 
 
 def table_to_wire(table: TableInfo) -> dict[str, Any]:
@@ -108,10 +107,6 @@ def table_from_wire(fields: Any) -> TableInfo:
     try:
         values = {name: fields[name] for name in _FIELD_TYPES}
         wrong = [name for name, kind in _FIELD_TYPES.items() if type(values[name]) is not kind]
-        for name, (kind, default) in _LATER_FIELDS.items():
-            values[name] = fields.get(name, default)
-            if type(values[name]) is not kind:
-                wrong.append(name)
         if wrong:
             raise TypeError(f"wrong type of {', '.join(wrong)}")
         values["status"] = TableStatus(values["status"])

@@ -27,6 +27,7 @@ class Operation(IntEnum):
     MULTI_GET = 12
     BATCH_GET = 13
     SCAN = 14
+    DUPLICATION_PROGRESS = 15
 
     SET = 30
     DELETE = 31
@@ -40,7 +41,6 @@ class Operation(IntEnum):
 
     DUPLICATE = 50
     COPY_RANGE = 51
-    DUPLICATION_PROGRESS = 52
 
     QUERY_CONFIG = 60
     CREATE_TABLE = 61
@@ -122,6 +122,10 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "stored key to go on from or nil when complete, number of rows, "
         "[stored key, value, (expiry)...] or empty with COUNT_ONLY",
     ),
+    Operation.DUPLICATION_PROGRESS: OperationSpec(
+        _P + "duplication uuid, source partition count, source partition index",
+        "progress (0 = nothing yet), source clock in microseconds there",
+    ),
     Operation.SET: OperationSpec(_P + "hash key, sort key, value, ttl", "decree", True),
     Operation.DELETE: OperationSpec(_P + "hash key, sort key", "decree", True),
     Operation.MULTI_SET: OperationSpec(
@@ -168,10 +172,6 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "of the snapshot, overwrite equal timetags, [stored key, row, ...] ascending",
         "decree, rows that lost by timetag, rows removed",
         True,
-    ),
-    Operation.DUPLICATION_PROGRESS: OperationSpec(
-        _P + "duplication uuid, source partition count, source partition index",
-        "progress (0 = nothing yet), source clock in microseconds there",
     ),
     Operation.QUERY_CONFIG: OperationSpec(
         "table name or id",

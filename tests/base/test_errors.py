@@ -54,6 +54,9 @@ def test_the_numbers_of_errors_never_change() -> None:
         44: "ERR_STATE_FREEZED",
         45: "ERR_FORWARD_TO_OTHERS",
         50: "ERR_DUP_EXIST",
+        51: "ERR_DUP_NOT_EXIST",
+        52: "ERR_DUP_NOT_LISTED",
+        53: "ERR_CLOCK_SKEW",
         60: "ERR_UNAUTHENTICATED",
         61: "ERR_ACL_DENY",
     }
@@ -102,7 +105,9 @@ def test_a_given_hint_wins_over_the_usual_one() -> None:
 
 
 def test_an_existing_duplication_shows_the_stored_entry() -> None:
-    assert DuplicationExists("there", details={"dupid": 3}).existing == {"dupid": 3}
+    stored = {"dupid": 3}
+    error = DuplicationExists("there", details={"existing": stored, "differences": []})
+    assert error.existing == stored
 
 
 @pytest.mark.parametrize("cls", [cls for cls in vars(errors).values() if isinstance(cls, type)])

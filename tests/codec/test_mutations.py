@@ -87,7 +87,7 @@ def test_another_version_is_refused_by_its_number(version: int) -> None:
             read()
 
 
-@pytest.mark.parametrize("kind", [0, 3, 15, 20, 127, 255])
+@pytest.mark.parametrize("kind", [0, 3, 15, 22, 127, 255])
 def test_an_unknown_kind_is_refused_and_never_skipped(kind: int) -> None:
     known = encode_operation(OperationKind.WRITE, 1, [b"k", b"r"])
     mutation = encode_mutation(1, [known, encode_operation(kind, 1, []), known])
@@ -169,4 +169,6 @@ def test_the_numbers_of_kinds_never_change() -> None:
         "UNPIN": 17,
         "FENCE": 18,
         "DURABILITY": 19,
+        "SOURCE": 20,
+        "FORGET": 21,
     }

@@ -18,6 +18,7 @@ def test_the_numbers_of_operations_never_change() -> None:
         "MULTI_GET": 12,
         "BATCH_GET": 13,
         "SCAN": 14,
+        "DUPLICATION_PROGRESS": 15,
         "SET": 30,
         "DELETE": 31,
         "MULTI_SET": 32,
@@ -27,6 +28,8 @@ def test_the_numbers_of_operations_never_change() -> None:
         "CHECK_AND_MUTATE": 36,
         "BATCH_SET": 37,
         "BATCH_DELETE": 38,
+        "DUPLICATE": 50,
+        "COPY_RANGE": 51,
         "QUERY_CONFIG": 60,
         "CREATE_TABLE": 61,
         "DROP_TABLE": 62,
@@ -40,6 +43,16 @@ def test_the_numbers_of_operations_never_change() -> None:
         "LIST_NODES": 70,
         "CLUSTER_INFO": 71,
         "SERVER_INFO": 72,
+        "ADD_DUPLICATION": 80,
+        "MODIFY_DUPLICATION": 81,
+        "QUERY_DUPLICATION": 82,
+        "LIST_DUPLICATIONS": 83,
+        "ADD_CLUSTER": 84,
+        "REMOVE_CLUSTER": 85,
+        "LIST_CLUSTERS": 86,
+        "OPEN_TABLE": 87,
+        "ENSURE_DUPLICATION": 90,
+        "FORGET_DUPLICATION": 91,
     }
 
 

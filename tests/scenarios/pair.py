@@ -1,0 +1,100 @@
+"""Two clusters as real processes, one reached through a proxy that can be cut."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pegaskv
+from pegaskv.client.ranges import ScanOptions
+from tests.cluster.process import ServerProcess
+from tests.cluster.proxy import Proxy, running_proxy
+from tests.helpers import poll_until
+
+__all__ = ["Pair", "running_pair"]
+
+_CONFIG = """
+[cluster]
+name = "{name}"
+id = {number}
+"""
+
+
+@dataclass
+class Pair:
+    """`alpha` duplicates to `beta`; what alpha sends there goes through `proxy`."""
+
+    alpha: ServerProcess
+    beta: ServerProcess
+    proxy: Proxy
+    source: pegaskv.Client
+    target: pegaskv.Client
+
+    async def status(self, table: str) -> str:
+        """The phase of the table's only duplication."""
+        (duplication,) = await self.source.admin.query_duplication(table)
+        return str(getattr(duplication.status, "value", duplication.status))
+
+    async def reach(self, table: str, status: str, *, within_s: float) -> Any:
+        """Wait for a phase; return the duplication."""
+
+        async def there() -> bool:
+            return await self.status(table) == status
+
+        await poll_until(there, deadline_s=within_s, what=f"{table} in {status}")
+        (duplication,) = await self.source.admin.query_duplication(table)
+        return duplication
+
+    async def differences(self, table: str, remote: str | None = None) -> list[str]:
+        """Rows that are not the same on both sides."""
+        here = await _rows(await self.source.table(table))
+        there = await _rows(await self.target.table(remote or table))
+        return [
+            f"{key}: {here.get(key)} and {there.get(key)}"
+            for key in sorted({*here, *there})
+            if here.get(key) != there.get(key)
+        ]
+
+    async def equal(self, table: str, remote: str | None = None, *, within_s: float = 10.0) -> None:
+        """Wait until every committed write is on both sides, and compare all rows."""
+        await self.source.admin.wait_duplicated(table, timeout=within_s)
+        assert await self.differences(table, remote) == []
+
+
+async def _rows(table: pegaskv.Table) -> dict[tuple[bytes, bytes], tuple[bytes, int | None]]:
+    found = {}
+    async for row in table.full_scan(options=ScanOptions(return_expire=True)):
+        found[row.hash_key, row.sort_key] = (row.value, row.expires_at)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running_pair(directory: Path, *, http: bool = False) -> AsyncIterator[Pair]:
+    """Both clusters, connected, each knowing the other."""
+    servers = []
+    for number, name in enumerate(("alpha", "beta"), 1):
+        server = ServerProcess(
+            directory / name, config=_CONFIG.format(name=name, number=number), http=http
+        )
+        if name == "beta":
+            # Behind a wildcard clients stay on the address by which they came: the proxy's.
+            server.address = "0.0.0.0:0"
+        server.start()
+        servers.append(server)
+    alpha, beta = servers
+    beta_port = beta.address.rsplit(":", 1)[1]
+    direct = f"127.0.0.1:{beta_port}"
+    try:
+        async with (
+            running_proxy(direct) as proxy,
+            pegaskv.connect(alpha.address, timeout=20.0) as source,
+            pegaskv.connect(direct, timeout=20.0) as target,
+        ):
+            await source.admin.add_cluster("beta", proxy.address, 2)
+            await target.admin.add_cluster("alpha", alpha.address, 1)
+            yield Pair(alpha, beta, proxy, source, target)
+    finally:
+        for server in servers:
+            if server.running:
+                server.kill()

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tools.bench import client
+from tools.bench import client, duplication
 from tools.bench.report import Comparison, show
 
 BENCHES: Final[dict[str, Callable[[float, int], list[Comparison]]]] = {
     "client": client.run,
+    "duplication": duplication.run,
 }
 
 

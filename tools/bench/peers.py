@@ -106,17 +106,18 @@ def redis_server(*, appendfsync: str | None = None) -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
-def pegaskv_server() -> Iterator[int]:
+def pegaskv_server(*, cluster: str = "bench", cluster_id: int = 1) -> Iterator[int]:
     """Yield the port of a standalone server on an empty directory."""
     port = free_port()
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-pegaskv-") as directory,
-        _process(
+    with tempfile.TemporaryDirectory(prefix="bench-pegaskv-") as directory:
+        config = Path(directory) / "pegaskv.toml"
+        config.write_text(f'[cluster]\nname = "{cluster}"\nid = {cluster_id}\n')
+        with _process(
             [
                 *(sys.executable, "-m", "pegaskv", "standalone", "--http", "none"),
-                *("--data", directory, "--listen", f"127.0.0.1:{port}"),
+                *("--data", f"{directory}/data", "--listen", f"127.0.0.1:{port}"),
+                *("--config", str(config)),
             ],
             port,
-        ),
-    ):
-        yield port
+        ):
+            yield port

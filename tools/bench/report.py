@@ -26,6 +26,11 @@ class Comparison:
             self.peer.append(peer)
 
     @property
+    def digits(self) -> int:
+        """How many digits after the point are worth reading."""
+        return 0 if self.ours and min(self.ours) >= 100 else 2
+
+    @property
     def ratios(self) -> list[float]:
         """Ours divided by the peer's, round by round."""
         return [ours / peer for ours, peer in zip(self.ours, self.peer, strict=False)]
@@ -47,8 +52,8 @@ def show(title: str, comparisons: list[Comparison]) -> str:
         table.add_row(
             comparison.name,
             comparison.unit,
-            _spread(comparison.ours),
-            _spread(comparison.peer),
+            _spread(comparison.ours, comparison.digits),
+            _spread(comparison.peer, comparison.digits),
             _spread(comparison.ratios, 2),
         )
     Console(width=120).print(table)
@@ -59,8 +64,8 @@ def show(title: str, comparisons: list[Comparison]) -> str:
                 {
                     "name": comparison.name,
                     "unit": comparison.unit,
-                    "ours": [round(value, 1) for value in comparison.ours],
-                    "peer": [round(value, 1) for value in comparison.peer],
+                    "ours": [round(value, 3) for value in comparison.ours],
+                    "peer": [round(value, 3) for value in comparison.peer],
                     "ratio": round(statistics.median(comparison.ratios), 3)
                     if comparison.ratios
                     else None,

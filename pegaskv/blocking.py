@@ -227,6 +227,18 @@ class AdminClient(_Facade):
     nodes = _blocking(asyncio_admin.AdminClient.nodes)
     cluster_info = _blocking(asyncio_admin.AdminClient.cluster_info)
     server_info = _blocking(asyncio_admin.AdminClient.server_info)
+    add_duplication = _blocking(asyncio_admin.AdminClient.add_duplication)
+    query_duplication = _blocking(asyncio_admin.AdminClient.query_duplication)
+    list_duplications = _blocking(asyncio_admin.AdminClient.list_duplications)
+    pause_duplication = _blocking(asyncio_admin.AdminClient.pause_duplication)
+    start_duplication = _blocking(asyncio_admin.AdminClient.start_duplication)
+    remove_duplication = _blocking(asyncio_admin.AdminClient.remove_duplication)
+    set_duplication_fail_mode = _blocking(asyncio_admin.AdminClient.set_duplication_fail_mode)
+    wait_duplicated = _blocking(asyncio_admin.AdminClient.wait_duplicated)
+    add_cluster = _blocking(asyncio_admin.AdminClient.add_cluster)
+    remove_cluster = _blocking(asyncio_admin.AdminClient.remove_cluster)
+    list_clusters = _blocking(asyncio_admin.AdminClient.list_clusters)
+    open_table = _blocking(asyncio_admin.AdminClient.open_table)
 
 
 class Client(_Facade):

@@ -1,8 +1,9 @@
 """The asyncio client: `connect`, and what its methods take and return."""
 
-from pegaskv.base.types import TableInfo, TableStatus
+from pegaskv.base.types import DuplicationStatus, FailMode, TableInfo, TableStatus
 from pegaskv.client.admin import AdminClient, ChangedTable, NodeInfo, PartitionInfo, TableDetails
 from pegaskv.client.client import Client, connect
+from pegaskv.client.duplications import Duplication, DuplicationPartition, RemoteCluster
 from pegaskv.client.options import (
     Check,
     CheckResult,
@@ -27,12 +28,17 @@ __all__ = [
     "Client",
     "ClientOptions",
     "Delete",
+    "Duplication",
+    "DuplicationPartition",
+    "DuplicationStatus",
+    "FailMode",
     "Filter",
     "MultiGetResult",
     "NodeInfo",
     "PartitionInfo",
     "Put",
     "RangeOptions",
+    "RemoteCluster",
     "Row",
     "ScanOptions",
     "Scanner",

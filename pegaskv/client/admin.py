@@ -1,4 +1,4 @@
-"""Administration of a cluster: tables, their environments, nodes.
+"""Administration of a cluster: tables, their environments, nodes, duplications.
 
 Each call is one request to the meta server that leads. One that changes something is
 never repeated once it may have been done: `Timeout` and `Unavailable` then carry
@@ -9,15 +9,22 @@ never repeated once it may have been done: `Timeout` and `Unavailable` then carr
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from dataclasses import fields as fields_of
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pegaskv.base.errors import InvalidArgument, Unavailable, WireError
+from pegaskv.base.errors import InvalidArgument
 from pegaskv.base.types import TableInfo
-from pegaskv.client.arguments import as_bool, as_timeout_ms
-from pegaskv.client.nodes import NodePool
+from pegaskv.client.admin_duplications import DuplicationAdmin
+from pegaskv.client.admin_requests import (
+    ChangedTable,
+    as_envs,
+    as_mapping,
+    as_name,
+    as_positive,
+    as_whole,
+    malformed,
+)
+from pegaskv.client.arguments import as_bool
 from pegaskv.client.resolver import MetaResolver
-from pegaskv.codec.messages_meta import table_from_wire
 from pegaskv.codec.operations import Operation
 
 __all__ = [
@@ -27,35 +34,6 @@ __all__ = [
     "PartitionInfo",
     "TableDetails",
 ]
-
-_CHANGES: Final = frozenset(
-    {
-        Operation.CREATE_TABLE,
-        Operation.DROP_TABLE,
-        Operation.RECALL_TABLE,
-        Operation.RENAME_TABLE,
-        Operation.SET_ENVS,
-        Operation.DELETE_ENVS,
-        Operation.CLEAR_ENVS,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedTable(TableInfo):
-    """A table as a request left it.
-
-    `created` is False when `create_table` found it there with the same options. `warnings`
-    are sentences for whoever asked: the request was obeyed, and may not be what was meant.
-    """
-
-    created: bool = False
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def table(self) -> TableInfo:
-        """The table itself."""
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +64,14 @@ class NodeInfo:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-class AdminClient:
+class AdminClient(DuplicationAdmin):
     """What the shell does; `Client.admin`. `timeout=` in seconds on every call.
 
     Every call raises `Timeout` or `Unavailable` when no meta server answers, and the
     server's own error otherwise: `InvalidArgument`, `TableNotFound`, `TableExists`,
-    `BusyCreating`, `BusyDropping`, `StateFreezed`.
+    `BusyCreating`, `BusyDropping`, `StateFreezed`; about duplications `DuplicationExists`
+    and `DuplicationNotFound` too.
     """
-
-    def __init__(self, resolver: MetaResolver, pool: NodePool) -> None:
-        self._resolver = resolver
-        self._pool = pool
 
     async def create_table(
         self,
@@ -115,12 +90,12 @@ class AdminClient:
         if if_exists not in ("fail", "same"):
             raise InvalidArgument(f'if_exists must be "fail" or "same", not {if_exists!r}')
         if replica_count is not None:
-            _positive("replica_count", replica_count)
+            as_positive("replica_count", replica_count)
         fields = (
-            _name(name),
-            _positive("partition_count", partition_count),
+            as_name(name),
+            as_positive("partition_count", partition_count),
             replica_count or 0,
-            _envs(envs or {}),
+            as_envs(envs or {}),
             if_exists,
         )
         reply, _ = await self._ask(Operation.CREATE_TABLE, fields, timeout)
@@ -141,10 +116,10 @@ class AdminClient:
         """
         if if_not_exists not in ("fail", "ok"):
             raise InvalidArgument(f'if_not_exists must be "fail" or "ok", not {if_not_exists!r}')
-        if reserve_seconds is not None and _whole("reserve_seconds", reserve_seconds) < 0:
+        if reserve_seconds is not None and as_whole("reserve_seconds", reserve_seconds) < 0:
             raise InvalidArgument(f"reserve_seconds must be 0 or more, not {reserve_seconds}")
         reserve = -1 if reserve_seconds is None else reserve_seconds
-        fields = (_name(name), reserve, if_not_exists)
+        fields = (as_name(name), reserve, if_not_exists)
         reply, _ = await self._ask(Operation.DROP_TABLE, fields, timeout)
         return None if reply and reply[0] is None else self._table(reply)
 
@@ -153,8 +128,8 @@ class AdminClient:
     ) -> TableInfo:
         """Bring a dropped table back, by its id, under its old name or a new one."""
         fields = (
-            _whole("table_id", table_id),
-            None if new_name is None else _name(new_name, "new_name"),
+            as_whole("table_id", table_id),
+            None if new_name is None else as_name(new_name, "new_name"),
         )
         reply, _ = await self._ask(Operation.RECALL_TABLE, fields, timeout)
         return self._table(reply)
@@ -163,7 +138,7 @@ class AdminClient:
         self, old_name: str, new_name: str, *, timeout: float | None = None
     ) -> TableInfo:
         """Give a table another name."""
-        fields = (_name(old_name, "old_name"), _name(new_name, "new_name"))
+        fields = (as_name(old_name, "old_name"), as_name(new_name, "new_name"))
         reply, _ = await self._ask(Operation.RENAME_TABLE, fields, timeout)
         return self._table(reply)
 
@@ -175,12 +150,12 @@ class AdminClient:
         reply, _ = await self._ask(Operation.LIST_TABLES, fields, timeout)
         tables = reply[0] if reply else None
         if not isinstance(tables, list):
-            raise _malformed(Operation.LIST_TABLES)
+            raise malformed(Operation.LIST_TABLES)
         return [self._table([table]) for table in tables]
 
     async def table_info(self, name: str, *, timeout: float | None = None) -> TableDetails:
         """Return a table and its partitions."""
-        reply, asked = await self._ask(Operation.TABLE_INFO, (_name(name),), timeout)
+        reply, asked = await self._ask(Operation.TABLE_INFO, (as_name(name),), timeout)
         table = self._table(reply)
         partitions = []
         try:
@@ -195,7 +170,7 @@ class AdminClient:
                     )
                 )
         except (IndexError, TypeError, ValueError):
-            raise _malformed(Operation.TABLE_INFO) from None
+            raise malformed(Operation.TABLE_INFO) from None
         partitions.sort(key=lambda partition: partition.index)
         return TableDetails(table, partitions)
 
@@ -203,10 +178,10 @@ class AdminClient:
         self, table: str, envs: Mapping[str, str], *, timeout: float | None = None
     ) -> ChangedTable:
         """Set environments of a table; the server checks names and values."""
-        values = _envs(envs)
+        values = as_envs(envs)
         if not values:
             raise InvalidArgument("envs is empty", hint="name at least one")
-        reply, _ = await self._ask(Operation.SET_ENVS, (_name(table, "table"), values), timeout)
+        reply, _ = await self._ask(Operation.SET_ENVS, (as_name(table, "table"), values), timeout)
         return self._changed(reply, 1)
 
     async def get_envs(self, table: str, *, timeout: float | None = None) -> dict[str, str]:
@@ -219,10 +194,10 @@ class AdminClient:
         """Delete environments of a table; those that it has not are fine."""
         if isinstance(names, str):
             raise InvalidArgument("names must be a list of names", hint="one is given as [name]")
-        wanted = [_name(name, "an environment's name") for name in names]
+        wanted = [as_name(name, "an environment's name") for name in names]
         if not wanted:
             raise InvalidArgument("names is empty", hint="clear_envs deletes all of them")
-        fields = (_name(table, "table"), wanted)
+        fields = (as_name(table, "table"), wanted)
         reply, _ = await self._ask(Operation.DELETE_ENVS, fields, timeout)
         return self._table(reply)
 
@@ -230,7 +205,7 @@ class AdminClient:
         self, table: str, prefix: str | None = None, *, timeout: float | None = None
     ) -> TableInfo:
         """Delete all environments of a table, or those that begin with `prefix`."""
-        fields = (_name(table, "table"), None if prefix is None else _name(prefix, "prefix"))
+        fields = (as_name(table, "table"), None if prefix is None else as_name(prefix, "prefix"))
         reply, _ = await self._ask(Operation.CLEAR_ENVS, fields, timeout)
         return self._table(reply)
 
@@ -248,12 +223,12 @@ class AdminClient:
                 for node_id, address, status, *detail in reply[0]
             ]
         except (IndexError, TypeError, ValueError):
-            raise _malformed(Operation.LIST_NODES) from None
+            raise malformed(Operation.LIST_NODES) from None
 
     async def cluster_info(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what the leading meta server says of the cluster."""
         reply, _ = await self._ask(Operation.CLUSTER_INFO, (), timeout)
-        return _mapping(Operation.CLUSTER_INFO, reply)
+        return as_mapping(Operation.CLUSTER_INFO, reply)
 
     async def server_info(
         self, address: str | None = None, *, timeout: float | None = None
@@ -262,79 +237,6 @@ class AdminClient:
         if address is None:
             reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout)
         else:
-            one = MetaResolver([_name(address, "address")], self._pool)
+            one = MetaResolver([as_name(address, "address")], self._pool)
             reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout, resolver=one)
-        return _mapping(Operation.SERVER_INFO, reply)
-
-    async def _ask(
-        self,
-        operation: Operation,
-        fields: tuple[Any, ...],
-        timeout: float | None,
-        *,
-        resolver: MetaResolver | None = None,
-    ) -> tuple[list[Any], str]:
-        return await (resolver or self._resolver).ask(
-            int(operation),
-            fields,
-            self._pool.options.timeout_ms if timeout is None else as_timeout_ms(timeout),
-            changes=operation in _CHANGES,
-            what=operation.name.lower(),
-        )
-
-    def _table(self, reply: list[Any]) -> TableInfo:
-        try:
-            return table_from_wire(reply[0] if reply else None)
-        except WireError as error:
-            raise Unavailable(f"the meta server's reply is malformed: {error}") from None
-
-    def _changed(
-        self, reply: list[Any], warnings_at: int, *, created: bool = False
-    ) -> ChangedTable:
-        table = self._table(reply)
-        # An older server sends no warnings.
-        sent = reply[warnings_at] if len(reply) > warnings_at else []
-        warnings = tuple(text for text in sent if isinstance(text, str))
-        values = {field.name: getattr(table, field.name) for field in fields_of(table)}
-        return ChangedTable(**values, created=created, warnings=warnings)
-
-
-def _name(value: object, what: str = "name") -> str:
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{what} must be text, not {value!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{what} is text that UTF-8 cannot encode") from None
-    return value
-
-
-def _whole(what: str, value: object) -> int:
-    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise InvalidArgument(f"{what} must be a whole number, not {value!r}")
-    return value
-
-
-def _positive(what: str, value: object) -> int:
-    if _whole(what, value) < 1:
-        raise InvalidArgument(f"{what} must be 1 or more, not {value}")
-    return _whole(what, value)
-
-
-def _envs(envs: object) -> dict[str, str]:
-    if not isinstance(envs, Mapping):
-        raise InvalidArgument(f"envs must be a mapping of name to text, not {envs!r}")
-    return {
-        _name(name, "an environment's name"): _name(value, f"the environment {name}")
-        for name, value in envs.items()
-    }
-
-
-def _mapping(operation: Operation, reply: list[Any]) -> dict[str, Any]:
-    if not reply or not isinstance(reply[0], dict):
-        raise _malformed(operation)
-    return reply[0]
-
-
-def _malformed(operation: Operation) -> Unavailable:
-    return Unavailable(f"{operation.name.lower()}: the meta server's reply is malformed")
+        return as_mapping(Operation.SERVER_INFO, reply)

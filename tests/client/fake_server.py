@@ -56,6 +56,7 @@ class FakeTable:
             "dropped_at": int(self.dropped),
             "expires_at": 0,
             "version": self.version,
+            "follower": False,
         }
 
 

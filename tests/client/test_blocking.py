@@ -42,7 +42,7 @@ def client_threads() -> list[threading.Thread]:
 
 def test_every_method_has_its_twin() -> None:
     for ours, theirs in ((blocking.Table, table.Table), (blocking.AdminClient, admin.AdminClient)):
-        names = {name for name in vars(theirs) if not name.startswith("_")}
+        names = {name for name in dir(theirs) if not name.startswith("_")}
         assert len(names) > 10
         assert names <= {name for name in dir(ours) if not name.startswith("_")}
 

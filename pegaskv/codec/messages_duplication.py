@@ -8,16 +8,18 @@ it says so.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
 
 __all__ = [
     "UUID_BYTES",
+    "CopyPage",
     "DuplicationOrder",
     "EnsureOutcome",
     "PartitionProgress",
     "ProgressReport",
+    "ShippedRecord",
     "SourceOrder",
     "progress_key",
 ]
@@ -106,6 +108,26 @@ class ProgressReport:
     failure: str = ""
     skipped: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ShippedRecord(NamedTuple):
+    """One committed and synced mutation of a source partition, as the log has it."""
+
+    decree: int
+    payload: bytes
+
+
+class CopyPage(NamedTuple):
+    """Rows of a snapshot in key order, tombstones and expired ones too: [stored key, row, ...].
+
+    `next_key` is the stored key to go on from, None at the end of the partition. No own
+    operation that the snapshot lacks has a timestamp at or below `clock_us`.
+    """
+
+    rows: list[bytes]
+    next_key: bytes | None
+    decree: int
+    clock_us: int
 
 
 def progress_key(uuid: bytes, source_count: int, source_index: int) -> bytes:

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from pegaskv.base.types import Gpid
-from pegaskv.codec.messages_duplication import PartitionProgress, ProgressReport
+from pegaskv.codec.messages_duplication import (
+    CopyPage,
+    PartitionProgress,
+    ProgressReport,
+    ShippedRecord,
+)
 
 __all__ = [
     "CopyPage",
@@ -18,25 +23,6 @@ __all__ = [
     "SourcePartition",
     "SourceReplicas",
 ]
-
-
-class ShippedRecord(NamedTuple):
-    """One committed and synced mutation of a source partition, as the log has it."""
-
-    decree: int
-    payload: bytes
-
-
-class CopyPage(NamedTuple):
-    """Rows of a snapshot in key order, tombstones and expired ones too.
-
-    `next_key` is the stored key to go on from, None at the end of the partition.
-    """
-
-    rows: list[bytes]
-    next_key: bytes | None
-    decree: int
-    clock_us: int
 
 
 class SourcePartition(Protocol):

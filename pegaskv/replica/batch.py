@@ -5,6 +5,7 @@ event: there is no object per request beside its reply. Operation i has the
 timestamp `first_timestamp_us + i`, so rows are stamped when they come in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from pegaskv.codec.mutations import OperationKind
@@ -18,7 +19,8 @@ class Batch:
 
     `rows` is what the engine gets, `overlay` the same by key for atomic operations that
     look at pending writes, `replies` who must be told. A reply is a list whose third
-    element becomes the decree, unless it is an error.
+    element becomes the decree, unless it is an error. `settled` is called when the batch is
+    committed, or when nobody will ever know whether it is.
     """
 
     __slots__ = (
@@ -30,8 +32,10 @@ class Batch:
         "now",
         "operations",
         "overlay",
+        "progress",
         "replies",
         "rows",
+        "settled",
         "size",
     )
 
@@ -46,7 +50,10 @@ class Batch:
         self.overlay: dict[bytes, bytes | None] = {}
         self.replies: list[tuple[ServerConnection, Any]] = []
         # Orders (DURABILITY, PIN ...) whose effect begins with the commit.
-        self.controls: list[tuple[OperationKind, bytes]] = []
+        self.controls: list[tuple[OperationKind, list[bytes]]] = []
+        # How far streams have come with it, as in `Participation`.
+        self.progress: dict[bytes, tuple[int, int]] = {}
+        self.settled: list[Callable[[], None]] = []
         self.size = 0
         self.decree = 0
         self.ballot = 0

@@ -1,16 +1,22 @@
-"""Removes expired rows in the background.
+"""Removes versions that nobody can see in the background: expired rows and tombstones.
 
-Expired rows are invisible at once; this gives their space back. A pass walks a
-partition in a thread, a bounded page at a time, and the rows that it found are
-removed on the loop if they are still the same: a newer write of the key stays.
-Removal is not logged: a replay that brings an expired row back brings it back
-invisible, and the next pass removes it again.
+They are invisible at once; this gives their space back. A pass walks a partition in a
+thread, a bounded page at a time, and what it found is removed on the loop if it is still the
+same: a newer version of the key stays. Removal is not logged: a replay that brings a version
+back brings it back invisible, and the next pass removes it again.
+
+While the table takes part in a duplication such a version may still have to win against a
+write that comes late. It goes when its timestamp is at or below what every outgoing
+duplication has confirmed, and what every incoming one has brought in full.
 """
 
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from pegaskv.base.errors import PegasKVError
+from pegaskv.base.types import Gpid
 from pegaskv.codec.keys import RESERVED_PREFIX
 from pegaskv.codec.values import row_expiry, seconds_since_epoch
 from pegaskv.replica.replica import Replica
@@ -18,63 +24,209 @@ from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, Snapshot
 
-__all__ = ["ExpiredPage", "find_expired", "sweep"]
+__all__ = ["InvisiblePage", "Sweeper", "find_invisible", "remove_rows", "sweep", "sweep_limit"]
+
+_log = logging.getLogger(__name__)
 
 PAGE_ROWS_MAX: Final = 5_000
 _REMOVED_PER_TURN: Final = 200
 _PAUSE_MS: Final = 20
 
+# Timetags up to which invisible versions go: of no row, and of every row.
+NOTHING: Final = b""
+EVERYTHING: Final = b"\xff" * 8
+
+_Rows = list[tuple[bytes, bytes]]
+
 
 @dataclass(slots=True)
-class ExpiredPage:
+class InvisiblePage:
     """What one page of a pass found; `next_key` is None at the end of the partition."""
 
-    expired: list[tuple[bytes, bytes]] = field(default_factory=list)
+    expired: _Rows = field(default_factory=list)
+    tombstones: _Rows = field(default_factory=list)
+    # Whether there are invisible versions that have to stay.
+    left: bool = False
     next_key: bytes | None = None
     # The earliest expiry among the rows that are still alive, 0 when none has one.
     earliest: int = 0
 
 
-def find_expired(snapshot: Snapshot, start: bytes, now: int) -> ExpiredPage:
-    """Look at up to PAGE_ROWS_MAX rows from `start` on."""
-    page = ExpiredPage()
+def sweep_limit(replica: Replica) -> bytes:
+    """Return the timetag up to which invisible versions may go.
+
+    What was ordered counts as soon as it was proposed, and until its end is committed.
+    """
+    clocks: list[int] = []
+    for state in (replica.proposed, replica.participation):
+        # A broken one has let the log go: only its new copy knows what the target lacks.
+        clocks += [
+            replica.shipping.confirmed.get(uuid, 0) if start_decree else 0
+            for uuid, start_decree in state.pins.items()
+        ]
+        clocks += [_watermark_us(replica, uuid) for uuid in state.sources]
+    if not clocks:
+        return EVERYTHING
+    limit_us = min(clocks)
+    return (limit_us << 8 | 0xFF).to_bytes(8, "big") if limit_us > 0 else NOTHING
+
+
+def _watermark_us(replica: Replica, uuid: bytes) -> int:
+    """Return the clock up to which all writes of an incoming duplication are here; 0 = none."""
+    streams = list(replica.participation.streams(uuid))
+    if not streams:
+        return 0
+    source_count = streams[0][0].source_count
+    # As many source partitions write to this one.
+    expected = max(source_count // (replica.mask + 1), 1)
+    if len(streams) < expected:
+        return 0
+    return min(clock_us for _, _, clock_us in streams)
+
+
+def find_invisible(snapshot: Snapshot, start: bytes, now: int, limit: bytes) -> InvisiblePage:
+    """Look at up to PAGE_ROWS_MAX rows from `start` on; `limit` is that of `sweep_limit`."""
+    page = InvisiblePage()
     for seen, (key, row) in enumerate(snapshot.iterate(start, RESERVED_PREFIX)):
         if seen == PAGE_ROWS_MAX:
             page.next_key = key
             break
         expiry = row_expiry(row)
-        if expiry and expiry <= now:
-            page.expired.append((key, row))
+        is_tombstone = row[11] & 1
+        if is_tombstone or (expiry and expiry <= now):
+            if row[4:12] > limit:
+                page.left = True
+            elif is_tombstone:
+                page.tombstones.append((key, row))
+            else:
+                page.expired.append((key, row))
         elif expiry and (page.earliest == 0 or expiry < page.earliest):
             page.earliest = expiry
     return page
 
 
-async def sweep(replica: Replica, *, clock: Clock, worker: Worker) -> tuple[int, int]:
-    """Make one pass; return (rows removed, earliest expiry that is left or 0).
+def remove_rows(replica: Replica, rows: _Rows) -> int:
+    """Remove (key, row) pairs that are still the same from the engine; return how many.
+
+    For rows that no client can see: it is not logged and takes no decree.
+    """
+    replica.apply_now()
+    if replica.engine_failed is not None or replica.unapplied or not replica.serving:
+        return 0
+    engine = replica.engine
+    gone: list[bytes | None] = []
+    try:
+        for key, row in rows:
+            if engine.get(key) == row:
+                gone += (key, None)
+        if gone:
+            engine.write(gone, engine.state())
+    except (OSError, PegasKVError) as error:
+        replica.fail_engine(error)
+        return 0
+    return len(gone) // 2
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a pass did: rows removed, what it left, and up to which timetag it might go."""
+
+    expired: int = 0
+    tombstones: int = 0
+    left: bool = False
+    earliest: int = 0
+    limit: bytes = NOTHING
+
+
+async def sweep(replica: Replica, *, clock: Clock, worker: Worker) -> Swept:
+    """Make one pass.
 
     Raises:
         OSError, CorruptionError: the engine could not be read.
 
     """
-    removed = earliest = 0
+    swept = Swept(limit=sweep_limit(replica))
     start: bytes | None = b""
     while start is not None and replica.serving and replica.engine_failed is None:
         now = seconds_since_epoch(clock.wall_us())
-        page = await worker.run(partial(_look, replica.engine, start, now))
-        if page.earliest and (earliest == 0 or page.earliest < earliest):
-            earliest = page.earliest
-        for first in range(0, len(page.expired), _REMOVED_PER_TURN):
-            removed += replica.remove_rows(page.expired[first : first + _REMOVED_PER_TURN])
-            await clock.sleep_ms(0)
+        look = partial(_look, replica.engine, start, now, swept.limit)
+        page = await worker.run(look)
+        if page.earliest and (swept.earliest == 0 or page.earliest < swept.earliest):
+            swept.earliest = page.earliest
+        swept.left = swept.left or page.left
+        for rows, is_expired in ((page.expired, True), (page.tombstones, False)):
+            for first in range(0, len(rows), _REMOVED_PER_TURN):
+                if sweep_limit(replica) < swept.limit:
+                    # The table takes part in more than when the pass began.
+                    swept.left = True
+                    return swept
+                removed = remove_rows(replica, rows[first : first + _REMOVED_PER_TURN])
+                if is_expired:
+                    swept.expired += removed
+                else:
+                    swept.tombstones += removed
+                await clock.sleep_ms(0)
         start = page.next_key
         await clock.sleep_ms(_PAUSE_MS)
-    return removed, earliest
+    return swept
 
 
-def _look(engine: Engine, start: bytes, now: int) -> ExpiredPage:
+def _look(engine: Engine, start: bytes, now: int, limit: bytes) -> InvisiblePage:
     snapshot = engine.snapshot()
     try:
-        return find_expired(snapshot, start, now)
+        return find_invisible(snapshot, start, now, limit)
     finally:
         snapshot.close()
+
+
+class Sweeper:
+    """Sweeps a server's replicas, each as often as its interval says and there is something."""
+
+    def __init__(self, *, clock: Clock, worker: Worker, interval_ms: int) -> None:
+        self._clock = clock
+        self._worker = worker
+        self._interval_ms = interval_ms
+        self._due: dict[Gpid, int] = {}
+        # The limit of a pass that had to leave something.
+        self._left: dict[Gpid, bytes] = {}
+        self.rows_expired = 0
+
+    def forget(self, gpid: Gpid) -> None:
+        """The replica is gone."""
+        self._due.pop(gpid, None)
+        self._left.pop(gpid, None)
+
+    async def sweep_due(self, replicas: list[Replica]) -> None:
+        """Sweep those whose turn it is, one after another."""
+        now_ms = self._clock.monotonic_ms()
+        for replica in replicas:
+            if (
+                replica.serving
+                and now_ms >= self._due.get(replica.gpid, 0)
+                and self._has_work(replica)
+            ):
+                await self._sweep(replica)
+                self._due[replica.gpid] = now_ms + self._interval_ms
+
+    def _has_work(self, replica: Replica) -> bool:
+        earliest = replica.earliest_expiry
+        if replica.expires or (earliest and earliest <= seconds_since_epoch(self._clock.wall_us())):
+            return True
+        left = self._left.get(replica.gpid)
+        return left is not None and sweep_limit(replica) > left
+
+    async def _sweep(self, replica: Replica) -> None:
+        replica.expires = False
+        try:
+            swept = await sweep(replica, clock=self._clock, worker=self._worker)
+        except (OSError, PegasKVError) as error:
+            _log.warning("the expiry sweep of %s was interrupted: %s", replica.gpid, error)
+            replica.expires = True
+            return
+        replica.earliest_expiry = swept.earliest
+        replica.tombstones_swept += swept.tombstones
+        self.rows_expired += swept.expired
+        if swept.left:
+            self._left[replica.gpid] = swept.limit
+        else:
+            self._left.pop(replica.gpid, None)

@@ -43,6 +43,10 @@ class Front:
         self._dirty: list[Replica] = []
         self._scheduled = False
         self._syncing: list[tuple[Replica, int]] | None = None
+        # What `os` tables have committed and a duplication may ship once it is synced: what the
+        # sync under way covers, and what the next one will.
+        self._covered: list[tuple[Replica, int]] = []
+        self._uncovered: list[tuple[Replica, int]] = []
         self.stopped = False
         self.ticks = 0
         self.syncs = 0
@@ -112,6 +116,7 @@ class Front:
 
     def _start_sync(self, replicas: list[tuple[Replica, int]]) -> None:
         self._syncing = replicas
+        self._covered, self._uncovered = self._uncovered, []
         self.syncs += 1
         self._log.sync(self._on_synced)
 
@@ -123,11 +128,17 @@ class Front:
             self._fail(error)
             return
         assert synced is not None
+        covered, self._covered = self._covered, []
+        for replica, decree in synced + covered:
+            replica.shipping.synced = max(replica.shipping.synced, decree)
         if self._dirty:
             # The disk gets the next tick before the clients get their answers.
             self._tick()
         if synced:
             self._commit(synced)
+        for replica, _ in covered:
+            replica.shipping.advance(replica.machine.committed)
+        self._sync_uncovered()
 
     def _commit(self, logged: list[tuple[Replica, int]]) -> None:
         if self.stopped:
@@ -138,6 +149,17 @@ class Front:
             replica.on_logged(decree, touched)
         for connection in touched:
             connection.flush()
+        for replica, decree in logged:
+            shipping = replica.shipping
+            if shipping.synced < decree and shipping.pinned:
+                self._uncovered.append((replica, decree))
+            shipping.advance(replica.machine.committed)
+        self._sync_uncovered()
+
+    def _sync_uncovered(self) -> None:
+        """Sync at once what only that keeps from being shipped."""
+        if self._uncovered and self._syncing is None and not self.stopped:
+            self._start_sync([])
 
     def _fail(self, error: BaseException) -> None:
         self.stopped = True

@@ -13,6 +13,11 @@ _PER_TABLE: Final = {
     "reads": "Single rows read.",
     "scans": "Range reads and pages of scans.",
     "writes": "Write requests taken into a mutation.",
+    "rows_received": "Rows that came in from other clusters.",
+    "rows_received_lost": "Rows that came in and lost against a larger timetag.",
+    "conflicts_overwritten": "Rows that came in and lost against a write of another cluster.",
+    "rows_removed_by_copies": "Rows removed since the source of a copy has them no more.",
+    "tombstones_swept": "Tombstones removed once no late write can need them.",
 }
 _PLAIN: Final = {
     "replicas_closed": "Replicas that wait for an operator.",

@@ -14,6 +14,7 @@ from typing import Final
 from pegaskv.base.errors import CorruptionError, PegasKVError
 from pegaskv.base.types import Gpid
 from pegaskv.codec.mutations import mutation_timestamps
+from pegaskv.replica.participation import RESERVED_RANGES, Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_rows, split_history
 from pegaskv.runtime.clock import Clock
@@ -25,7 +26,13 @@ from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.log_recovery import valid_history
 from pegaskv.storage.mutation_log import LogRecord, MutationLog, RecoveredLog
 
-__all__ = ["RecoveredReplica", "RecoveredServer", "apply_records", "recover_replicas"]
+__all__ = [
+    "RecoveredReplica",
+    "RecoveredServer",
+    "apply_records",
+    "read_participation",
+    "recover_replicas",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +49,8 @@ class RecoveredReplica:
     ballot: int = 0
     last_timestamp_us: int = 0
     tail: list[Mutation] = field(default_factory=list)
+    # As the committed part of the log left it.
+    participation: Participation = field(default_factory=Participation)
     closed: str = ""
 
     @property
@@ -109,6 +118,7 @@ def recover_replicas(
             _close_if_damaged(gpid, replica, recovered, accept_loss=accept_loss)
         if not replica.closed:
             _replay(gpid, replica, recovered.records.get(gpid, []), accept_loss=accept_loss)
+        _pin(log, gpid, replica)
     if (
         accept_loss
         and recovered.damage is not None
@@ -118,6 +128,18 @@ def recover_replicas(
         log.settle_damage()
     highest = max((replica.incarnation for replica in replicas.values()), default=0)
     return RecoveredServer(log, replicas, max(highest, recovered.highest_incarnation) + 1)
+
+
+def _pin(log: MutationLog, gpid: Gpid, replica: RecoveredReplica) -> None:
+    """Hold what duplications need of the log, before anything of it can be given up."""
+    if replica.engine is None:
+        # Nobody can read its pins: it may have any.
+        log.set_pin(gpid, "closed", 0)
+        return
+    for uuid, start_decree in replica.participation.pins.items():
+        if start_decree:
+            # How much the target has confirmed since is heard again soon.
+            log.set_pin(gpid, uuid.hex(), start_decree)
 
 
 def _open_engines(directory: DataDirectory, factory: EngineFactory) -> dict[Gpid, RecoveredReplica]:
@@ -142,11 +164,11 @@ def _open_engines(directory: DataDirectory, factory: EngineFactory) -> dict[Gpid
 
 def _open_engine(directory: DataDirectory, gpid: Gpid, factory: EngineFactory) -> RecoveredReplica:
     try:
-        engine = factory.open(directory.engine_path(gpid))
+        engine, participation = _read(factory.open(directory.engine_path(gpid)))
     except CorruptionError as error:
         _log.error("the tables of partition %s do not open: %s", gpid, error)
         try:
-            engine = directory.restore_checkpoint(gpid, factory)
+            engine, participation = _read(directory.restore_checkpoint(gpid, factory))
         except (OSError, PegasKVError) as second:
             return RecoveredReplica(
                 closed=f"its tables do not open ({error}), nor does a checkpoint ({second})"
@@ -158,7 +180,16 @@ def _open_engine(directory: DataDirectory, gpid: Gpid, factory: EngineFactory) -
         decree=state.decree,
         ballot=state.ballot,
         last_timestamp_us=state.last_timestamp_us,
+        participation=participation,
     )
+
+
+def _read(engine: Engine) -> tuple[Engine, Participation]:
+    try:
+        return engine, read_participation(engine)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _close_if_damaged(
@@ -187,10 +218,11 @@ def _replay(
         _log.error("partition %s stays closed: %s", gpid, replica.closed)
         return
     try:
+        replica.participation = apply_records(replica.engine, history.committed)
+        after = replica.participation.copy()
         for mutation in history.tail:
             # It is decoded when it is proposed again: too late to find that it cannot be.
-            mutation_rows(mutation.payload, mutation.decree)
-        apply_records(replica.engine, history.committed)
+            mutation_rows(mutation.payload, mutation.decree, after)
     except (PegasKVError, OSError) as error:
         replica.closed = f"replaying its log failed: {error}"
         _log.error("partition %s stays closed: %s", gpid, replica.closed)
@@ -206,19 +238,36 @@ def _replay(
         )
 
 
-def apply_records(engine: Engine, records: Sequence[LogRecord]) -> None:
-    """Apply committed records in decree order, many in one batch.
+def read_participation(engine: Engine) -> Participation:
+    """Return what the engine's rows say of duplications. Blocks.
+
+    Raises:
+        CorruptionError, OSError: they cannot be read.
+
+    """
+    snapshot = engine.snapshot()
+    try:
+        return Participation.read(
+            row for start, stop in RESERVED_RANGES for row in snapshot.iterate(start, stop)
+        )
+    finally:
+        snapshot.close()
+
+
+def apply_records(engine: Engine, records: Sequence[LogRecord]) -> Participation:
+    """Apply committed records in decree order, many in one batch; return what came of it.
 
     Raises:
         UnsupportedFormat, CorruptionError: a mutation cannot be read.
         OSError: the engine refused the write.
 
     """
+    participation = read_participation(engine)
     rows: list[bytes | None] = []
     size = 0
     state = engine.state()
     for record in records:
-        rows += mutation_rows(record.payload, record.decree)
+        rows += mutation_rows(record.payload, record.decree, participation)
         size += len(record.payload)
         state = ReplicaState(
             record.decree,
@@ -230,3 +279,4 @@ def apply_records(engine: Engine, records: Sequence[LogRecord]) -> None:
             rows, size = [], 0
     if size:
         engine.write(rows, state)
+    return participation

@@ -1,41 +1,31 @@
 """pure: from a mutation to the rows that it leaves in the engine.
 
 The same function serves a restart's replay, a tail that is proposed again and,
-later, secondaries. Its result depends on the mutation and its decree alone, so
-applying a mutation twice changes nothing.
+later, secondaries. Its result depends on the mutation, its decree and what the log
+has made of the partition before it, so a replay ends where the first time did.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pegaskv.base.errors import CorruptionError
-from pegaskv.codec.keys import RESERVED_PREFIX
 from pegaskv.codec.mutations import OperationKind, decode_mutation
+from pegaskv.replica.participation import Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.storage.mutation_log import LogRecord
 
-__all__ = [
-    "DURABILITY_KEY",
-    "FENCE_KEY",
-    "PIN_PREFIX",
-    "History",
-    "control_rows",
-    "mutation_rows",
-    "split_history",
-]
-
-# Reserved keys, beside `STATE_KEY` of the engine.
-DURABILITY_KEY: Final = RESERVED_PREFIX + b"durability"
-FENCE_KEY: Final = RESERVED_PREFIX + b"fence"
-PIN_PREFIX: Final = RESERVED_PREFIX + b"pin/"
+__all__ = ["History", "mutation_controls", "mutation_rows", "split_history"]
 
 _WRITE: Final = OperationKind.WRITE
 _RECEIVED: Final = OperationKind.RECEIVED
 
 
-def mutation_rows(payload: bytes, decree: int) -> list[bytes | None]:
+def mutation_rows(
+    payload: bytes, decree: int, participation: Participation | None = None
+) -> list[bytes | None]:
     """Return the flat list [key, row, key, None = remove, ...] of a mutation, in order.
+
+    `participation` is what the log before it has made (None: nothing), and goes along.
 
     Raises:
         UnsupportedFormat: an operation of a kind that this software does not know: the
@@ -43,37 +33,30 @@ def mutation_rows(payload: bytes, decree: int) -> list[bytes | None]:
         CorruptionError: the bytes are not a mutation.
 
     """
+    state = Participation() if participation is None else participation
     rows: list[bytes | None] = []
     for kind, _hash, fields in decode_mutation(payload):
         if kind is _WRITE:
+            keeps = state.keeps_tombstones
             for position in range(0, len(fields) - 1, 2):
                 row = fields[position + 1]
                 rows.append(fields[position])
-                rows.append(None if row[11] & 1 else row)
+                rows.append(None if row[11] & 1 and not keeps else row)
         elif kind is _RECEIVED:
             rows += fields
+            state.note_received(fields)
         else:
-            rows += control_rows(kind, fields, decree)
+            rows += state.obey(kind, fields, decree)
     return rows
 
 
-def control_rows(kind: OperationKind, fields: list[bytes], decree: int) -> list[bytes | None]:
-    """Return what an order leaves under the reserved keys.
-
-    Raises:
-        CorruptionError: the order does not carry exactly one byte string.
-
-    """
-    if len(fields) != 1 or type(fields[0]) is not bytes:
-        raise CorruptionError(f"the order {kind.name} carries {fields!r}")
-    if kind is OperationKind.PIN:
-        return [PIN_PREFIX + fields[0], decree.to_bytes(8, "big")]
-    if kind is OperationKind.UNPIN:
-        return [PIN_PREFIX + fields[0], None]
-    if kind is OperationKind.FENCE:
-        return [FENCE_KEY, fields[0]]
-    assert kind is OperationKind.DURABILITY
-    return [DURABILITY_KEY, fields[0]]
+def mutation_controls(payload: bytes) -> list[tuple[OperationKind, list[bytes]]]:
+    """Return the orders of a mutation."""
+    return [
+        (kind, fields)
+        for kind, _hash, fields in decode_mutation(payload)
+        if kind is not _WRITE and kind is not _RECEIVED
+    ]
 
 
 @dataclass(frozen=True, slots=True)

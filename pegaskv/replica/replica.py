@@ -22,6 +22,7 @@ from typing import Any, Final
 from pegaskv.base.errors import (
     Busy,
     DiskFull,
+    FollowerTable,
     NotReady,
     PartitionClosed,
     PegasKVError,
@@ -33,20 +34,17 @@ from pegaskv.base.limits import (
 )
 from pegaskv.base.types import Durability, Gpid
 from pegaskv.codec.keys import encode_key
-from pegaskv.codec.mutations import (
-    OperationKind,
-    encode_mutation,
-    encode_operation,
-    mutation_timestamps,
-)
+from pegaskv.codec.mutations import OperationKind, encode_mutation, mutation_timestamps
 from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import ServerConnection
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, Deactivated
 from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
-from pegaskv.replica.replay import DURABILITY_KEY, control_rows, mutation_rows
+from pegaskv.replica.replay import mutation_controls, mutation_rows
+from pegaskv.replica.shipping import Shipping
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
@@ -72,6 +70,23 @@ class Replica:
     `in_flight` holds the batches of exactly the decrees in the machine's window.
     """
 
+    # Counts, over the life of this object.
+    reads = 0
+    writes = 0
+    scans = 0
+    rows_received = 0
+    rows_received_lost = 0
+    conflicts_overwritten = 0
+    rows_removed_by_copies = 0
+    tombstones_swept = 0
+
+    # Whether what the sweep removes may have come since its last pass.
+    expires = True
+    earliest_expiry = 0
+    disk_full = False
+    # The target of a duplication: it takes no writes of clients.
+    follower = False
+
     def __init__(
         self,
         gpid: Gpid,
@@ -82,13 +97,14 @@ class Replica:
         partition_count: int,
         cluster_id: int,
         last_timestamp_us: int,
+        participation: Participation,
         clock: Clock,
         apply_worker: Worker,
         wake: Callable[["Replica"], None],
         lag: Callable[["Replica"], None],
         call_soon: Callable[[Callable[[], Any]], Any],
         on_engine_failed: Callable[["Replica", BaseException], None],
-        on_control: Callable[["Replica", OperationKind, bytes], None],
+        on_control: Callable[["Replica", OperationKind, list[bytes]], None],
     ) -> None:
         self.gpid = gpid
         self.machine = machine
@@ -110,7 +126,11 @@ class Replica:
         self.available = True
         # Why the replica does not serve until an operator acts, or "".
         self.closed = ""
-        self.disk_full = False
+        # What the committed part of the log has made of the partition, and all of it.
+        self.participation = participation
+        self.proposed = participation.copy()
+        self.shipping = Shipping(machine.committed, engine.state().last_timestamp_us)
+        self.shipping.look(self.proposed)
         self.engine_failed: BaseException | None = None
         self.reopening = False
         # Set while the front has this replica on its list for the next tick.
@@ -128,12 +148,6 @@ class Replica:
         self._in_thread = 0
         # Who waits for a snapshot that holds everything up to a decree.
         self._snapshots: deque[tuple[int, Callable[[Snapshot | BaseException], None]]] = deque()
-        self.reads = 0
-        self.writes = 0
-        self.scans = 0
-        # Whether rows with an expiry may have come since the last pass of the sweep.
-        self.expires = True
-        self.earliest_expiry = 0
 
         self._clock = clock
         self._apply_worker = apply_worker
@@ -196,17 +210,27 @@ class Replica:
         """Return the batch that takes the next operation; `size` is what is about to come.
 
         Raises:
-            NotReady, PartitionClosed, DiskFull, Busy: nothing can be written now.
+            NotReady, PartitionClosed, FollowerTable, DiskFull, Busy: nothing can be written now.
 
         """
         self.admit(size)
         batch = self.open
         if batch is None:
-            batch = self.open = self._new_batch()
+            batch = self.open = self.begin_batch()
         return batch
 
     def admit(self, size: int = 0) -> None:
-        """Raise the error that a write of `size` bytes must be answered with, if any."""
+        """Raise the error that a client's write of `size` bytes is answered with, if any."""
+        if self.follower and self.serving:
+            raise FollowerTable(
+                f"table {self.gpid[0]} is the target of a duplication and takes no writes",
+                hint="write at the source; or open it: open_table, switch_dup, or by its own "
+                "duplication back",
+            )
+        self.admit_received(size)
+
+    def admit_received(self, size: int = 0) -> None:
+        """Raise the error that a duplicated write is answered with, if any."""
         if not self.serving:
             raise self.refusal()
         if self.disk_full:
@@ -226,7 +250,8 @@ class Replica:
                 details={"retry_after_ms": 20},
             )
 
-    def _new_batch(self) -> Batch:
+    def begin_batch(self) -> Batch:
+        """Return a batch above all that was written, which the next tick takes up."""
         wall_us = self._clock.wall_us()
         first = self.last_timestamp_us + 1
         first = max(first, wall_us)
@@ -243,19 +268,23 @@ class Replica:
         batch.last_timestamp_us = self.last_timestamp_us
         self.full.append(batch)
         self.uncommitted_bytes += batch.size
-        self.open = self._new_batch()
+        self.open = self.begin_batch()
         return self.open
+
+    @property
+    def last_pending(self) -> Batch | None:
+        """The youngest batch that is not committed."""
+        if self.open is not None:
+            return self.open
+        pending = self.full or self.in_flight
+        return pending[-1] if pending else None
 
     def answer_after_pending(self, connection: ServerConnection, reply: Any) -> None:
         """Send `reply` once all that is pending now is committed; at once if nothing is.
 
         What was evaluated against pending writes must not be told before they are sure.
         """
-        batch = self.open
-        if batch is None and self.full:
-            batch = self.full[-1]
-        if batch is None and self.in_flight:
-            batch = self.in_flight[-1]
+        batch = self.last_pending
         if batch is None:
             if reply[1] == 0:
                 reply[2] = self.machine.committed
@@ -263,17 +292,6 @@ class Replica:
             return
         connection.defer()
         batch.replies.append((connection, reply))
-
-    def propose_control(self, kind: OperationKind, argument: bytes) -> None:
-        """Put an order into the partition's own log; it acts when it is committed."""
-        batch = self.open
-        if batch is None:
-            batch = self.open = self._new_batch()
-        self.last_timestamp_us += 1
-        operation = encode_operation(kind, self.index, [argument])
-        batch.operations.append(operation)
-        batch.size += len(operation)
-        batch.controls.append((kind, argument))
 
     # --- The tick ----------------------------------------------------------------------
 
@@ -327,7 +345,10 @@ class Replica:
         self.last_timestamp_us = max(self.last_timestamp_us, last)
         # Not that of a barrier: it is no operation, and the clock in the engine never falls.
         batch.last_timestamp_us = self.last_timestamp_us
-        batch.rows = mutation_rows(mutation.payload, mutation.decree)
+        batch.rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
+        batch.controls = mutation_controls(mutation.payload)
+        batch.progress = self.proposed.progress_in(batch.rows)
+        self.shipping.look(self.proposed)
         batch.overlay = dict(zip(batch.rows[::2], batch.rows[1::2], strict=True))  # type: ignore[arg-type]
         batch.size = len(mutation.payload)
         self.uncommitted_bytes += batch.size
@@ -339,6 +360,8 @@ class Replica:
         batch.decree = mutation.decree
         batch.ballot = mutation.ballot
         self.in_flight.append(batch)
+        if self.shipping.pinned:
+            self.shipping.remember(mutation.decree, mutation.payload)
         records.append(
             LogRecord(
                 self.gpid[0],
@@ -359,6 +382,8 @@ class Replica:
         for connection, reply in batch.replies:
             connection.finish(connection.error(reply[0], error))
             connection.flush()
+        for call in batch.settled:
+            call()
 
     def on_logged(self, decree: int, touched: dict[ServerConnection, None]) -> None:
         """The log has everything up to `decree`: commit, and answer into `touched`."""
@@ -371,8 +396,10 @@ class Replica:
             batch = in_flight.popleft()
             self.uncommitted_bytes -= batch.size
             self._keep(batch)
-            for kind, argument in batch.controls:
-                self._on_control(self, kind, argument)
+            for kind, fields in batch.controls:
+                self._on_control(self, kind, fields)
+            for call in batch.settled:
+                call()
             decree = batch.decree
             for connection, reply in batch.replies:
                 if reply[1] == 0:
@@ -390,6 +417,7 @@ class Replica:
         self.serving = (
             self.available and self.machine.serving and not self.closed and not self.reopening
         )
+        self.shipping.notify()
 
     def _open_for_clients(self) -> None:
         self._look_whether_to_serve()
@@ -405,10 +433,12 @@ class Replica:
         self.unapplied.append(batch)
         self.applying_bytes += batch.size
         applying = self.applying
-        for kind, argument in batch.controls:
-            rows = control_rows(kind, [argument], batch.decree)
+        for kind, fields in batch.controls:
+            rows = self.participation.obey(kind, fields, batch.decree)
             batch.rows += rows
             batch.overlay.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
+        if batch.progress:
+            self.participation.progress.update(batch.progress)
         applying.update(batch.overlay)
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
             # Once the answers are on their way.
@@ -467,26 +497,6 @@ class Replica:
         while self._snapshots and self._snapshots[0][0] <= decree:
             self._snapshots.popleft()[1](self._view())
 
-    def remove_rows(self, rows: list[tuple[bytes, bytes]]) -> int:
-        """Remove (key, row) pairs that are still the same from the engine; return how many.
-
-        For rows that no client can see: it is not logged and takes no decree.
-        """
-        self.apply_now()
-        if self.engine_failed is not None or self.unapplied or not self.serving:
-            return 0
-        gone: list[bytes | None] = []
-        try:
-            for key, row in rows:
-                if self.engine.get(key) == row:
-                    gone += (key, None)
-            if gone:
-                self.engine.write(gone, self.engine.state())
-        except (OSError, PegasKVError) as error:
-            self.fail_engine(error)
-            return 0
-        return len(gone) // 2
-
     def fail_engine(self, error: BaseException) -> None:
         """The engine takes no more writes: keep rows here until it has been opened again."""
         if self.engine_failed is not None:
@@ -515,6 +525,7 @@ class Replica:
         self.applying_bytes = 0
         for batch in kept:
             batch.controls = []
+            batch.progress = {}
             self._keep(batch)
 
     # --- Life --------------------------------------------------------------------------
@@ -528,6 +539,7 @@ class Replica:
         """Serve nobody until an operator acts."""
         self.closed = reason
         self.serving = False
+        self.shipping.notify()
 
     def refuse_waiting(self) -> None:
         """Take no writes any more, and refuse those that are in no mutation yet."""
@@ -539,6 +551,7 @@ class Replica:
             self.open = None
         while self.full:
             self._refuse(self.full.popleft())
+        self.shipping.notify()
 
     def deactivate(self) -> None:
         """Leave for good; what is in the log stays there, the engine gets nothing more."""
@@ -548,6 +561,10 @@ class Replica:
         self.applying.clear()
         self.applying_bytes = self._in_thread = 0
         self._refuse_snapshots(f"partition {self.gpid} is gone")
+        self.shipping.notify()
+        for batch in self.in_flight:
+            for call in batch.settled:
+                call()
         if self.on_serving is not None:
             # Whoever waits for it waits in vain.
             self.on_serving()

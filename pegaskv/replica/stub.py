@@ -13,29 +13,38 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import attrgetter
 from typing import Any, Final
 
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.metrics import Metric
-from pegaskv.base.types import Durability, Gpid, PartitionConfiguration, TableInfo, TableStatus
-from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
+from pegaskv.base.types import (
+    Durability,
+    Gpid,
+    PartitionConfiguration,
+    ReplicaStatus,
+    TableInfo,
+    TableStatus,
+)
+from pegaskv.codec.messages_meta import NodeReport, TablePush
 from pegaskv.codec.mutations import OperationKind
-from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import Handler
-from pegaskv.replica.expiry import sweep
+from pegaskv.replica.control import give_orders, on_pin_changed, propose_control
+from pegaskv.replica.expiry import Sweeper
 from pegaskv.replica.front import Front
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.metrics import replica_metrics
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.read_handlers import ReadHandlers
+from pegaskv.replica.received import ReceivedHandlers
 from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
 from pegaskv.replica.reopening import Reopening
 from pegaskv.replica.replica import Replica
+from pegaskv.replica.reports import replica_reports, replica_state
+from pegaskv.replica.source import ReplicaSource
+from pegaskv.replica.workers import Workers
 from pegaskv.replica.writes import WriteHandlers
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.tasks import TaskScope
-from pegaskv.runtime.worker import Worker
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import Engine, EngineFactory
@@ -47,16 +56,6 @@ __all__ = ["ReplicaStub", "Workers"]
 _log = logging.getLogger(__name__)
 
 _STOP_PATIENCE_MS: Final = 5_000
-
-
-class Workers:
-    """The threads of one replica server; a sync never waits behind a scan or a flush."""
-
-    def __init__(self, *, log: Worker, apply: Worker, scan: Worker, upkeep: Worker) -> None:
-        self.log = log
-        self.apply = apply
-        self.scan = scan
-        self.upkeep = upkeep
 
 
 class ReplicaStub:
@@ -96,19 +95,23 @@ class ReplicaStub:
         self._front: Front | None = None
         self._recovered: dict[Gpid, RecoveredReplica] = {}
         self._replicas: dict[tuple[int, int], Replica] = {}
+        self._sources: dict[tuple[int, int], ReplicaSource] = {}
         # Why a partition that is configured here has no open replica.
         self._closed: dict[tuple[int, int], str] = {}
         self._tables: dict[int, TableInfo] = {}
         self._table_versions: dict[int, int] = {}
+        # The push with the newest orders of each table about duplications.
+        self._orders: dict[int, TablePush] = {}
         self._configuring = asyncio.Lock()
         self._next_incarnation = 1
         self._engine_failures: dict[Gpid, list[int]] = {}
-        self._sweep_due: dict[Gpid, int] = {}
+        self._sweeper = Sweeper(
+            clock=clock, worker=workers.upkeep, interval_ms=options.expiry_sweep_interval_ms
+        )
         # Whether there may be log that nobody needs.
         self._collect_due = True
         self._disk_full = False
         self._stopping = False
-        self.rows_expired = 0
         self.free_bytes = 0
 
     # --- Start and stop ----------------------------------------------------------------
@@ -148,7 +151,7 @@ class ReplicaStub:
             ("disk", self._look_at_disk, options.disk_check_interval_ms),
             ("sync os tables", self._sync_os_tables, options.os_sync_interval_ms),
             ("flush", self._flush_due, options.flush_interval_ms),
-            ("expiry", self._sweep_expired, 1_000),
+            ("expiry", self._sweep, 1_000),
         ):
             self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
 
@@ -219,29 +222,27 @@ class ReplicaStub:
         writes = WriteHandlers(
             self._replicas, self._closed, clock=self._clock, on_corruption=self._on_corruption
         )
-        return reads.handlers() | writes.handlers()
+        received = ReceivedHandlers(
+            self._replicas,
+            self._closed,
+            clock=self._clock,
+            worker=self._workers.scan,
+            scans_waiting_max=self._options.scans_waiting_max,
+            on_corruption=self._on_corruption,
+        )
+        return reads.handlers() | writes.handlers() | received.handlers()
+
+    def source(self, gpid: Gpid) -> ReplicaSource | None:
+        """Return a replica as the source of duplications, if it is here and primary."""
+        replica = self._replicas.get(gpid)
+        if replica is None or replica.machine.status is not ReplicaStatus.PRIMARY:
+            return None
+        return self._sources.get(gpid)
 
     def node_report(self, address: str) -> NodeReport:
         """Return who this node is and which replicas it has."""
-        replicas = [
-            ReplicaReport(
-                replica.gpid,
-                replica.machine.ballot,
-                replica.machine.prepared.last_prepared,
-                replica.machine.committed,
-                replica.closed,
-            )
-            for replica in self._replicas.values()
-        ]
-        replicas += [
-            ReplicaReport(
-                gpid, recovered.ballot, recovered.last_decree, recovered.decree, recovered.closed
-            )
-            for gpid, recovered in self._recovered.items()
-        ]
-        return NodeReport(
-            self._directory.node_id, address, tuple(sorted(replicas, key=attrgetter("gpid")))
-        )
+        reports = replica_reports(self._replicas, self._recovered)
+        return NodeReport(self._directory.node_id, address, reports)
 
     def replica_state(self, gpid: Gpid) -> dict[str, Any]:
         """Return what `app` shows of a replica; empty when it is not here."""
@@ -251,16 +252,7 @@ class ReplicaStub:
             if recovered is None:
                 return {}
             return {"status": "inactive", "closed": recovered.closed}
-        return {
-            "status": replica.machine.status.value,
-            "serving": replica.serving,
-            "closed": replica.closed,
-            "storage_error": str(replica.engine_failed or ""),
-            "ballot": replica.machine.ballot,
-            "committed_decree": replica.machine.committed,
-            "durability": replica.durability.value,
-            "size_bytes": replica.engine.size_bytes() if not replica.reopening else 0,
-        }
+        return replica_state(replica)
 
     # --- Configuration -----------------------------------------------------------------
 
@@ -278,6 +270,7 @@ class ReplicaStub:
             if table.version >= known:
                 self._tables[table.table_id] = table
                 self._table_versions[table.table_id] = table.version
+                self._orders[table.table_id] = push
             opened = []
             for configuration in push.partitions:
                 if configuration.primary != self._directory.node_id:
@@ -292,6 +285,12 @@ class ReplicaStub:
         known_table = self._tables.get(table.table_id)
         if known_table is not None:
             self._apply_table(known_table)
+            orders = self._orders[table.table_id]
+            replicas = self._replicas_of(table.table_id)
+            await give_orders(replicas, orders.duplications, orders.sources)
+
+    def _replicas_of(self, table_id: int) -> list[Replica]:
+        return [each for each in self._replicas.values() if each.gpid[0] == table_id]
 
     async def _become_primary(
         self, table: TableInfo, configuration: PartitionConfiguration, *, first: bool
@@ -313,6 +312,8 @@ class ReplicaStub:
             return None
         serving = asyncio.Event()
         replica.available = table.status is TableStatus.AVAILABLE
+        # Before it serves: no client may slip in.
+        replica.follower = table.follower
         replica.on_serving = serving.set
         replica.assign(configuration.ballot)
         return serving
@@ -358,6 +359,7 @@ class ReplicaStub:
             partition_count=table.partition_count,
             cluster_id=self._cluster_id,
             last_timestamp_us=recovered.last_timestamp_us,
+            participation=recovered.participation,
             clock=self._clock,
             apply_worker=self._workers.apply,
             wake=self._front.wake,
@@ -368,13 +370,20 @@ class ReplicaStub:
         )
         replica.disk_full = self._disk_full
         self._replicas[gpid] = replica
+        assert self._log is not None
+        self._sources[gpid] = ReplicaSource(
+            replica,
+            log=self._log,
+            log_reader=self._workers.scan,
+            row_reader=self._workers.scan,
+            on_released=self._look_at_log,
+        )
         return replica
 
     def _apply_table(self, table: TableInfo) -> None:
         """Bring a table's status and envs to its replicas."""
-        for replica in self._replicas.values():
-            if replica.gpid.table_id != table.table_id:
-                continue
+        for replica in self._replicas_of(table.table_id):
+            replica.follower = table.follower
             replica.set_available(table.status is TableStatus.AVAILABLE and not self._stopping)
             replica.default_ttl = int(table.envs.get("default_ttl", "0"))
             wanted = Durability(table.envs.get("durability", Durability.FSYNC.value))
@@ -383,14 +392,17 @@ class ReplicaStub:
                 if wanted is Durability.FSYNC:
                     # From here on commits wait; the order itself is the first that does.
                     replica.fsync = True
-                replica.propose_control(OperationKind.DURABILITY, wanted.value.encode())
+                propose_control(replica, OperationKind.DURABILITY, [wanted.value.encode()])
             elif replica.durability is Durability.OS and replica.fsync:
                 self._allow_os(replica)
 
-    def _on_control(self, replica: Replica, kind: OperationKind, argument: bytes) -> None:
+    def _on_control(self, replica: Replica, kind: OperationKind, fields: list[bytes]) -> None:
         if kind is not OperationKind.DURABILITY:
+            assert self._log is not None
+            on_pin_changed(self._log, replica, fields[0])
+            self._collect_due = True
             return
-        replica.durability = Durability(argument.decode())
+        replica.durability = Durability(fields[0].decode())
         if replica.durability is Durability.OS:
             self._allow_os(replica)
         else:
@@ -447,8 +459,10 @@ class ReplicaStub:
             self._log.forget(gpid)
             self._closed.pop(gpid, None)
             self._engine_failures.pop(gpid, None)
-            self._sweep_due.pop(gpid, None)
+            self._sweeper.forget(gpid)
+            self._sources.pop(gpid, None)
         self._tables.pop(table_id, None)
+        self._orders.pop(table_id, None)
         self._collect_due = True
 
     def _delete_replica(self, gpid: Gpid, at_us: int) -> None:
@@ -488,6 +502,9 @@ class ReplicaStub:
             for replica in self._replicas.values():
                 replica.disk_full = full
 
+    def _look_at_log(self) -> None:
+        self._collect_due = True
+
     async def _flush_due(self) -> None:
         """Flush what holds too much log, then give up log that nobody needs."""
         assert self._log is not None
@@ -520,28 +537,8 @@ class ReplicaStub:
             return
         self._log.mark_flushed(replica.gpid, info.decree)
 
-    async def _sweep_expired(self) -> None:
-        now_ms = self._clock.monotonic_ms()
-        for gpid, replica in list(self._replicas.items()):
-            earliest = replica.earliest_expiry
-            now = seconds_since_epoch(self._clock.wall_us())
-            if (
-                not replica.serving
-                or now_ms < self._sweep_due.get(Gpid(*gpid), 0)
-                or not (replica.expires or (earliest and earliest <= now))
-            ):
-                continue
-            replica.expires = False
-            try:
-                removed, replica.earliest_expiry = await sweep(
-                    replica, clock=self._clock, worker=self._workers.upkeep
-                )
-            except (OSError, PegasKVError) as error:
-                _log.warning("the expiry sweep of %s was interrupted: %s", replica.gpid, error)
-                replica.expires = True
-                removed = 0
-            self.rows_expired += removed
-            self._sweep_due[Gpid(*gpid)] = now_ms + self._options.expiry_sweep_interval_ms
+    async def _sweep(self) -> None:
+        await self._sweeper.sweep_due(list(self._replicas.values()))
 
     # --- Engines that failed -------------------------------------------------------------
 
@@ -586,7 +583,7 @@ class ReplicaStub:
             self._replicas.values(),
             self._table_name,
             replicas_closed=sum(1 for reason in closed if reason),
-            rows_expired_total=self.rows_expired,
+            rows_expired_total=self._sweeper.rows_expired,
             disk_free_bytes=self.free_bytes,
             disk_full=int(self._disk_full),
             log_appends_total=front.ticks if front is not None else 0,

@@ -114,7 +114,7 @@ class WriteHandlers:
         if partition_hash & replica.mask != index:
             raise _wrong_partition(replica)
         batch = replica.open
-        if batch is None:
+        if batch is None or replica.follower:
             batch = replica.open_batch(len(value))
         timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
         expiry = 0
@@ -396,12 +396,18 @@ def _add(
         batch = replica.continue_batch()
     timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
     timetag = timestamp << 8 | replica.cluster_bits
+    # A delete stays as a row while the table takes part in a duplication.
+    keeps = replica.proposed.keeps_tombstones
+    if keeps:
+        replica.expires = True
     fields: list[bytes] = []
     for key, value, expiry in rows:
         if value is None:
-            fields += (key, pack_row_header(0, timetag | 1))
-            batch.rows += (key, None)
-            batch.overlay[key] = None
+            tombstone = pack_row_header(0, timetag | 1)
+            fields += (key, tombstone)
+            kept = tombstone if keeps else None
+            batch.rows += (key, kept)
+            batch.overlay[key] = kept
         else:
             row = pack_row_header(expiry, timetag) + value
             fields += (key, row)

@@ -303,6 +303,19 @@ class LogIndex:
         partition.pins.pop(name, None)
         self._drop_unheld(partition)
 
+    def pinned_bytes(self, gpid: Gpid, name: str) -> int:
+        """About how many bytes of flushed log are above the pin; 0 when there is none."""
+        partition = self._partitions.get(gpid)
+        if partition is None or name not in partition.pins:
+            return 0
+        pin = partition.pins[name]
+        total = 0
+        for run in partition.held:
+            above = min(run.last, partition.flushed) - max(run.first - 1, pin)
+            if above > 0:
+                total += run.size * above // (run.last - run.first + 1)
+        return total
+
     def _drop_unheld(self, partition: _Partition) -> None:
         hold = partition.hold
         partition.held = [run for run in partition.held if hold.covers(run.incarnation, run.last)]

@@ -449,6 +449,10 @@ class MutationLog:
         """Give a pin up; fine if there is none."""
         self._index.clear_pin(gpid, name)
 
+    def pinned_bytes(self, gpid: Gpid, name: str) -> int:
+        """About how many bytes of flushed log the pin `name` keeps."""
+        return self._index.pinned_bytes(gpid, name)
+
     def settle_damage(self) -> None:
         """Drop the report of lost records; blocks.
 

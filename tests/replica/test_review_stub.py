@@ -249,7 +249,7 @@ def test_a_purge_in_the_middle_of_a_sweep_brings_no_engine_back() -> None:
         assert row is not None
         await server.stub.configure(server.push(version=9, purged=True))
         # The sweep found this row before the table went.
-        assert replica.remove_rows([(key, row)]) == 0
+        assert remove_rows(replica, [(key, row)]) == 0
         assert replica.engine_failed is None
 
     play(scenario)

@@ -1,0 +1,200 @@
+"""What comes in from other clusters: batches of a stream, ranges of a copy, progress.
+
+Rows are compared with applied and pending versions here, on the leader and before they are
+logged: the log holds winners and the stream's progress, in one mutation, so that a batch
+counts exactly once. Winners raise the partition's clock: no later write of a client has a
+timestamp at or below one that came in. What was compared with pending writes is answered
+after those are committed.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from pegaskv.base.errors import (
+    Busy,
+    DuplicationNotListed,
+    InvalidArgument,
+    PegasKVError,
+    RequestError,
+)
+from pegaskv.codec.messages_duplication import progress_key
+from pegaskv.codec.operations import Operation
+from pegaskv.net.connection import Handler, ServerConnection
+from pegaskv.replica.copied import CopiedRange
+from pegaskv.replica.fields import explain_target
+from pegaskv.replica.participation import PROGRESS_PREFIX, SourceFacts, unpack_progress
+from pegaskv.replica.received_rows import (
+    Contest,
+    HashClass,
+    Removals,
+    parse_batch,
+    parse_page,
+    parse_stream,
+)
+from pegaskv.replica.receiving import (
+    as_request_error,
+    check_clock,
+    count_contest,
+    current_lookup,
+    log_received,
+)
+from pegaskv.replica.replica import Replica
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.worker import Worker
+
+__all__ = ["ReceivedHandlers"]
+
+_DEFAULT_TIMEOUT_MS: Final = 30_000
+
+
+class ReceivedHandlers:
+    """The handlers of what other clusters send, over one server's replicas."""
+
+    def __init__(
+        self,
+        replicas: dict[tuple[int, int], Replica],
+        closed: dict[tuple[int, int], str],
+        *,
+        clock: Clock,
+        worker: Worker,
+        scans_waiting_max: int,
+        on_corruption: Callable[[Replica, BaseException], None],
+    ) -> None:
+        self._replicas = replicas
+        self._closed = closed
+        self._clock = clock
+        self._worker = worker
+        self._scans_waiting_max = scans_waiting_max
+        self._on_corruption = on_corruption
+
+    def handlers(self) -> dict[int, Handler]:
+        """Return the handler of each operation."""
+        return {
+            Operation.DUPLICATE: self.on_duplicate,
+            Operation.COPY_RANGE: self.on_copy_range,
+            Operation.DUPLICATION_PROGRESS: self.on_progress,
+        }
+
+    def on_duplicate(self, connection: ServerConnection, message: list[Any]) -> None:
+        """One batch of a stream; counts once, however often it comes."""
+        replica, stream, rows_of, facts, rest = self._stream(message, 12)
+        previous, last, source_clock_us, flat = rest
+        progress, clock_us = replica.proposed.progress.get(stream, (0, 0))
+        operations, newest = parse_batch(
+            flat,
+            previous=previous,
+            last=last,
+            progress=progress,
+            rows_of=rows_of,
+            cluster_id=facts.cluster_id,
+        )
+        newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
+        if previous > progress or last <= progress:
+            # Something is missing before it, or nothing is new in it.
+            replica.answer_after_pending(connection, [message[0], 0, 0, progress, 0])
+            return
+        replica.admit_received(sum(len(part) for rows in operations for part in rows))
+        contest = Contest(current_lookup(replica), facts.cluster_id)
+        self._judge(replica, contest, operations)
+        log_received(
+            replica, contest.won, newest_us, stream, (last, max(clock_us, source_clock_us))
+        )
+        count_contest(replica, contest, sum(len(rows) for rows in operations) // 2)
+        replica.answer_after_pending(connection, [message[0], 0, 0, last, contest.lost])
+
+    def on_copy_range(self, connection: ServerConnection, message: list[Any]) -> None:
+        """One range of a copy."""
+        replica, stream, rows_of, facts, rest = self._stream(message, 13)
+        start, stop, source_clock_us, overwrite_equal, flat = rest
+        if type(overwrite_equal) is not bool:
+            raise InvalidArgument("`overwrite equal` must be true or false")
+        rows, newest = parse_page(flat, start, stop, rows_of)
+        newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
+        replica.admit_received()
+        if self._worker.pending >= self._scans_waiting_max:
+            raise Busy("too many scans are waiting", details={"retry_after_ms": 50})
+        uuid = message[5]
+        watermark_us = replica.proposed.progress.get(stream, (0, 0))[1]
+        stale = source_clock_us < watermark_us and not overwrite_equal
+        CopiedRange(
+            connection,
+            message[0],
+            replica,
+            rows=rows,
+            newest_us=newest_us,
+            overwrite_equal=overwrite_equal,
+            stale_until=(watermark_us << 8 | 0xFF).to_bytes(8, "big") if stale else b"",
+            removals=Removals(
+                rows_of,
+                facts.cluster_id,
+                source_clock_us,
+                frozenset(row[0] for row in rows),
+                start,
+                stop,
+            ),
+            is_listed=lambda: uuid in replica.proposed.sources,
+            refuse_unlisted=lambda: _not_listed(replica),
+            clock=self._clock,
+            worker=self._worker,
+            give_up_at_ms=self._clock.monotonic_ms() + _time_limit_ms(message[2]),
+            on_corruption=self._on_corruption,
+        ).begin()
+
+    def on_progress(self, connection: ServerConnection, message: list[Any]) -> None:
+        """How far a stream has come here; what is pending does not count."""
+        replica, stream, _, _, _ = self._stream(message, 8)
+        try:
+            row = replica.get(PROGRESS_PREFIX + stream)
+        except (PegasKVError, OSError) as error:
+            raise as_request_error(replica, error, self._on_corruption) from error
+        decree, clock_us = unpack_progress(row) if row is not None else (0, 0)
+        connection.out.append((message[0], 0, decree, clock_us))
+
+    def _judge(self, replica: Replica, contest: Contest, operations: list[list[bytes]]) -> None:
+        try:
+            contest.judge(operations)
+        except (PegasKVError, OSError, MemoryError) as error:
+            raise as_request_error(replica, error, self._on_corruption) from error
+
+    def _stream(
+        self, message: list[Any], length: int
+    ) -> tuple[Replica, bytes, HashClass, SourceFacts, list[Any]]:
+        """Return the replica, the stream, which rows are its, who sends, and the fields behind.
+
+        Raises:
+            RequestError: the replica does not serve, or takes nothing from there.
+
+        """
+        try:
+            replica = self._replicas[message[3], message[4]]
+        except (IndexError, KeyError, TypeError):
+            raise explain_target(message, length, self._closed) from None
+        if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
+            raise explain_target(message, length, self._closed)
+        uuid, source_count, source_index = message[5:8]
+        rows_of = parse_stream(uuid, source_count, source_index, replica.mask, replica.index)
+        if not replica.serving:
+            raise replica.refusal()
+        facts = replica.proposed.sources.get(uuid)
+        if facts is None:
+            raise _not_listed(replica)
+        for known, _, _ in replica.proposed.streams(uuid):
+            if known.source_count != source_count:
+                raise InvalidArgument(
+                    f"the source has {known.source_count} partitions, not {source_count}"
+                )
+            break
+        stream = progress_key(uuid, source_count, source_index)
+        return replica, stream, rows_of, facts, message[8:]
+
+
+def _not_listed(replica: Replica) -> RequestError:
+    return DuplicationNotListed(
+        f"table {replica.gpid[0]} takes nothing from this duplication: it was removed, or never "
+        "ensured here"
+    )
+
+
+def _time_limit_ms(field: Any) -> int:
+    limit = field[0] if type(field) is list and field else field
+    return limit if type(limit) is int and limit > 0 else _DEFAULT_TIMEOUT_MS

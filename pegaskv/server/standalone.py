@@ -25,6 +25,10 @@ from pegaskv.base.version import PROTOCOL_VERSION, VERSION
 from pegaskv.codec.operations import Operation
 from pegaskv.coordination.embedded import EmbeddedStore
 from pegaskv.coordination.store import StoreUnavailable
+from pegaskv.duplication.coordinator import Coordinator
+from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
+from pegaskv.duplication.service import DuplicationService
+from pegaskv.meta.remotes import RemoteClusterInfo
 from pegaskv.meta.service import MetaService
 from pegaskv.net.acceptor import Acceptor
 from pegaskv.net.asyncio_network import AsyncioNetwork
@@ -38,7 +42,9 @@ from pegaskv.runtime.tasks import TaskScope
 from pegaskv.runtime.worker import ThreadWorker, Worker
 from pegaskv.server.config import Config, parse_address
 from pegaskv.server.file_budget import FileBudget
+from pegaskv.server.late_door import LateMetaDoor
 from pegaskv.server.listening import listening
+from pegaskv.server.node_control import NodeControl
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import EngineFactory
@@ -94,6 +100,7 @@ class Standalone:
         self._stub: ReplicaStub | None = None
         self._store: EmbeddedStore | None = None
         self._meta: MetaService | None = None
+        self._duplications: DuplicationService | None = None
         self._acceptor: Acceptor | None = None
         self._listener: Listener | None = None
         self._http: Any = None

@@ -1,0 +1,85 @@
+"""pure: why a duplication cannot go on at the moment, in a class, a sentence, and what helps."""
+
+from typing import Final, NamedTuple
+
+from pegaskv.base.errors import (
+    AuthenticationError,
+    Busy,
+    ClockSkew,
+    CorruptionError,
+    DiskFull,
+    DuplicationNotListed,
+    InvalidArgument,
+    InvalidData,
+    NotPrimary,
+    NotReady,
+    NotServing,
+    PartitionClosed,
+    PegasKVError,
+    PermissionDenied,
+    TableNotFound,
+    Timeout,
+    Unavailable,
+    UnknownOperation,
+    WrongPartition,
+)
+
+__all__ = ["UNREACHABLE", "Failure", "Foreign", "failure_of", "retry_ms"]
+
+UNREACHABLE: Final = "unreachable"
+_UNREACHABLE_MS_MAX: Final = 2_000
+_CLOCK_MS: Final = 5_000
+
+
+class Foreign(PegasKVError):
+    """The table or the cluster that answered is not the one that is meant."""
+
+
+class Failure(NamedTuple):
+    """What is shown while a duplication is stalled."""
+
+    error_class: str
+    text: str
+
+
+_CLASSES: Final[tuple[tuple[type[PegasKVError], str], ...]] = (
+    (AuthenticationError, "refused"),
+    (PermissionDenied, "refused"),
+    (ClockSkew, "clock"),
+    (Foreign, "foreign"),
+    (DuplicationNotListed, "foreign"),
+    (TableNotFound, "target_gone"),
+    (PartitionClosed, "target_gone"),
+    (UnknownOperation, "target_too_old"),
+    (InvalidData, "rejected"),
+    (InvalidArgument, "rejected"),
+    (DiskFull, "target_full"),
+    (Busy, "busy"),
+    (Timeout, UNREACHABLE),
+    (Unavailable, UNREACHABLE),
+    (NotReady, "busy"),
+    (NotServing, "busy"),
+    (NotPrimary, "busy"),
+    (WrongPartition, "busy"),
+    (CorruptionError, "log_damaged"),
+)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Classify what stopped a duplication."""
+    for cls, name in _CLASSES:
+        if isinstance(error, cls):
+            return Failure(name, str(error))
+    if isinstance(error, OSError):
+        return Failure("log_damaged", f"the log could not be read: {error}")
+    return Failure("rejected", f"{type(error).__name__}: {error}")
+
+
+def retry_ms(failure: Failure, attempts: int, *, least: int, most: int) -> int:
+    """Return the pause before the next attempt, before chance shortens it."""
+    if failure.error_class == "clock":
+        return _CLOCK_MS
+    ceiling = min(most, least << min(attempts, 16))
+    if failure.error_class == UNREACHABLE:
+        return min(ceiling, _UNREACHABLE_MS_MAX)
+    return ceiling

@@ -1,0 +1,637 @@
+"""One source partition of one duplication: prepare, copy, ship, and say what is wrong.
+
+The phases are what they are because of what is stored: the PIN in the partition's own log,
+the progress at the meta server, the progress at the target. So whatever ends the process
+or the role, the next run goes on where that leaves it, and a repetition is harmless.
+
+There is no timer on the way of a write: the commit wakes the run, which reads the record
+from memory and sends it in the same turn of the loop. Timers exist for storing what is
+confirmed, and for pauses after a failure.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Any, Final, Protocol
+
+from xxhash import xxh3_64_intdigest
+
+from pegaskv.base.errors import CorruptionError, InvalidData, PegasKVError
+from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
+from pegaskv.codec.keys import decode_key
+from pegaskv.codec.messages_duplication import (
+    CopyPage,
+    DuplicationOrder,
+    PartitionProgress,
+    ProgressReport,
+    ShippedRecord,
+)
+from pegaskv.codec.operations import Operation
+from pegaskv.duplication.doors import SourcePartition
+from pegaskv.duplication.failures import UNREACHABLE, Failure, failure_of, retry_ms
+from pegaskv.duplication.machine import Batch, LogMachine, target_indices
+from pegaskv.duplication.options import DuplicationOptions
+from pegaskv.duplication.remote import RemoteCluster
+from pegaskv.duplication.skipping import SkippedRows, without_invalid_rows
+from pegaskv.runtime.clock import Clock
+
+__all__ = ["PartitionRun", "RunContext"]
+
+_PREPARE: Final = DuplicationStatus.DS_PREPARE
+_APP: Final = DuplicationStatus.DS_APP
+_LOG: Final = DuplicationStatus.DS_LOG
+
+_BATCHES_IN_FLIGHT_MAX: Final = 4
+_PAGES_IN_FLIGHT_MAX: Final = 4
+_PAGE_ROWS: Final = 1_000
+# An answer that is late by so much is shown as a failure while it is waited for.
+_LATE_MS: Final = 1_000
+# Whether too much log is held is looked at so often.
+_HELD_CHECK_MS: Final = 1_000
+# So far beyond a stream's progress that a batch is checked and answered, and never applied.
+_BEYOND: Final = 1 << 40
+
+
+class RunContext(Protocol):
+    """What a run needs of the service around it."""
+
+    clock: Clock
+    random: Random
+    options: DuplicationOptions
+
+    async def report(self, report: ProgressReport) -> PartitionProgress | None:
+        """Store progress at the meta server; return what is stored now, None if it is ended."""
+        ...
+
+    async def throttle(self, size: int) -> None:
+        """Wait until so many bytes of a copy may be sent."""
+        ...
+
+    def log_is_held_too_long(self) -> str:
+        """Why the log that this server holds for its duplications is too much; "" if it is not."""
+        ...
+
+
+class _Stop(Exception):
+    """The phase at hand must be begun anew: paused, ended, not primary any more."""
+
+
+class _Broken(PegasKVError):
+    """It can never go on."""
+
+
+class PartitionRun:
+    """Runs until its task is cancelled; `update` gives it the newest order."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        source: SourcePartition,
+        order: DuplicationOrder,
+        remote: RemoteCluster | None,
+        stored: PartitionProgress,
+    ) -> None:
+        self.gpid: Gpid = source.gpid
+        self.order = order
+        self.remote = remote
+        self.source = source
+        self._context = context
+        self._clock = context.clock
+        self._options = context.options
+        self._stored = stored
+        self.status = stored.status
+        self._copied_key = stored.copied_key
+        self._machine: LogMachine | None = None
+        # Set by whatever may let the run go on.
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
+        # Answers that are waited for.
+        self._answers: dict[asyncio.Future[list[Any]], None] = {}
+        # Of what the replies belong to: those of an earlier one say nothing any more.
+        self._epoch = 0
+        # One mutation at a time, to find the row that the target finds invalid.
+        self.isolating = False
+        self._unsubscribe: Callable[[], None] = source.subscribe(self._wake.set)
+        # What is shown.
+        self.failure: Failure | None = None
+        self.broken = ""
+        self.stalled_since_us = 0
+        self.attempts = 0
+        self.next_attempt_us = 0
+        self.retries = 0
+        self.conflicts = 0
+        self.shipped = 0
+        self.copied_rows = 0
+        self.removed_rows = 0
+        self.skipped = SkippedRows()
+        self._waiting_since_ms = 0
+        self._confirmed = stored.confirmed_decree
+        self._stalled_ms = 0
+        self._behind_since_us = 0
+
+    def update(self, order: DuplicationOrder, remote: RemoteCluster | None) -> None:
+        """The order has changed: take it up, and do not wait for the end of a pause."""
+        if order == self.order:
+            return
+        again = order.attempt != self.order.attempt
+        self.order = order
+        self.remote = remote
+        if again:
+            self.attempts = 0
+        self._changed.set()
+        self._wake.set()
+        for answer in list(self._answers):
+            if not answer.done():
+                answer.set_exception(_Stop())
+                answer.exception()
+
+    def end(self) -> None:
+        """The task is about to be cancelled."""
+        self._unsubscribe()
+
+    async def run(self) -> None:
+        """Go through the phases for ever."""
+        while True:
+            self._changed.clear()
+            try:
+                await self._phase()
+            except _Stop:
+                continue
+            except _Broken as error:
+                await self._break(error)
+            except (PegasKVError, OSError) as error:
+                if isinstance(error, CorruptionError):
+                    await self._break(_Broken(f"local log damaged: {error}"))
+                else:
+                    await self._stall(error)
+
+    async def _phase(self) -> None:
+        await self._ready()
+        if self.status is _PREPARE:
+            self.status = _APP if self.order.checkpoint else _LOG
+            await self._report()
+        if self.status is _APP:
+            await self._copy()
+            self.status = _LOG
+            await self._report()
+        await self._ship()
+
+    async def _ready(self) -> None:
+        """Wait until the partition is pinned, the target is known, and nobody paused it."""
+        while not (
+            self.source.serving
+            and self.source.start_decree(self.order.uuid)
+            and self.order.remote_table_id
+            and self.remote is not None
+            and not self.order.paused
+        ):
+            await self._woken()
+
+    async def _woken(self, at_most_ms: int | None = None) -> None:
+        """Wait for anything that may let the run go on."""
+        if at_most_ms is None:
+            await self._wake.wait()
+        else:
+            try:
+                async with self._clock.timeout_ms(at_most_ms):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+        self._wake.clear()
+
+    def _go_on(self) -> None:
+        """Raise what the phase at hand must not go on against."""
+        if self._changed.is_set() or not self.source.serving:
+            raise _Stop
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    # --- Progress ----------------------------------------------------------------------------
+
+    def _progress(self) -> PartitionProgress:
+        machine = self._machine
+        return PartitionProgress(
+            self.gpid.partition_index,
+            self.status,
+            self.source.start_decree(self.order.uuid),
+            max(self._stored.confirmed_decree, machine.stored_decree if machine else 0),
+            max(self._stored.confirmed_clock_us, machine.stored_clock_us if machine else 0),
+            self._copied_key,
+        )
+
+    async def _report(self) -> None:
+        progress = self._progress()
+        report = ProgressReport(
+            self.gpid,
+            self.order.dupid,
+            self.order.uuid,
+            progress,
+            skipped=self.skipped.count,
+        )
+        stored = await self._context.report(report)
+        if stored is None:
+            return
+        self._stored = stored
+        if stored.confirmed_decree and stored.status is _LOG:
+            self.source.hold(self.order.uuid, stored.confirmed_decree, stored.confirmed_clock_us)
+
+    # --- The copy ----------------------------------------------------------------------------
+
+    async def _copy(self) -> None:
+        """Send every row that is there, in key order, from the last confirmed key on."""
+        targets = self._targets()
+        pages: deque[tuple[CopyPage, list[asyncio.Future[list[Any]]]]] = deque()
+        key: bytes | None = self._copied_key
+        reported_ms = self._clock.monotonic_ms()
+        try:
+            while key is not None or pages:
+                self._go_on()
+                if key is not None and len(pages) < _PAGES_IN_FLIGHT_MAX:
+                    page = await self.source.read_rows(key, _PAGE_ROWS, self._options.batch_bytes)
+                    await self._context.throttle(sum(map(len, page.rows)))
+                    pages.append((page, await self._send_page(page, key, targets)))
+                    key = page.next_key
+                    if key is not None:
+                        continue
+                page, futures = pages.popleft()
+                for future in futures:
+                    _decree, _lost, removed = (await future)[:3]
+                    self.removed_rows += removed
+                self.copied_rows += len(page.rows) // 2
+                self._copied_key = page.next_key or b""
+                self._went_on()
+                now_ms = self._clock.monotonic_ms()
+                if now_ms - reported_ms >= self._options.confirm_interval_ms and page.next_key:
+                    reported_ms = now_ms
+                    await self._report()
+        finally:
+            for _, futures in pages:
+                for future in futures:
+                    future.cancel()
+
+    async def _send_page(
+        self, page: CopyPage, key: bytes, targets: list[int]
+    ) -> list[asyncio.Future[list[Any]]]:
+        order = self.order
+        count = self.source.partition_count
+        split: dict[int, list[bytes]] = {target: [] for target in targets}
+        if len(targets) == 1:
+            split[targets[0]] = page.rows
+        else:
+            mask = order.remote_partition_count - 1
+            for place in range(0, len(page.rows), 2):
+                hash_key, sort_key = decode_key(page.rows[place])
+                target = xxh3_64_intdigest(hash_key or sort_key) & mask
+                split[target] += page.rows[place : place + 2]
+        futures = []
+        for target, rows in split.items():
+            fields = (
+                order.uuid,
+                count,
+                self.gpid.partition_index,
+                key,
+                page.next_key or b"",
+                page.clock_us,
+                False,
+                rows,
+            )
+            size = sum(map(len, rows))
+            futures.append(await self._submit(Operation.COPY_RANGE, target, fields, size))
+        return futures
+
+    def _targets(self) -> list[int]:
+        return target_indices(
+            self.gpid.partition_index,
+            self.source.partition_count,
+            self.order.remote_partition_count,
+        )
+
+    # --- The log -----------------------------------------------------------------------------
+
+    async def _ship(self) -> None:
+        """Ship what is committed, for ever."""
+        machine = await self._open()
+        source, interval_ms = self.source, self._options.confirm_interval_ms
+        reported_ms = self._clock.monotonic_ms() - interval_ms
+        checked_ms = 0
+        while True:
+            self._go_on()
+            if await self._ship_some(machine):
+                continue
+            now_ms = self._clock.monotonic_ms()
+            if now_ms - checked_ms >= _HELD_CHECK_MS:
+                checked_ms = now_ms
+                self._look_at_held_log()
+            due_ms = reported_ms + interval_ms - now_ms
+            behind = machine.stored_decree > self._stored.confirmed_decree
+            wants = machine.wants_empty_batches and source.shippable_decree == machine.read
+            if due_ms <= 0 and (behind or wants):
+                reported_ms = now_ms
+                if wants:
+                    for batch in machine.empty_batches():
+                        await self._send_batch(batch)
+                if behind:
+                    await self._report()
+                continue
+            waits = behind or wants or machine.batches_in_flight or self._is_behind(machine)
+            await self._woken(max(due_ms, 1) if waits else None)
+
+    def _is_behind(self, machine: LogMachine) -> bool:
+        return machine.read < self.source.shippable_decree
+
+    async def _open(self) -> LogMachine:
+        """Ask every target partition how far its stream is."""
+        self._epoch += 1
+        source, order = self.source, self.order
+        machine = LogMachine(
+            self.gpid.partition_index,
+            source.partition_count,
+            order.remote_partition_count,
+            start_decree=source.start_decree(order.uuid),
+        )
+        fields = (order.uuid, source.partition_count, self.gpid.partition_index)
+        futures = {
+            target: await self._submit(Operation.DUPLICATION_PROGRESS, target, fields, 0)
+            for target in machine.targets
+        }
+        progress = {}
+        for target, future in futures.items():
+            progress[target] = (await future)[0]
+        lost = machine.opened(
+            progress,
+            shippable_decree=source.shippable_decree,
+            confirmed_decree=self._stored.confirmed_decree,
+        )
+        if lost is not None:
+            raise _Broken(lost.text)
+        if self._machine is not None:
+            self.shipped += self._machine.shipped
+        self._machine = machine
+        if not self._is_behind(machine):
+            self._went_on()
+        return machine
+
+    async def _ship_some(self, machine: LogMachine) -> bool:
+        """Send the next batches if there is something and there is room."""
+        source = self.source
+        shippable = source.shippable_decree
+        if machine.read >= shippable or machine.batches_in_flight >= _BATCHES_IN_FLIGHT_MAX:
+            self._confirmed = max(self._confirmed, machine.confirmed_decree)
+            return False
+        if self.isolating and machine.batches_in_flight:
+            return False
+        clock_us = source.clock_us
+        most = 1 if self.isolating else self._options.batch_bytes
+        records = await source.read_records(machine.read + 1, most)
+        if not records:
+            return False
+        if self.isolating:
+            records = [await self._without_invalid_rows(records[0])]
+        for batch in machine.take(records, shippable_decree=shippable, clock_us=clock_us):
+            await self._send_batch(batch)
+        return True
+
+    async def _send_batch(self, batch: Batch) -> None:
+        order = self.order
+        fields = (
+            order.uuid,
+            self.source.partition_count,
+            self.gpid.partition_index,
+            batch.previous,
+            batch.last,
+            batch.clock_us,
+            batch.mutations,
+        )
+        future = await self._submit(Operation.DUPLICATE, batch.target, fields, batch.size)
+        future.add_done_callback(partial(self._on_acked, self._epoch, batch.target))
+
+    def _on_acked(self, epoch: int, target: int, future: "asyncio.Future[list[Any]]") -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if epoch != self._epoch:
+            return
+        if error is not None:
+            self._error = self._error or error
+        else:
+            assert self._machine is not None
+            _decree, progress, lost = future.result()[:3]
+            self.conflicts += lost
+            if self._machine.acked(target, progress):
+                self._went_on()
+            else:
+                self._changed.set()
+            self._confirmed = max(self._confirmed, self._machine.confirmed_decree)
+        self._wake.set()
+
+    async def _without_invalid_rows(self, record: ShippedRecord) -> ShippedRecord:
+        """Return the mutation without the operations that the target refuses to take."""
+        order, count, index = self.order, self.source.partition_count, self.gpid.partition_index
+        targets = self._targets()
+
+        async def is_valid(partition_hash: int, mutation: bytes) -> bool:
+            target = targets[0]
+            if len(targets) > 1:
+                target = partition_hash & (order.remote_partition_count - 1)
+            # Behind what the target knows: it is checked and not applied.
+            previous, last = record.decree + _BEYOND, record.decree + _BEYOND + 1
+            fields = (order.uuid, count, index, previous, last, 0, [last, mutation])
+            future = await self._submit(Operation.DUPLICATE, target, fields, len(mutation))
+            try:
+                await future
+            except InvalidData:
+                return False
+            return True
+
+        payload = await without_invalid_rows(record, is_valid, self.skipped)
+        return ShippedRecord(record.decree, payload)
+
+    def _look_at_held_log(self) -> None:
+        reason = self._context.log_is_held_too_long()
+        if reason and self.failure is not None:
+            raise _Broken(reason)
+
+    # --- Requests ------------------------------------------------------------------------------
+
+    async def _submit(
+        self, operation: Operation, target: int, fields: tuple[Any, ...], size: int
+    ) -> "asyncio.Future[list[Any]]":
+        """Send one request; the future has the fields of its answer, or raises."""
+        remote = self.remote
+        if remote is None:
+            raise _Stop
+        await remote.take_room(size)
+        try:
+            sent = await remote.submit(operation, self.order.remote_table_id, target, fields, size)
+        except BaseException:
+            remote.give_room(size)
+            raise
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._answers[answer] = None
+        if not self._waiting_since_ms:
+            self._waiting_since_ms = self._clock.monotonic_ms()
+
+        def done(reply: "asyncio.Future[Any]") -> None:
+            remote.give_room(size)
+            self._answers.pop(answer, None)
+            if answer.done():
+                return
+            try:
+                answer.set_result(remote.read_reply(reply.result(), operation.name))
+            except PegasKVError as error:
+                answer.set_exception(error)
+                # Whoever waits for an earlier one may never come here.
+                answer.exception()
+
+        sent.add_done_callback(done)
+        return answer
+
+    # --- Trouble -------------------------------------------------------------------------------
+
+    def _went_on(self) -> None:
+        """The target answered: whatever was wrong is over."""
+        self._waiting_since_ms = 0
+        if self.failure is None:
+            return
+        self._stalled_ms += max(0, (self._clock.wall_us() - self.stalled_since_us) // 1_000)
+        self.failure = None
+        self.stalled_since_us = self.next_attempt_us = 0
+        self.attempts = 0
+
+    async def _stall(self, error: BaseException) -> None:
+        """Say why it does not go on, and wait for the next attempt."""
+        self._epoch += 1
+        self._error = None
+        self._waiting_since_ms = 0
+        failure = failure_of(error)
+        if failure.error_class == "rejected" and self.order.fail_mode is FailMode.SKIP:
+            self.isolating = True
+        remote = self.remote
+        pause_ms = retry_ms(
+            failure,
+            self.attempts,
+            least=self._options.retry_ms_min,
+            most=self._options.retry_ms_max,
+        )
+        pause_ms = self._context.random.randint((pause_ms + 1) // 2, pause_ms)
+        now_us = self._clock.wall_us()
+        self.failure = failure
+        self.stalled_since_us = self.stalled_since_us or now_us
+        self.attempts += 1
+        self.retries += 1
+        self.next_attempt_us = now_us + pause_ms * 1_000
+        if remote is None:
+            await self._pause(pause_ms)
+            return
+        remote.forget_route(self.order.remote_table_id)
+        if failure.error_class != UNREACHABLE:
+            await self._pause(pause_ms)
+            return
+        remote.unreachable()
+        forget = remote.when_reachable(self._changed.set)
+        try:
+            await self._pause(pause_ms)
+        finally:
+            forget()
+
+    async def _pause(self, pause_ms: int) -> None:
+        """Wait so long, or until the order changes."""
+        try:
+            async with self._clock.timeout_ms(pause_ms):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _break(self, error: PegasKVError) -> None:
+        """It can never go on: the meta server stores that, and then ends the order."""
+        self.broken = str(error)
+        self.failure = Failure("broken", self.broken)
+        self.stalled_since_us = self.stalled_since_us or self._clock.wall_us()
+        while True:
+            report = ProgressReport(
+                self.gpid, self.order.dupid, self.order.uuid, self._progress(), failure=self.broken
+            )
+            try:
+                await self._context.report(report)
+            except PegasKVError:
+                await self._pause(self._options.retry_ms_min)
+            else:
+                break
+        # The order that ends it comes with the next push.
+        await asyncio.get_running_loop().create_future()
+
+    # --- What is shown -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what `query_dup` shows of this partition."""
+        source, machine = self.source, self._machine
+        last = source.shippable_decree
+        uuid = self.order.uuid
+        in_log = self.status is _LOG and machine is not None
+        behind = 0
+        if in_log:
+            assert machine is not None
+            behind = max(0, last - machine.read) + machine.unconfirmed
+        confirmed = last if in_log and not behind else min(self._confirmed, last)
+        state = {
+            "status": self.status.value,
+            "start_decree": source.start_decree(uuid),
+            "confirmed_decree": confirmed,
+            "last_committed_decree": last,
+            "gap": behind if in_log else max(0, last - confirmed),
+            "lag_ms": self._lag_ms(behind),
+            "bytes_held": source.held_bytes(uuid),
+            "shipped": self.shipped + (machine.shipped if machine else 0),
+            "retries": self.retries,
+            "conflicts": self.conflicts,
+            "copied_rows": self.copied_rows,
+            "removed_rows": self.removed_rows,
+            "skipped": self.skipped.count,
+            "skipped_keys": self.skipped.keys(),
+            "caught_up": in_log and not behind,
+            "seconds_stalled": self.seconds_stalled,
+        }
+        return state | self._trouble()
+
+    def _trouble(self) -> dict[str, Any]:
+        failure, since_us = self.failure, self.stalled_since_us
+        attempts, next_us = self.attempts, self.next_attempt_us
+        waiting_ms = self._clock.monotonic_ms() - self._waiting_since_ms
+        if failure is None and self._waiting_since_ms and waiting_ms > _LATE_MS:
+            now_us = self._clock.wall_us()
+            since_us = now_us - waiting_ms * 1_000
+            text = f"{self.order.remote_cluster} has not answered for {waiting_ms / 1_000:.1f} s"
+            failure, attempts = Failure(UNREACHABLE, text), 1
+            next_us = since_us + self._options.timeout_ms * 1_000
+        if failure is None:
+            return {}
+        return {
+            "last_error": failure.text,
+            "error_class": failure.error_class,
+            "stalled_since": since_us / 1_000_000,
+            "attempts": attempts,
+            "next_attempt_at": next_us / 1_000_000,
+        }
+
+    def _lag_ms(self, behind: int) -> int:
+        """How old the oldest write is that is not at the target."""
+        machine = self._machine
+        if not behind or machine is None:
+            self._behind_since_us = 0
+            return 0
+        now_us = self._clock.wall_us()
+        oldest_us = machine.oldest_timestamp_us or self._behind_since_us or now_us
+        self._behind_since_us = oldest_us
+        return max(0, (now_us - oldest_us) // 1_000)
+
+    @property
+    def seconds_stalled(self) -> int:
+        """All pauses together, the present one included."""
+        present = 0
+        if self.stalled_since_us:
+            present = max(0, self._clock.wall_us() - self.stalled_since_us) // 1_000
+        return (self._stalled_ms + present) // 1_000

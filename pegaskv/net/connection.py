@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pegaskv.base.errors import (
+    Busy,
     InternalError,
     InvalidArgument,
     NotReady,
@@ -169,7 +170,7 @@ class ServerConnection(asyncio.Protocol):
             if len(out) <= FRAME_MESSAGES_MAX and self.out_bytes <= REPLY_FLUSH_BYTES:
                 try:
                     frame = encode_frame(out)
-                except (TypeError, ValueError, OverflowError):
+                except (TypeError, ValueError, OverflowError, MemoryError):
                     self._write_apart(out)
                 else:
                     self._write(frame)
@@ -236,6 +237,11 @@ class ServerConnection(asyncio.Protocol):
             frames = self._splitter.feed(data)
         except WireError as error:
             self._break(error, data)
+            return
+        except MemoryError:
+            # What came is lost, and with it where the next frame begins.
+            self._acceptor.out_of_memory(self)
+            self.turn_away(Busy("the server is short of memory", details={"retry_after_ms": 1_000}))
             return
         if frames:
             if not self._greeted:
@@ -326,6 +332,12 @@ class ServerConnection(asyncio.Protocol):
             return UnknownOperation(
                 f"unknown operation {operation}", hint="the client may be newer than the server"
             )
+        if isinstance(error, MemoryError):
+            self._acceptor.out_of_memory(self)
+            return InternalError(
+                "the server has no memory for this request",
+                hint="ask for less at once, or give the server more memory",
+            )
         self._acceptor.handler_failures += 1
         _log.error("operation %d failed", operation, exc_info=error)
         return InternalError(f"operation {operation} failed: {type(error).__name__}")
@@ -383,8 +395,10 @@ class ServerConnection(asyncio.Protocol):
     def _write_part(self, replies: list[Any]) -> None:
         try:
             frame = encode_frame(replies)
+        except MemoryError:
+            self._acceptor.out_of_memory(self)
+            reason = "the server has no memory for the reply"
         except (TypeError, ValueError, OverflowError) as error:
-            frame = b""
             reason = f"the reply cannot be packed: {error}"
         else:
             if len(frame) <= CLIENT_FRAME_BYTES_MAX + HEADER_BYTES:
@@ -399,7 +413,13 @@ class ServerConnection(asyncio.Protocol):
             return
         self._acceptor.handler_failures += 1
         _log.error("%s", reason)
-        self._write(encode_frame([self.error(replies[0][0], InternalError(reason))]))
+        try:
+            frame = encode_frame([self.error(replies[0][0], InternalError(reason))])
+        except MemoryError:
+            # Better no answer than one that never comes.
+            self.abort()
+            return
+        self._write(frame)
 
     # What is held and charged.
 

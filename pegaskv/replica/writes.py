@@ -116,14 +116,17 @@ class WriteHandlers:
         batch = replica.open
         if batch is None:
             batch = replica.open_batch(len(value))
-        timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
+        timestamp = replica.last_timestamp_us + 1
         expiry = 0
         if ttl or replica.default_ttl:
             expiry = _expiry(replica, ttl, batch.now)
         row = pack_row_header(expiry, timestamp << 8 | replica.cluster_bits) + value
         key = _pack_length(len(hash_key)) + hash_key + sort_key
         body = pack([key, row])
-        batch.operations.append(_pack_operation(len(body), partition_hash, _WRITE) + body)
+        operation = _pack_operation(len(body), partition_hash, _WRITE) + body
+        # Whatever may find no memory has been made: the batch takes all of it or nothing.
+        replica.last_timestamp_us = timestamp
+        batch.operations.append(operation)
         batch.rows += (key, row)
         batch.overlay[key] = row
         batch.replies.append((connection, [request_id, 0, 0]))
@@ -394,21 +397,25 @@ def _add(
     assert batch is not None
     if batch.size >= MUTATION_BYTES_MAX or len(batch.operations) >= MUTATION_OPERATIONS_MAX:
         batch = replica.continue_batch()
-    timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
+    timestamp = replica.last_timestamp_us + 1
     timetag = timestamp << 8 | replica.cluster_bits
     fields: list[bytes] = []
+    changes: list[bytes | None] = []
     for key, value, expiry in rows:
         if value is None:
             fields += (key, pack_row_header(0, timetag | 1))
-            batch.rows += (key, None)
-            batch.overlay[key] = None
+            changes += (key, None)
         else:
             row = pack_row_header(expiry, timetag) + value
             fields += (key, row)
-            batch.rows += (key, row)
-            batch.overlay[key] = row
+            changes += (key, row)
     operation = encode_operation(_WRITE, partition_hash, fields)
+    overlay = dict(zip(changes[::2], changes[1::2], strict=True))
+    # Whatever may find no memory has been made: the batch takes all of it or nothing.
+    replica.last_timestamp_us = timestamp
     batch.operations.append(operation)
+    batch.rows += changes
+    batch.overlay.update(overlay)  # type: ignore[arg-type]
     batch.size += len(operation)
 
 

@@ -40,6 +40,7 @@ from pegaskv.runtime.signals import StopSignals
 from pegaskv.server.config import Config, config_from_text, read_config
 from pegaskv.server.listening import ListenError
 from pegaskv.server.logs import escape, set_up_logs
+from pegaskv.server.memory_budget import free_memory
 from pegaskv.storage.local_disk import LocalDisk
 
 __all__ = ["ExitStatus", "main"]
@@ -103,6 +104,7 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
             config,
             data,
             files_max=_raise_file_limit(),
+            free_memory=lambda: free_memory(LocalDisk()),
             accept_loss=accept_loss,
             process_id=os.getpid(),
             on_fatal=lambda error: signals.stop.set(),

@@ -21,6 +21,7 @@ from random import Random, SystemRandom
 from typing import Any, Final
 
 from pegaskv.base.errors import DirectoryUnusable, InvalidArgument, PegasKVError
+from pegaskv.base.limits import PROCESS_BYTES_IN_FLIGHT_MAX
 from pegaskv.base.version import PROTOCOL_VERSION, VERSION
 from pegaskv.codec.operations import Operation
 from pegaskv.coordination.embedded import EmbeddedStore
@@ -39,6 +40,7 @@ from pegaskv.runtime.worker import ThreadWorker, Worker
 from pegaskv.server.config import Config, parse_address
 from pegaskv.server.file_budget import FileBudget
 from pegaskv.server.listening import listening
+from pegaskv.server.memory_budget import bytes_in_flight_max
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import EngineFactory
@@ -64,6 +66,7 @@ class Standalone:
         data: Path,
         *,
         files_max: int = 1_024,
+        free_memory: Callable[[], int] = lambda: 1 << 40,
         accept_loss: bool = False,
         on_fatal: Callable[[PegasKVError], Any] = lambda error: None,
         clock: Clock | None = None,
@@ -77,6 +80,7 @@ class Standalone:
         self._config = config
         self._data = data
         self._files = FileBudget.of(files_max)
+        self._free_memory = free_memory
         self._accept_loss = accept_loss
         self._on_fatal = on_fatal
         self._clock = clock or SystemClock()
@@ -203,6 +207,9 @@ class Standalone:
             **self._meta.handlers(),
             Operation.SERVER_INFO: self._on_server_info,
         }
+        bytes_max = bytes_in_flight_max(self._free_memory())
+        if bytes_max < PROCESS_BYTES_IN_FLIGHT_MAX:
+            _log.warning("memory is tight: requests may hold %d MiB of it", bytes_max >> 20)
         return Acceptor(
             handlers,
             identity=ServerIdentity(
@@ -213,6 +220,8 @@ class Standalone:
                 connections_max=min(server.connections_max, self._files.connections),
                 connections_per_address_max=server.connections_per_address_max,
                 descriptor_max=self._files.connection_descriptor_max,
+                bytes_in_flight_max=bytes_max,
+                bytes_unsent_max=bytes_max,
             ),
         )
 

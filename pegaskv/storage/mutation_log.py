@@ -189,6 +189,7 @@ class MutationLog:
 
         Raises:
             OSError: the log is broken; nothing may be acknowledged any more.
+            MemoryError: nothing was written; the same records may be given again.
 
         """
         if self._broken is not None:
@@ -216,7 +217,11 @@ class MutationLog:
             raise
         self._end = end
         self._appended = self._base | end
-        index.note(records, start, end, self._clock.monotonic_ms())
+        try:
+            index.note(records, start, end, self._clock.monotonic_ms())
+        except MemoryError as error:
+            self._fail(error)  # The block is in the file: it must not be given again.
+            raise log_failure(error) from error
         if needed > self._switch_at:
             self._switch()
         elif self._spare is None:

@@ -33,7 +33,7 @@ from pegaskv.base.errors import (
     UnsupportedFormat,
 )
 from pegaskv.base.types import Gpid
-from pegaskv.base.version import VERSION
+from pegaskv.base.version import BOOT_FORMAT, DATA_FORMAT, MANIFEST_FORMAT, VERSION
 from pegaskv.storage.checkpoints import read_checkpoint, seal, temporary_path, unseal, write_new
 from pegaskv.storage.disk import Disk, DiskLock
 from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory
@@ -41,9 +41,6 @@ from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory
 __all__ = ["DataDirectory", "ReplicaManifest"]
 
 _TITLE: Final = "pegaskv data directory"
-_FORMAT: Final = 1
-_MANIFEST_FORMAT: Final = 1
-_BOOT_FORMAT: Final = 1
 
 # What may stand in a directory before FORMAT does: a creation that was cut short.
 _UNFINISHED: Final = frozenset({"lock", "FORMAT.tmp", "lost+found"})
@@ -73,7 +70,7 @@ class ReplicaManifest:
         """Return the contents of the manifest file."""
         return seal(
             [
-                _MANIFEST_FORMAT,
+                MANIFEST_FORMAT,
                 [*self.gpid],
                 self.incarnation,
                 self.base_decree,
@@ -94,9 +91,9 @@ class ReplicaManifest:
 
         """
         value = unseal(data, what)
-        if isinstance(value, list) and value and value[0] != _MANIFEST_FORMAT:
+        if isinstance(value, list) and value and value[0] != MANIFEST_FORMAT:
             raise UnsupportedFormat(
-                f"{what} has format {value[0]}, this software reads {_MANIFEST_FORMAT}"
+                f"{what} has format {value[0]}, this software reads {MANIFEST_FORMAT}"
             )
         match value:
             case [
@@ -167,7 +164,7 @@ class DataDirectory:
         self._manifests: dict[Gpid, ReplicaManifest] = {}
 
         if not disk.exists(path / "FORMAT"):
-            disk.write_atomic(path / "FORMAT", f"{_TITLE}\nformat {_FORMAT}\n".encode())
+            disk.write_atomic(path / "FORMAT", f"{_TITLE}\nformat {DATA_FORMAT}\n".encode())
         disk.make_dirs(self._replicas_path)
         disk.make_dirs(self._trash_path)
         self._tidy()
@@ -434,12 +431,12 @@ class DataDirectory:
         except CorruptionError:
             return False, False
         match value:
-            case [int(version), str(boot_id), bool(clean)] if version == _BOOT_FORMAT:
+            case [int(version), str(boot_id), bool(clean)] if version == BOOT_FORMAT:
                 return clean, boot_id == self._boot_id
         return False, False
 
     def _write_boot(self, *, clean: bool) -> None:
-        self._disk.write_atomic(self.path / "boot", seal([_BOOT_FORMAT, self._boot_id, clean]))
+        self._disk.write_atomic(self.path / "boot", seal([BOOT_FORMAT, self._boot_id, clean]))
 
 
 def _check_ours(disk: Disk, path: Path) -> None:
@@ -462,10 +459,10 @@ def _check_ours(disk: Disk, path: Path) -> None:
             f"{path}/FORMAT is not that of a data directory of pegaskv",
             hint="name another directory with --data; this one was not touched",
         )
-    if lines[1:2] != [f"format {_FORMAT}"]:
+    if lines[1:2] != [f"format {DATA_FORMAT}"]:
         found = lines[1] if len(lines) > 1 else "no format"
         raise DirectoryUnusable(
-            f"{path} has {found[:40]!r}; pegaskv {VERSION} reads format {_FORMAT}",
+            f"{path} has {found[:40]!r}; pegaskv {VERSION} reads format {DATA_FORMAT}",
             hint="start the version that wrote it, or a newer one; nothing was changed",
         )
 

@@ -99,7 +99,7 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
     # Imported here: --version and a wrong flag need none of it.
     from pegaskv.server.standalone import Standalone
 
-    with StopSignals() as signals:
+    with StopSignals(on_hangup=_on_hangup) as signals:
         server = Standalone(
             config,
             data,
@@ -121,6 +121,11 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
     if server.failure is not None:
         raise server.failure
     return ExitStatus.CLEAN_STOP
+
+
+def _on_hangup() -> None:
+    # The terminal is gone, or somebody rotates logs: neither is a reason to end.
+    _log.info("SIGHUP: there is nothing to read again, and the log goes to stderr as before")
 
 
 def _say_ready(address: str, http_address: str) -> None:

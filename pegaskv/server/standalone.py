@@ -282,7 +282,8 @@ class Standalone:
                 _log.warning("the stop could not be marked as clean: %s", error)
         for worker in self._workers:
             await worker.close()
-        _log.info("stopped")
+        if self.address:
+            _log.info("stopped")
 
     async def _stop_listening(self) -> None:
         if self._listener is not None:

@@ -70,9 +70,13 @@ _IN_FLIGHT: Final = 1
 _OUTPUT: Final = 2
 _PROCESS: Final = 4
 _DRAIN: Final = 8
+_TURN: Final = 16
 # With one of these, frames that were read already wait too. When the process's account is
 # full they must not: handling them is what empties it.
-_HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN
+_HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
+# After so many bytes of replies it is the others' turn: the kernel takes some megabytes of each
+# connection at once, and hundreds that ask for large rows would keep the rest waiting for seconds.
+_TURN_BYTES: Final = 256 * 1024
 
 
 class ServerConnection(asyncio.Protocol):
@@ -270,6 +274,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _handle(self, frames: list[list[Any]]) -> None:
         handlers = self._handlers
+        written = 0
         for number, messages in enumerate(frames, 1):
             count = len(messages)
             if self.in_flight + count > CONNECTION_REQUESTS_IN_FLIGHT_MAX and self.in_flight:
@@ -295,13 +300,18 @@ class ServerConnection(asyncio.Protocol):
                     if self.closed:
                         return
                 if self.out_bytes > REPLY_FLUSH_BYTES:
+                    written += self.out_bytes
                     self.flush()
+                    if written > _TURN_BYTES:
+                        self._pause(_TURN)
                     if self._paused & _HOLDING or self.closed:
                         # The peer is slower than we are: the rest is for later.
                         left = list(rest)
                         self.requests -= len(left)
                         behind = [left, *frames[number:]] if left else frames[number:]
                         self._backlog = behind + self._backlog
+                        if self._paused & _TURN:
+                            self.resume(_TURN)
                         return
 
     def _refuse(self, message: Any, error: Exception) -> None:
@@ -540,7 +550,7 @@ class ServerConnection(asyncio.Protocol):
             self._charge(0, whole=False)
             if self.out:
                 self.flush()
-        if not self._paused and not self.closed:
+        if not self._paused and not self._going_on and not self.closed:
             assert self._transport is not None
             self._transport.resume_reading()
 

@@ -108,6 +108,9 @@ class WriteHandlers:
             or len(value) > VALUE_BYTES_MAX
         ):
             check_row(hash_key, sort_key, value)
+        # True and 1.0 find what 1 finds.
+        if type(table_id) is not int or type(index) is not int:
+            raise explain_target(message, 9, self._closed)
         if type(ttl) is not int or not 0 <= ttl <= TTL_SECONDS_MAX:
             check_ttl(ttl)
         partition_hash = xxh3_64_intdigest(hash_key or sort_key)
@@ -242,11 +245,11 @@ class WriteHandlers:
         size = 0
         for mutation in mutations:
             match mutation:
-                case [1, sort_key, value, ttl]:
+                case [1 as kind, sort_key, value, ttl] if type(kind) is int:
                     check_row(hash_key, sort_key, value)
                     check_ttl(ttl)
                     change: tuple[bytes | None, int] = (value, ttl)
-                case [2, sort_key]:
+                case [2 as kind, sort_key] if type(kind) is int:
                     check_row(hash_key, sort_key)
                     change = (None, 0)
                 case _:
@@ -345,7 +348,7 @@ class WriteHandlers:
             replica = self._replicas[message[3], message[4]]
         except (IndexError, KeyError, TypeError):
             raise explain_target(message, length, self._closed) from None
-        if len(message) != length:
+        if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
             raise explain_target(message, length, self._closed)
         return replica, message[5:]
 

@@ -74,8 +74,8 @@ _TURN: Final = 16
 # With one of these, frames that were read already wait too. When the process's account is
 # full they must not: handling them is what empties it.
 _HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
-# After so many bytes of replies it is the others' turn: the kernel takes some megabytes of each
-# connection at once, and hundreds that ask for large rows would keep the rest waiting for seconds.
+# After so many bytes of replies it is the others' turn: a kernel takes megabytes of each at once,
+# and hundreds that ask for large rows would keep the rest waiting for seconds.
 _TURN_BYTES: Final = 256 * 1024
 
 
@@ -219,7 +219,6 @@ class ServerConnection(asyncio.Protocol):
             self.address = str(peer[0])
         opened = transport.get_extra_info("socket")
         if opened is not None:
-            # The lowest that was free: how many files are open.
             self.descriptor = opened.fileno()
         refusal = self._acceptor.admit(self)
         if refusal is not None:
@@ -243,7 +242,6 @@ class ServerConnection(asyncio.Protocol):
             self._break(error, data)
             return
         except MemoryError:
-            # What came is lost, and with it where the next frame begins.
             self._acceptor.out_of_memory(self)
             self.turn_away(Busy("the server is short of memory", details={"retry_after_ms": 1_000}))
             return
@@ -310,8 +308,7 @@ class ServerConnection(asyncio.Protocol):
                         self.requests -= len(left)
                         behind = [left, *frames[number:]] if left else frames[number:]
                         self._backlog = behind + self._backlog
-                        if self._paused & _TURN:
-                            self.resume(_TURN)
+                        self.resume(_TURN)
                         return
 
     def _refuse(self, message: Any, error: Exception) -> None:
@@ -344,10 +341,7 @@ class ServerConnection(asyncio.Protocol):
             )
         if isinstance(error, MemoryError):
             self._acceptor.out_of_memory(self)
-            return InternalError(
-                "the server has no memory for this request",
-                hint="ask for less at once, or give the server more memory",
-            )
+            return InternalError("the server has no memory for this request", hint="ask for less")
         self._acceptor.handler_failures += 1
         _log.error("operation %d failed", operation, exc_info=error)
         return InternalError(f"operation {operation} failed: {type(error).__name__}")
@@ -426,7 +420,6 @@ class ServerConnection(asyncio.Protocol):
         try:
             frame = encode_frame([self.error(replies[0][0], InternalError(reason))])
         except MemoryError:
-            # Better no answer than one that never comes.
             self.abort()
             return
         self._write(frame)

@@ -128,9 +128,7 @@ class Replica:
         self._in_thread = 0
         # Who waits for a snapshot that holds everything up to a decree.
         self._snapshots: deque[tuple[int, Callable[[Snapshot | BaseException], None]]] = deque()
-        self.reads = 0
-        self.writes = 0
-        self.scans = 0
+        self.reads = self.writes = self.scans = 0
         # Whether rows with an expiry may have come since the last pass of the sweep.
         self.expires = True
         self.earliest_expiry = 0

@@ -135,15 +135,46 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     peer = server.greeted(reads=False)
     requests = [[number, LARGE, 0, 100_000] for number in range(2, 102)]
     peer.send(requests[:50], requests[50:])
+    for _ in range(10):
+        await turn()
     assert not peer.transport.reading
     # It stopped in the middle of the first frame: ten more would not have been made.
     assert peer.transport.unsent < CONNECTION_OUTPUT_PAUSE_BYTES + 300_000
     assert len(server.handled) < 20
-    for _ in range(20):
+    for _ in range(60):
         peer.transport.take()
         await turn()
     assert [reply[0] for reply in peer.replies()] == list(range(2, 102))
     assert peer.transport.reading
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_who_asks_for_much_takes_turns_with_the_others() -> None:
+    server = Server()
+    greedy, modest = server.greeted(), server.greeted()
+    requests = [[number, LARGE, 0, 100_000] for number in range(2, 102)]
+    greedy.send(requests[:50], requests[50:])
+
+    def large() -> int:
+        return sum(number < 1_000 for number in server.handled)
+
+    # No more than a quarter of a megabyte and the reply that passed it, though it reads all.
+    assert large() <= 4
+    rounds = 0
+    while large() < 100:
+        modest.send([echo(1_000 + rounds)])
+        assert modest.replies()[-1][0] == 1_000 + rounds
+        handled = large()
+        await turn()
+        assert handled < large() <= handled + 4
+        # What is not handled is not added to.
+        assert greedy.transport.reading == (large() == 100)
+        rounds += 1
+    assert rounds > 20
+    assert [reply[0] for reply in greedy.replies()] == list(range(2, 102))
+    greedy.send([echo(2_000)])
+    assert greedy.replies()[-1][0] == 2_000
+    server.acceptor.check()
     assert server.acceptor.bytes_in_flight == 0
 
 

@@ -7,6 +7,7 @@ refuses all others by name (`UnsupportedFormat`).
 from typing import Final
 
 __all__ = [
+    "ACCEPTED_FORMAT",
     "BOOT_FORMAT",
     "CHECKPOINT_FORMAT",
     "DATA_FORMAT",
@@ -46,6 +47,9 @@ CHECKPOINT_FORMAT: Final = 1
 
 # How far an engine is, under its reserved key.
 STATE_FORMAT: Final = 1
+
+# The file `accepted` in a replica's directory: which losses an operator has accepted.
+ACCEPTED_FORMAT: Final = 1
 
 # The records of the embedded meta store.
 META_RECORD_FORMAT: Final = 1

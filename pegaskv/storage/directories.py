@@ -8,7 +8,7 @@ boot                        which boot of the machine used it last, and whether 
 log/  meta/                 the mutation log; the meta server's own files
 replicas/5.3/manifest       incarnation and marks of one replica
 replicas/5.3/engine/        its rows
-replicas/5.3/checkpoint/8/  its last published checkpoint
+replicas/5.3/...            checkpoint and notes, see `replica_files`
 trash/5.3.<us>.<why>/       a replica that was removed; kept for a while
 ```
 
@@ -34,9 +34,10 @@ from pegaskv.base.errors import (
 )
 from pegaskv.base.types import Gpid
 from pegaskv.base.version import BOOT_FORMAT, DATA_FORMAT, MANIFEST_FORMAT, VERSION
-from pegaskv.storage.checkpoints import read_checkpoint, seal, temporary_path, unseal, write_new
+from pegaskv.storage.checkpoints import seal, temporary_path, unseal, write_new
 from pegaskv.storage.disk import Disk, DiskLock
 from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory
+from pegaskv.storage.replica_files import ReplicaFiles
 
 __all__ = ["DataDirectory", "ReplicaManifest"]
 
@@ -283,7 +284,11 @@ class DataDirectory:
                 count += 1
         return count
 
-    # --- Checkpoints ---------------------------------------------------------------------
+    # --- What a replica has beside its manifest --------------------------------------------
+
+    def files(self, gpid: Gpid) -> ReplicaFiles:
+        """The files of a replica beside its manifest."""
+        return ReplicaFiles(self._disk, self.replica_path(gpid), gpid)
 
     def publish_checkpoint(self, gpid: Gpid, engine: Engine) -> CheckpointInfo:
         """Flush the engine and publish a checkpoint in place of the last one. Blocks.
@@ -292,28 +297,11 @@ class DataDirectory:
             OSError, CorruptionError: there is no new checkpoint; the last one stays.
 
         """
-        directory = self._checkpoint_path(gpid)
-        numbers = self._checkpoint_numbers(gpid)
-        info = engine.checkpoint(directory / str(max(numbers, default=0) + 1))
-        # One that stays is removed with the next.
-        with suppress(OSError):
-            for number in numbers:
-                self._disk.remove_tree(directory / str(number))
-        return info
+        return self.files(gpid).publish_checkpoint(engine)
 
     def checkpoint_decree(self, gpid: Gpid) -> int:
         """Return the decree of the last checkpoint, 0 if there is none to fall back on. Blocks."""
-        # A start changes nothing here: the disk may be full.
-        exists = self._disk.exists(self.replica_path(gpid) / "checkpoint")
-        numbers = self._checkpoint_numbers(gpid) if exists else []
-        if not numbers:
-            return 0
-        try:
-            return read_checkpoint(self._disk, self._checkpoint_path(gpid) / str(numbers[-1]))[
-                0
-            ].decree
-        except CorruptionError:
-            return 0
+        return self.files(gpid).checkpoint_state().decree
 
     def restore_checkpoint(self, gpid: Gpid, factory: EngineFactory) -> Engine:
         """Put the last checkpoint in the place of an engine that does not open. Blocks.
@@ -324,29 +312,7 @@ class DataDirectory:
             CorruptionError: there is no checkpoint, or it is damaged too.
 
         """
-        disk = self._disk
-        numbers = self._checkpoint_numbers(gpid)
-        if not numbers:
-            raise CorruptionError(f"partition {gpid} has no checkpoint")
-        path = self.replica_path(gpid)
-        restored, damaged = path / "engine.restored", path / "engine.damaged"
-        disk.remove_tree(restored)
-        factory.open_checkpoint(self._checkpoint_path(gpid) / str(numbers[-1]), restored).close()
-        disk.remove_tree(damaged)
-        disk.rename(self.engine_path(gpid), damaged)
-        disk.fsync_dir(path)
-        disk.rename(restored, self.engine_path(gpid))
-        disk.fsync_dir(path)
-        return factory.open(self.engine_path(gpid))
-
-    def _checkpoint_path(self, gpid: Gpid) -> Path:
-        path = self.replica_path(gpid) / "checkpoint"
-        self._disk.make_dirs(path)
-        return path
-
-    def _checkpoint_numbers(self, gpid: Gpid) -> list[int]:
-        names = self._disk.list(self._checkpoint_path(gpid))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return self.files(gpid).restore_checkpoint(factory)
 
     # --- Inside --------------------------------------------------------------------------
 
@@ -362,20 +328,8 @@ class DataDirectory:
             if name.endswith(".tmp"):
                 disk.remove_tree(path)
             elif _GPID_NAME.fullmatch(name) and disk.is_dir(path):
-                self._tidy_replica(path)
-
-    def _tidy_replica(self, path: Path) -> None:
-        disk = self._disk
-        names = disk.list(path)
-        if "engine.restored" in names and "engine" not in names:
-            disk.rename(path / "engine.restored", path / "engine")
-            disk.fsync_dir(path)
-        for name in ("engine.restored", "engine.restored.tmp", "engine.tmp"):
-            disk.remove_tree(path / name)
-        if "checkpoint" in names:
-            for name in disk.list(path / "checkpoint"):
-                if name.endswith(".tmp"):
-                    disk.remove_tree(path / "checkpoint" / name)
+                # Whose it is makes no difference to its files.
+                ReplicaFiles(disk, path, Gpid(0, 0)).tidy()
 
     def _load_manifests(self) -> None:
         for name in self._disk.list(self._replicas_path):

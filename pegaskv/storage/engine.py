@@ -166,3 +166,15 @@ class EngineFactory(Protocol):
     def open_checkpoint(self, checkpoint: Path, path: Path) -> Engine:
         """Open a new engine in `path` from a published checkpoint."""
         ...
+
+    def salvage(self, path: Path, target: Path, known: ReplicaState) -> list[tuple[bytes, bytes]]:
+        """Make a new engine in `target` of what can be read of the closed one in `path`.
+
+        `known` is a state that its tables have reached at least. Returns the ranges (first and
+        last stored key) in which rows may be lost; everywhere else all rows are as they were.
+
+        Raises:
+            CorruptionError: nothing can be told from what is left.
+
+        """
+        ...

@@ -104,6 +104,7 @@ def _run(parsed: "argparse.Namespace", options: "ShellOptions", connect: "Connec
     from shell.batch import ask_on_terminal, expression, script, standard_input
     from shell.context import Context, StandardOutput
     from shell.registry import load_commands
+    from shell.terminal import TerminalScreen
 
     commands = load_commands()
     context = Context(
@@ -115,6 +116,8 @@ def _run(parsed: "argparse.Namespace", options: "ShellOptions", connect: "Connec
         json=parsed.json,
         yes=parsed.yes,
     )
+    if sys.stdout.isatty():
+        context.screen = TerminalScreen(sys.stdout)
     if not parsed.batch and sys.stdin.isatty():
         # Imported here: it takes longer than a whole one-shot command.
         from shell.interactive import run_interactive

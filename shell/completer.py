@@ -9,16 +9,20 @@ the fetch is left alone for some seconds; the prompt never hangs.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from pegaskv.base.errors import PegasKVError
+from pegaskv.base.errors import OperationDisabled, PegasKVError, UnknownOperation
 from pegaskv.base.types import TableStatus
+from shell.conditions import next_words
 from shell.context import Context
-from shell.parser import expected_next, quote, scan
+from shell.parser import expected_next, innermost, quote, scan
 from shell.registry import Argument, Command, Kind, Option, Source
+
+if TYPE_CHECKING:
+    from pegaskv.client import AdminClient
 
 __all__ = ["Candidate", "Live", "LiveNames", "ShellCompleter", "candidates"]
 
@@ -44,6 +48,10 @@ class Live:
     """What is known of the cluster."""
 
     tables: tuple[str, ...] = ()
+    # Clusters that tables can be duplicated to, with their addresses.
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    # Table -> ids of its duplications, with their remote clusters.
+    duplications: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     # Ids of dropped tables, with their names.
     dropped: Mapping[str, str] = field(default_factory=dict)
     table_envs: tuple[str, ...] = ()
@@ -69,7 +77,7 @@ def candidates(text: str, commands: Mapping[str, Command], live: Live) -> list[C
     found = commands.get(words[0].text)
     if found is None:
         return []
-    expected = expected_next(found, words[1:])
+    expected = expected_next(*innermost(found, words[1:], commands))
     options = [(flag, option.help) for option in expected.options for flag in option.flags[-1:]] + [
         (option.short, option.help) for option in expected.options if option.short
     ]
@@ -107,6 +115,17 @@ def _offers(
             return [(name, "env") for name in live.table_envs]
         case Source.DROPPED_IDS:
             return list(live.dropped.items())
+        case Source.CLUSTERS:
+            return list(live.clusters.items())
+        case Source.DUPLICATIONS:
+            table = seen[0].decode("utf-8", "replace") if seen else ""
+            of_table = live.duplications.get(table, {})
+            return [(cluster, "cluster") for cluster in dict.fromkeys(of_table.values())] + [
+                (dupid, f"to {cluster}") for dupid, cluster in of_table.items()
+            ]
+        case Source.CONDITIONS:
+            words = [word.decode("utf-8", "replace") for word in seen]
+            return next_words(words, live.tables, live.duplications)
 
 
 def _envs_candidates(fragment: str) -> list[Candidate]:
@@ -181,8 +200,22 @@ class LiveNames:
         self.live.dropped = {
             str(info.table_id): info.name for info in tables if info.status is TableStatus.DROPPED
         }
+        await self._fetch_duplications(admin)
         self.live.nodes = len(nodes)
         self.live.nodes_alive = sum(1 for node in nodes if node.status == "alive")
+
+    async def _fetch_duplications(self, admin: "AdminClient") -> None:
+        try:
+            clusters = await admin.list_clusters(timeout=self._context.timeout_s)
+            found = await admin.list_duplications(timeout=self._context.timeout_s)
+        except (UnknownOperation, OperationDisabled):
+            # A server that has no duplication has nothing to complete.
+            return
+        self.live.clusters = {each.name: each.metas for each in clusters}
+        names: dict[str, dict[str, str]] = {}
+        for each in found:
+            names.setdefault(each.table, {})[str(each.dupid)] = each.remote_cluster
+        self.live.duplications = names
 
     async def refresh_briefly(self) -> None:
         """The same, but give up waiting after 200 ms."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pegaskv.base.errors import InvalidArgument
 from shell.errors import UsageError
+from shell.terminal import Screen, now, sleep
 
 if TYPE_CHECKING:
     from pegaskv.client import Client, Table
@@ -74,6 +75,11 @@ class Context:
     ask: Callable[[str], Awaitable[str | None]] | None = None
     # The next line of input, for a command that takes several; None at the end.
     more: Callable[[str], Awaitable[str | None]] | None = None
+    # Where a command may draw over what it drew before; None when nobody watches.
+    screen: Screen | None = None
+    # Pauses, and seconds that only go on, for commands that repeat themselves.
+    sleep: Callable[[float], Awaitable[None]] = sleep
+    now: Callable[[], float] = now
     # Whether the cluster has ever answered.
     connected: bool = False
     _client: Any = None

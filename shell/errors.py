@@ -4,7 +4,8 @@ The statuses are frozen: scripts rely on them. Errors of the cluster come from
 `pegaskv.base.errors`; those of the shell have negative codes, which never travel.
 """
 
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from pegaskv.base.errors import (
     DuplicationExists,
@@ -22,8 +23,10 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_OK",
     "EXIT_USAGE",
+    "AlreadyDuplicated",
     "Interrupted",
     "NotConfirmed",
+    "NotReached",
     "ShellError",
     "UsageError",
     "exit_status",
@@ -38,11 +41,26 @@ EXIT_INTERRUPTED: Final = 130
 
 
 class ShellError(PegasKVError):
-    """An error of the shell; `status` is the exit status that it means."""
+    """An error of the shell; `status` is the exit status that it means.
+
+    `lines` explain it to a person; `data` does to a script, beside code and message.
+    """
 
     code: ClassVar[int] = -1
     name: ClassVar[str] = "ERR_SHELL"
     status: ClassVar[int] = EXIT_FAILED
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        hint: str = "",
+        lines: Sequence[str] = (),
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.lines = lines
+        self.data = data or {}
 
 
 class UsageError(ShellError):
@@ -58,6 +76,21 @@ class NotConfirmed(ShellError):
 
     code = -3
     name = "ERR_NOT_CONFIRMED"
+
+
+class NotReached(ShellError):
+    """What was waited for did not come in its time."""
+
+    code = -5
+    name = "ERR_NOT_REACHED"
+
+
+class AlreadyDuplicated(ShellError):
+    """The cluster's answer to a second `add_dup`, with the stored entry beside the request."""
+
+    code = DuplicationExists.code
+    name = DuplicationExists.name
+    status = EXIT_ALREADY_EXISTS
 
 
 class Interrupted(ShellError):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from shell.errors import UsageError
-from shell.parser import UnfinishedQuote, expected_next, find_command, scan
+from shell.parser import UnfinishedQuote, expected_next, find_command, innermost, scan
 from shell.registry import Command, Kind, Option
 
 __all__ = ["hint"]
@@ -31,7 +31,7 @@ def hint(text: str, commands: Mapping[str, Command]) -> str:
     if typing and not rest:
         return f"{found.usage} — {found.help}"
     # A word without a blank behind it is still being typed: the hint is about that word.
-    complete = tuple(rest[:-1] if typing else rest)
+    found, complete = innermost(found, tuple(rest[:-1] if typing else rest), commands)
     if typing and rest[-1].is_flag and (option := found.option(rest[-1].text.partition("=")[0])):
         return f"{', '.join(option.flags)}: {option.help}"
     expected = expected_next(found, complete)

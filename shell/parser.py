@@ -11,7 +11,7 @@ script holds raw come through unchanged.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ __all__ = [
     "Word",
     "escape",
     "expected_next",
+    "innermost",
     "parse",
     "parse_duration_ms",
     "quote",
@@ -44,7 +45,9 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_./:@%+=,][A-Za-z0-9_./:@%+=,#-]*")
 _NUMBER: Final = re.compile(r"[+-]?\d+", re.ASCII)
 _DURATION: Final = re.compile(r"(\d+)(ms|s|m)?", re.ASCII)
 _ENV_SEPARATOR: Final = re.compile(r",(?=[A-Za-z0-9_.\-]+=)")
-_UNITS_MS: Final = {None: 1, "ms": 1, "s": 1_000, "m": 60_000}
+_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000}
+# An hour for one operation; whoever waits for a copy may have to wait a week.
+_DURATION_MS_MAX: Final = {"ms": 3_600_000, "s": 604_800_000}
 _TRUE: Final = frozenset({"true", "t", "yes", "y", "1"})
 _FALSE: Final = frozenset({"false", "f", "no", "n", "0"})
 
@@ -209,11 +212,21 @@ def parse(line: str, commands: Mapping[str, Command]) -> Invocation | None:
         raise scanned.error
     if not scanned.words:
         return None
-    name, *rest = scanned.words
+    return _invocation(scanned.words, commands)
+
+
+def _invocation(words: Sequence[Word], commands: Mapping[str, Command]) -> Invocation:
+    name, *rest = words
     found = find_command(name.text, commands)
     try:
+        inner: Invocation | None = None
+        if found.nested is not None:
+            rest, inner = _take_command(found, found.nested, rest, commands)
         values, places = _take_options(found, rest)
-        _take_arguments(found, places, values)
+        if found.nested is not None:
+            values[found.nested.name] = inner
+        else:
+            _take_arguments(found, places, values)
     except UsageError as error:
         if not error.hint:
             error.hint = f"usage: {found.usage}"
@@ -227,6 +240,60 @@ def parse(line: str, commands: Mapping[str, Command]) -> Invocation | None:
         values.setdefault(option.name, default)
     confirmed = bool(values.pop("yes", False)) if found.danger else False
     return Invocation(found, values, confirmed)
+
+
+def _take_command(
+    found: Command, argument: Argument, words: Sequence[Word], commands: Mapping[str, Command]
+) -> tuple[list[Word], Invocation]:
+    """Split the words of a command that takes another one; return its own, and the other."""
+    start = _command_start(found, words)
+    own, rest = list(words[:start]), list(words[start:])
+    if not rest:
+        raise UsageError(f"{found.name} needs <{argument.name}>: {argument.help}")
+    if rest[0].quoted:
+        # The whole command in quotes.
+        scanned = scan(rest[0].text)
+        if scanned.error is not None:
+            raise scanned.error
+        rest[:1] = scanned.words
+        if not rest:
+            raise UsageError(f"{found.name} needs <{argument.name}>: {argument.help}")
+    inner = find_command(rest[0].text, commands)
+    inner_words = rest[:1]
+    following = iter(rest[1:])
+    for word in following:
+        flag = word.text.partition("=")[0]
+        option = found.option(flag) if word.is_flag and inner.option(flag) is None else None
+        if option is None:
+            inner_words.append(word)
+            continue
+        own.append(word)
+        if option.kind is not Kind.SWITCH and b"=" not in word.value:
+            own += [value for value in [next(following, None)] if value is not None]
+    return own, _invocation(inner_words, commands)
+
+
+def _command_start(found: Command, words: Sequence[Word]) -> int:
+    """Return where the command that `found` takes begins: behind options and their values."""
+    start = 0
+    while start < len(words) and words[start].is_flag:
+        option = found.option(words[start].text.partition("=")[0])
+        takes_next = option is not None and option.kind is not Kind.SWITCH
+        start += 2 if takes_next and b"=" not in words[start].value else 1
+    return min(start, len(words))
+
+
+def innermost(
+    found: Command, words: tuple[Word, ...], commands: Mapping[str, Command]
+) -> tuple[Command, tuple[Word, ...]]:
+    """Return the command that the last of the complete `words` belongs to, and its words."""
+    while found.nested is not None:
+        start = _command_start(found, words)
+        inner = commands.get(words[start].text) if start < len(words) else None
+        if inner is None:
+            break
+        found, words = inner, words[start + 1 :]
+    return found, words
 
 
 def find_command(name: str, commands: Mapping[str, Command]) -> Command:
@@ -347,6 +414,8 @@ def _convert(argument: Argument, word: Word) -> Any:
             return text
         case Kind.DURATION:
             return parse_duration_ms(text, argument.name)
+        case Kind.SECONDS:
+            return parse_duration_ms(text, argument.name, unit="s")
         case Kind.ENVS:
             return _convert_envs(text)
     return text
@@ -364,19 +433,23 @@ def _convert_integer(argument: Argument, text: str) -> int:
     return number
 
 
-def parse_duration_ms(text: str, name: str = "timeout") -> int:
+def parse_duration_ms(text: str, name: str = "timeout", *, unit: str = "ms") -> int:
     """Return the milliseconds that `text` means: `5000`, `500ms`, `5s` or `2m`.
+
+    `unit` is that of a bare number.
 
     Raises:
         UsageError: it is none of these, or zero, or above an hour.
 
     """
     match = _DURATION.fullmatch(text)
-    number = int(match[1]) * _UNITS_MS[match[2]] if match and len(text) < 12 else 0
-    if not 0 < number <= 3_600_000:
+    number = int(match[1]) * _UNITS_MS[match[2] or unit] if match and len(text) < 12 else 0
+    if not 0 < number <= _DURATION_MS_MAX[unit]:
+        what = "milliseconds" if unit == "ms" else "seconds"
+        most = _DURATION_MS_MAX[unit] // _UNITS_MS[unit]
         raise UsageError(
-            f"<{name}> is 1 to 3600000 milliseconds, not {quote(text.encode())}",
-            hint="a number of milliseconds, or with a unit: 500ms, 5s, 2m",
+            f"<{name}> is 1 to {most} {what}, not {quote(text.encode())}",
+            hint=f"a number of {what}, or with a unit: 500ms, 5s, 2m",
         )
     return number
 

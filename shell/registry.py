@@ -31,6 +31,8 @@ MODULES: Final = (
     "shell.commands.session",
     "shell.commands.cluster",
     "shell.commands.tables",
+    "shell.commands.duplication",
+    "shell.commands.waiting",
     "shell.commands.data",
     "shell.commands.multi",
     "shell.commands.scans",
@@ -47,7 +49,9 @@ class Kind(Enum):
     BOOLEAN = "true or false"
     CHOICE = "choice"
     DURATION = "milliseconds, or with a unit: 500ms, 5s, 2m"
+    SECONDS = "seconds, or with a unit: 500ms, 5s, 2m"
     ENVS = "k=v,…"
+    COMMAND = "a command with its arguments"
     SWITCH = "switch"
 
 
@@ -61,6 +65,9 @@ class Source(Enum):
     ENVS = "names of table envs"
     TABLE_ENVS = "names of the envs that the table in use has"
     DROPPED_IDS = "ids of dropped tables"
+    CLUSTERS = "names of the clusters that tables can be duplicated to"
+    DUPLICATIONS = "remote clusters and ids of the duplications of the table named before"
+    CONDITIONS = "what `wait_for` waits for, word by word"
 
 
 class Needs(Enum):
@@ -142,6 +149,7 @@ class Command:
     `repeated_minimum`; the function gets them as a list (of tuples, when the group has
     more than one) under the name `repeated_name`. `danger` says what a dangerous command
     takes away, and makes the shell ask first. `json` describes `data` in the JSON form.
+    One that is `endless` is ended by Ctrl-C as a matter of course.
     """
 
     name: str
@@ -157,6 +165,7 @@ class Command:
     repeated_minimum: int = 0
     details: str = ""
     danger: str = ""
+    endless: bool = False
     needs: Needs = Needs.CLUSTER
     aliases: tuple[str, ...] = ()
 
@@ -170,6 +179,14 @@ class Command:
             parts.append(f"{group} {more}" if self.repeated_minimum else more)
         parts += [option.usage for option in self.options]
         return " ".join(parts)
+
+    @property
+    def nested(self) -> Argument | None:
+        """The argument that is a whole command itself, if it has one; then its only one."""
+        for argument in self.arguments:
+            if argument.kind is Kind.COMMAND:
+                return argument
+        return None
 
     @property
     def all_options(self) -> tuple[Option, ...]:

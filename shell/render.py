@@ -20,6 +20,7 @@ __all__ = [
     "Result",
     "Stream",
     "Table",
+    "clip",
     "error_fields",
     "error_lines",
     "json_failure",
@@ -162,6 +163,19 @@ def _width(text: str) -> int:
     )
 
 
+def clip(text: str, width: int) -> str:
+    """Return as much of `text` as `width` terminal columns hold."""
+    if _width(text) <= width:
+        return text
+    kept, room = [], width
+    for sign in text:
+        room -= _width(sign)
+        if room < 0:
+            break
+        kept.append(sign)
+    return "".join(kept)
+
+
 def _pad(text: str, width: int, *, right: bool = False) -> str:
     blanks = " " * (width - _width(text))
     return blanks + text if right else text + blanks
@@ -198,7 +212,10 @@ def json_failure(command: str, error: BaseException) -> str:
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
-    """Return code, name, message and hint of `error`; codes below zero are the shell's own."""
+    """Return code, name, message and hint of `error`, and what else it tells a script.
+
+    Codes below zero are the shell's own.
+    """
     if isinstance(error, RequestError | ShellError):
         code, name, message, hint = error.code, error.name, error.message, error.hint
     else:
@@ -209,15 +226,19 @@ def error_fields(error: BaseException) -> dict[str, Any]:
         hint = "the write may have been applied: read the row before you write it again"
     elif isinstance(error, Timeout):
         hint = "try again, or give operations more time: `timeout 20s`, or --timeout 20s"
-    return {"code": code, "name": name, "message": message, "hint": hint}
+    more = plain(error.data) if isinstance(error, ShellError) else {}
+    return {"code": code, "name": name, "message": message, "hint": hint, **more}
 
 
 def error_lines(error: BaseException, *, where: str = "") -> list[str]:
-    """Return what a person reads about `error`: one line, and one more when there is a hint."""
+    """Return what a person reads about `error`: a line, what it explains, and a hint if any."""
     fields = error_fields(error)
     prefix = f"{where}: " if where else ""
-    name = "" if isinstance(error, ShellError) else f" ({fields['name']})"
+    own = isinstance(error, ShellError) and error.code < 0
+    name = "" if own else f" ({fields['name']})"
     lines = [printable(f"{prefix}error: {fields['message']}{name}")]
+    if isinstance(error, ShellError):
+        lines += [printable(line) for line in error.lines]
     if fields["hint"]:
         lines.append(printable(f"{prefix}hint: {fields['hint']}"))
     return lines

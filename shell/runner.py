@@ -52,6 +52,7 @@ async def run_line(
     """Run one line and show its answer; `where` (`script:12`) stands before its errors."""
     name = _first_word(line)
     streaming = _Streaming()
+    invocation = None
     try:
         invocation = parse(line, commands)
         if invocation is None:
@@ -63,7 +64,8 @@ async def run_line(
         result = await invocation.command.run(context, **invocation.values)
         await _show(context, name, result, streaming)
     except asyncio.CancelledError:
-        _show_error(context, name, Interrupted("interrupted"), where, streaming)
+        if invocation is None or not invocation.command.endless or context.json:
+            _show_error(context, name, Interrupted("interrupted"), where, streaming)
         raise
     except BrokenPipeError:
         raise
@@ -114,7 +116,8 @@ async def _show(context: Context, name: str, result: Result, streaming: _Streami
         for line in text_lines(result, every_byte=context.escape_all):
             output.data(line + "\n")
     if result.note and not context.json:
-        output.note(result.note)
+        for line in result.note.split("\n"):
+            output.note(printable(line))
     for warning in result.warnings:
         output.note(f"warning: {printable(warning)}")
     await output.drain()

@@ -66,8 +66,10 @@ does not hold, is an answer and no failure.
 
 Bytes are text in which `\\` stands for a backslash and `\xHH` for a byte that cannot be printed.
 Error codes are those of `docs/protocol.md`; codes below zero are the shell's own: -2 usage, -3 not
-confirmed, -4 interrupted. A scan writes its rows as they are read, so `ok` comes last in its
-object; when it breaks, `data` has the rows that were read and `error` says why.
+confirmed, -4 interrupted, -5 not reached by `wait_for` or `watch`. The answer to a second `add_dup`
+carries `existing`, `requested` and `differences` beside the message, one of `wait_for` the last
+`state`. A scan writes its rows as they are read, so `ok` comes last in its object; when it breaks,
+`data` has the rows that were read and `error` says why. `watch` does the same with its changes.
 
 ## The prompt
 

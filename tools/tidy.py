@@ -36,6 +36,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "clock": {
         "pegaskv/runtime/clock.py": "the seam itself",
         "shell/completer.py": "a person at the prompt waits for the names of tables",
+        "shell/terminal.py": "pauses of commands that repeat themselves",
         "shell/interactive.py": "shows how long a command took, and looks after the toolbar",
     },
     "chance": {
@@ -48,6 +49,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "shell/batch.py": "asks the person on the terminal while standard input is a script",
         "shell/config.py": "reads the settings of the person who runs it",
         "shell/interactive.py": "history and pager of the person at the prompt",
+        "shell/terminal.py": "how large the screen of the person is",
     },
     "network": {
         "pegaskv/net/asyncio_network.py": "the seam itself",

@@ -191,7 +191,10 @@ class AdminClient(DuplicationAdmin):
     async def delete_envs(
         self, table: str, names: Iterable[str], *, timeout: float | None = None
     ) -> TableInfo:
-        """Delete environments of a table; those that it has not are fine."""
+        """Delete environments of a table.
+
+        A known one that is not set is fine; a name that is neither known nor set is refused.
+        """
         if isinstance(names, str):
             raise InvalidArgument("names must be a list of names", hint="one is given as [name]")
         wanted = [as_name(name, "an environment's name") for name in names]
@@ -204,7 +207,7 @@ class AdminClient(DuplicationAdmin):
     async def clear_envs(
         self, table: str, prefix: str | None = None, *, timeout: float | None = None
     ) -> TableInfo:
-        """Delete all environments of a table, or those that begin with `prefix`."""
+        """Delete all environments of a table, or those named `prefix` + "." + anything."""
         fields = (as_name(table, "table"), None if prefix is None else as_name(prefix, "prefix"))
         reply, _ = await self._ask(Operation.CLEAR_ENVS, fields, timeout)
         return self._table(reply)

@@ -106,7 +106,7 @@ class Calls:
         try:
             return await self._refreshing.run(lambda: self._refresh(deadline), deadline)
         except TimeoutError:
-            raise Unavailable(
+            raise Timeout(
                 f"table {self.name}: no routing within {deadline.timeout_ms / 1_000:g} s"
             ) from None
 
@@ -231,7 +231,7 @@ class Calls:
     ) -> Route:
         try:
             return await self.refresh(stale, deadline)
-        except Unavailable:
+        except (Timeout, Unavailable):
             # Why the first attempt failed says more than that the meta server is silent too.
             raise self._give_up(call, cause) from None
         except RequestError as error:

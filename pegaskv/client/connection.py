@@ -3,10 +3,11 @@
 Callers append messages as tuples; one `call_soon` later all of them are packed as one
 frame and written once. When many callers run in the same turn of the loop the first half
 does not wait for the second, so that the server works on one while we make the other
-(1.4 times the sets, 1.6 times the gets of 50 tasks). A reply finds its caller by the request's id. There is no task,
-timer or lock for a request: a deadline costs nothing while it holds, because every 50 ms
-the ids that are still open are put into the slot in which they end, and most requests are
-answered before that. Whoever changes this file measures before and after.
+(1.4 times the sets, 1.6 times the gets of 50 tasks). A reply finds its caller by the
+request's id. There is no task, timer or lock for a request: a deadline costs nothing while
+it holds, because every 50 ms the ids that are still open are put into the slot in which
+they end, and most requests are answered before that. Whoever changes this file measures
+before and after.
 
 A future of a request always gets a result and never an exception, so that one that
 nobody waits for any more is no error: a list is the server's reply, a tuple `Lost` says

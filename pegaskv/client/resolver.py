@@ -149,6 +149,9 @@ class MetaResolver:
     def _give_up(self, last: RequestError, deadline: Deadline, what: str) -> RequestError:
         if not isinstance(last, Timeout | Unavailable | ForwardToOthers):
             return last
+        if isinstance(last, Timeout):
+            # What is repeated has changed nothing, so nothing may have been applied.
+            return Timeout(last.message, hint=last.hint or "is the meta server overloaded?")
         return Unavailable(
             f"{what}: no meta server did it within {deadline.timeout_ms / 1_000:g} s; "
             f"the last answer: {last.message}",

@@ -35,7 +35,6 @@ from pegaskv.base.version import MUTATION_FORMAT
 from pegaskv.codec.packing import pack, unpack
 
 __all__ = [
-    "EMPTY_OPERATIONS",
     "OperationKind",
     "decode_mutation",
     "encode_mutation",
@@ -47,8 +46,6 @@ _HEADER: Final = Struct(">BQI")
 _OPERATION: Final = Struct(">IQB")
 _pack_header = _HEADER.pack
 _pack_operation = _OPERATION.pack
-
-EMPTY_OPERATIONS: Final[tuple[bytes, ...]] = ()
 
 
 class OperationKind(IntEnum):

@@ -32,7 +32,18 @@ _SURELY_HARMLESS_BYTES = 768
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _unpackb = msgpack.unpackb
 
-pack: Callable[[Any], bytes] = _packer.pack
+_pack = _packer.pack
+
+
+def pack(value: Any) -> bytes:
+    """Return `value` as msgpack."""
+    try:
+        return _pack(value)  # type: ignore[no-any-return]
+    except BaseException:
+        # Out of memory at the very end, it keeps what it has packed, and would put it before
+        # the next value: into another connection's reply, or into the log.
+        _packer.reset()
+        raise
 
 
 def unpack(
@@ -66,6 +77,8 @@ def unpack(
             # An extension of length 0 still decodes; the schema checks refuse it.
             max_ext_len=0,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - msgpack raises half a dozen unrelated classes
         raise WireError(f"not a msgpack value: {type(error).__name__}: {error}") from None
 

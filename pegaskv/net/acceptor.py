@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pegaskv.base.errors import Busy, InvalidArgument, RequestError, WireError
+from pegaskv.base.limits import CONNECTION_OUTPUT_PAUSE_BYTES
 from pegaskv.base.metrics import Metric
 from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
@@ -59,6 +60,7 @@ class Acceptor:
         self.options = options or AcceptorOptions()
         self.bytes_in_flight = 0
         self.handler_failures = 0
+        self._memory_failures = 0
         # Time as of the last sweep: near enough for time limits of seconds, and free.
         self.now_ms = clock.monotonic_ms()
         self._clock = clock
@@ -233,6 +235,11 @@ class Acceptor:
             f"broken: {kind}", f"connection of {connection.address} closed: {text}"
         )
 
+    def out_of_memory(self, connection: ServerConnection) -> None:
+        """Count something that could not be done for want of memory."""
+        self._memory_failures += 1
+        self._log_at_intervals("memory", f"out of memory for a request of {connection.address}")
+
     def _log_at_intervals(self, kind: str, text: str) -> None:
         """Log the first of each kind in an interval, and how many came since the last line."""
         logged_ms, missed = self._broken_logged.get(kind, (None, 0))
@@ -252,6 +259,8 @@ class Acceptor:
             self._look_at(connection, now_ms)
         if self._stalled and self.bytes_in_flight >= self.options.bytes_in_flight_max:
             self._make_room()
+        if len(self._connections) * CONNECTION_OUTPUT_PAUSE_BYTES > self.options.bytes_unsent_max:
+            self._bound_unsent()
 
     def _look_at(self, connection: ServerConnection, now_ms: int) -> None:
         options = self.options
@@ -301,6 +310,18 @@ class Acceptor:
                 )
             )
 
+    def _bound_unsent(self) -> None:
+        """Cut off those who leave most unread, until all that is unsent is within bounds."""
+        unsent = {each: each.unsent_bytes for each in self._connections}
+        total = sum(unsent.values())
+        if total <= self.options.bytes_unsent_max:
+            return
+        for connection in sorted(unsent, key=unsent.__getitem__, reverse=True):
+            self.cut_off(connection, "too many replies are unread by all")
+            total -= unsent[connection]
+            if total <= self.options.bytes_unsent_max:
+                return
+
     # What it answers itself, and what it counts.
 
     def _on_ping(self, connection: ServerConnection, message: list[Any]) -> None:
@@ -339,6 +360,12 @@ class Acceptor:
             "counter",
             "Requests that met an error of the server's own.",
             self.handler_failures,
+        )
+        yield one(
+            "pegaskv_memory_failures_total",
+            "counter",
+            "Requests that failed for want of memory.",
+            self._memory_failures,
         )
         yield one("pegaskv_received_bytes_total", "counter", "Bytes received.", received)
         yield one("pegaskv_sent_bytes_total", "counter", "Bytes sent.", sent)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pegaskv.base.errors import (
+    Busy,
     InternalError,
     InvalidArgument,
     NotReady,
@@ -69,9 +70,13 @@ _IN_FLIGHT: Final = 1
 _OUTPUT: Final = 2
 _PROCESS: Final = 4
 _DRAIN: Final = 8
+_TURN: Final = 16
 # With one of these, frames that were read already wait too. When the process's account is
 # full they must not: handling them is what empties it.
-_HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN
+_HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
+# After so many bytes of replies it is the others' turn: a kernel takes megabytes of each at once,
+# and hundreds that ask for large rows would keep the rest waiting for seconds.
+_TURN_BYTES: Final = 256 * 1024
 
 
 class ServerConnection(asyncio.Protocol):
@@ -169,7 +174,7 @@ class ServerConnection(asyncio.Protocol):
             if len(out) <= FRAME_MESSAGES_MAX and self.out_bytes <= REPLY_FLUSH_BYTES:
                 try:
                     frame = encode_frame(out)
-                except (TypeError, ValueError, OverflowError):
+                except (TypeError, ValueError, OverflowError, MemoryError):
                     self._write_apart(out)
                 else:
                     self._write(frame)
@@ -214,7 +219,6 @@ class ServerConnection(asyncio.Protocol):
             self.address = str(peer[0])
         opened = transport.get_extra_info("socket")
         if opened is not None:
-            # The lowest that was free: how many files are open.
             self.descriptor = opened.fileno()
         refusal = self._acceptor.admit(self)
         if refusal is not None:
@@ -236,6 +240,10 @@ class ServerConnection(asyncio.Protocol):
             frames = self._splitter.feed(data)
         except WireError as error:
             self._break(error, data)
+            return
+        except MemoryError:
+            self._acceptor.out_of_memory(self)
+            self.turn_away(Busy("the server is short of memory", details={"retry_after_ms": 1_000}))
             return
         if frames:
             if not self._greeted:
@@ -264,6 +272,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _handle(self, frames: list[list[Any]]) -> None:
         handlers = self._handlers
+        written = 0
         for number, messages in enumerate(frames, 1):
             count = len(messages)
             if self.in_flight + count > CONNECTION_REQUESTS_IN_FLIGHT_MAX and self.in_flight:
@@ -289,13 +298,17 @@ class ServerConnection(asyncio.Protocol):
                     if self.closed:
                         return
                 if self.out_bytes > REPLY_FLUSH_BYTES:
+                    written += self.out_bytes
                     self.flush()
+                    if written > _TURN_BYTES:
+                        self._pause(_TURN)
                     if self._paused & _HOLDING or self.closed:
                         # The peer is slower than we are: the rest is for later.
                         left = list(rest)
                         self.requests -= len(left)
                         behind = [left, *frames[number:]] if left else frames[number:]
                         self._backlog = behind + self._backlog
+                        self.resume(_TURN)
                         return
 
     def _refuse(self, message: Any, error: Exception) -> None:
@@ -326,6 +339,9 @@ class ServerConnection(asyncio.Protocol):
             return UnknownOperation(
                 f"unknown operation {operation}", hint="the client may be newer than the server"
             )
+        if isinstance(error, MemoryError):
+            self._acceptor.out_of_memory(self)
+            return InternalError("the server has no memory for this request", hint="ask for less")
         self._acceptor.handler_failures += 1
         _log.error("operation %d failed", operation, exc_info=error)
         return InternalError(f"operation {operation} failed: {type(error).__name__}")
@@ -383,8 +399,10 @@ class ServerConnection(asyncio.Protocol):
     def _write_part(self, replies: list[Any]) -> None:
         try:
             frame = encode_frame(replies)
+        except MemoryError:
+            self._acceptor.out_of_memory(self)
+            reason = "the server has no memory for the reply"
         except (TypeError, ValueError, OverflowError) as error:
-            frame = b""
             reason = f"the reply cannot be packed: {error}"
         else:
             if len(frame) <= CLIENT_FRAME_BYTES_MAX + HEADER_BYTES:
@@ -399,7 +417,12 @@ class ServerConnection(asyncio.Protocol):
             return
         self._acceptor.handler_failures += 1
         _log.error("%s", reason)
-        self._write(encode_frame([self.error(replies[0][0], InternalError(reason))]))
+        try:
+            frame = encode_frame([self.error(replies[0][0], InternalError(reason))])
+        except MemoryError:
+            self.abort()
+            return
+        self._write(frame)
 
     # What is held and charged.
 
@@ -520,7 +543,7 @@ class ServerConnection(asyncio.Protocol):
             self._charge(0, whole=False)
             if self.out:
                 self.flush()
-        if not self._paused and not self.closed:
+        if not self._paused and not self._going_on and not self.closed:
             assert self._transport is not None
             self._transport.resume_reading()
 

@@ -19,6 +19,8 @@ class AcceptorOptions:
     # A connection with a descriptor above this is refused: the files left are for storage.
     descriptor_max: int = 1 << 30
     bytes_in_flight_max: int = PROCESS_BYTES_IN_FLIGHT_MAX
+    # Replies that nobody has read, over all connections; who leaves most unread is cut off.
+    bytes_unsent_max: int = PROCESS_BYTES_IN_FLIGHT_MAX
     # A connection that has not said hello by then is closed.
     hello_timeout_ms: int = 5_000
     # A frame that began and is not complete by then closes its connection.

@@ -11,6 +11,7 @@ A failed append or sync of the log ends all acknowledgements of this process: th
 front stops, `on_fatal` is told, and the process recovers by a restart.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,6 +21,12 @@ from pegaskv.storage.mutation_log import LogRecord, MutationLog
 
 __all__ = ["Front"]
 
+_log = logging.getLogger(__name__)
+
+# A tick that finds no memory is made again after so long, so often; then the process ends, since
+# who waits for it would wait for ever.
+_SHORT_PAUSE_S: Final = 0.05
+_SHORT_TRIES: Final = 200
 # How long committed rows may wait for others to share a write to the engine.
 _APPLY_AFTER_S: Final = 0.01
 
@@ -42,6 +49,12 @@ class Front:
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
+        # While memory is short: what has decrees and is not in the log, who waits for it, and how
+        # often there was no memory since the last record.
+        self._short = False
+        self._short_tries = 0
+        self._unlogged: list[LogRecord] = []
+        self._unanswered: list[tuple[Replica, int]] = []
         self._syncing: list[tuple[Replica, int]] | None = None
         # What `os` tables have committed and a duplication may ship once it is synced: what the
         # sync under way covers, and what the next one will.
@@ -77,7 +90,7 @@ class Front:
     @property
     def idle(self) -> bool:
         """Whether no tick is open or in flight."""
-        return not self._dirty and self._syncing is None
+        return not self._dirty and not self._short and self._syncing is None
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -85,6 +98,9 @@ class Front:
 
     def _tick(self) -> None:
         self._scheduled = False
+        if self._short:
+            self._tick_sparingly()
+            return
         # When the log is switching segments it calls `_schedule` once it is ready.
         if not self._dirty or self.stopped or not self._log.ready():
             return
@@ -92,27 +108,81 @@ class Front:
         records: list[LogRecord] = []
         synced: list[tuple[Replica, int]] = []
         unsynced: list[tuple[Replica, int]] = []
-        for replica in self._dirty:
-            if replica.fsync and self._syncing is not None:
-                held.append(replica)
-                continue
-            replica.dirty = False
-            replica.close_batches(records)
-            decree = replica.machine.prepared.last_prepared
-            (synced if replica.fsync else unsynced).append((replica, decree))
-        self._dirty = held
-        if not records:
-            return
-        self.ticks += 1
         try:
+            for replica in self._dirty:
+                if replica.fsync and self._syncing is not None:
+                    held.append(replica)
+                    continue
+                replica.close_batches(records)
+                replica.dirty = False
+                decree = replica.machine.prepared.last_prepared
+                (synced if replica.fsync else unsynced).append((replica, decree))
+            self._dirty = held
+            if not records:
+                return
+            self.ticks += 1
             self._log.append(records)
         except OSError as error:
             self._fail(error)
+            return
+        except MemoryError as error:
+            self._dirty = [replica for replica in self._dirty if replica.dirty]
+            self._unlogged, self._unanswered = records, synced + unsynced
+            self._wait_for_memory(error)
             return
         if synced:
             self._start_sync(synced)
         if unsynced:
             self._commit(unsynced)
+
+    # When memory is short: decrees that were given must reach the log before any later one.
+
+    def _wait_for_memory(self, error: MemoryError) -> None:
+        if not self._short:
+            _log.warning("memory is short: writes go into the log one by one")
+        self._short = True
+        self._short_tries += 1
+        if self._short_tries > _SHORT_TRIES:
+            self._fail(error)
+        else:
+            self._call_later(_SHORT_PAUSE_S, self._tick)
+
+    def _tick_sparingly(self) -> None:
+        """Log one record at a time, so that what is answered frees memory for the next."""
+        # Each of these calls `_tick` again at its end.
+        if self.stopped or self._syncing is not None or not self._log.ready():
+            return
+        records, unanswered = self._unlogged, self._unanswered
+        try:
+            if not records and self._dirty:
+                replica = self._dirty[0]
+                replica.close_batches(records, 1)
+                unanswered.append((replica, replica.machine.prepared.last_prepared))
+                if not replica.full:
+                    replica.dirty = False
+                    del self._dirty[0]
+            while records and self._log.ready():
+                self._log.append(records[:1])
+                del records[0]
+                self._short_tries = 0
+        except OSError as error:
+            self._fail(error)
+            return
+        except MemoryError as error:
+            self._wait_for_memory(error)
+            return
+        if records:
+            return
+        self._short = bool(self._dirty)
+        if not self._short:
+            _log.warning("memory is enough again: no write was lost")
+        self._unanswered = []
+        if any(replica.fsync for replica, _ in unanswered):
+            self._start_sync(unanswered)
+        else:
+            self._commit(unanswered)
+            if self._dirty:
+                self._schedule()
 
     def _start_sync(self, replicas: list[tuple[Replica, int]]) -> None:
         self._syncing = replicas
@@ -131,7 +201,7 @@ class Front:
         covered, self._covered = self._covered, []
         for replica, decree in synced + covered:
             replica.shipping.synced = max(replica.shipping.synced, decree)
-        if self._dirty:
+        if self._dirty and not self._short:
             # The disk gets the next tick before the clients get their answers.
             self._tick()
         if synced:
@@ -139,6 +209,8 @@ class Front:
         for replica, _ in covered:
             replica.shipping.advance(replica.machine.committed)
         self._sync_uncovered()
+        if self._short:
+            self._schedule()
 
     def _commit(self, logged: list[tuple[Replica, int]]) -> None:
         if self.stopped:

@@ -24,7 +24,7 @@ from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import Engine, EngineFactory, ReplicaState
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.log_recovery import valid_history
-from pegaskv.storage.mutation_log import LogRecord, MutationLog, RecoveredLog
+from pegaskv.storage.mutation_log import LogGone, LogRecord, MutationLog, RecoveredLog
 
 __all__ = [
     "RecoveredReplica",
@@ -134,12 +134,19 @@ def _pin(log: MutationLog, gpid: Gpid, replica: RecoveredReplica) -> None:
     """Hold what duplications need of the log, before anything of it can be given up."""
     if replica.engine is None:
         # Nobody can read its pins: it may have any.
-        log.set_pin(gpid, "closed", 0)
+        _pin_at(log, gpid, "closed", 0)
         return
     for uuid, start_decree in replica.participation.pins.items():
         if start_decree:
-            # How much the target has confirmed since is heard again soon.
-            log.set_pin(gpid, uuid.hex(), start_decree)
+            _pin_at(log, gpid, uuid.hex(), start_decree)
+
+
+def _pin_at(log: MutationLog, gpid: Gpid, name: str, decree: int) -> None:
+    try:
+        log.set_pin(gpid, name, decree)
+    except LogGone as gone:
+        # What lacks was confirmed by the target and given up; how far, is heard again soon.
+        log.set_pin(gpid, name, gone.lowest)
 
 
 def _open_engines(directory: DataDirectory, factory: EngineFactory) -> dict[Gpid, RecoveredReplica]:

@@ -68,8 +68,9 @@ class Reopening:
                 return
             try:
                 engine = await self._opened_again()
-            except (PegasKVError, OSError) as error:
-                _log.error("the storage of partition %s does not open: %s", replica.gpid, error)
+            except (PegasKVError, OSError, MemoryError) as error:
+                reason = str(error) or "no memory"
+                _log.error("the storage of partition %s does not open: %s", replica.gpid, reason)
                 replica.engine_failed = error
                 continue
             if self._is_gone():

@@ -195,7 +195,7 @@ class Replica:
     def _view(self) -> Snapshot | BaseException:
         try:
             return self.engine.snapshot()
-        except (OSError, PegasKVError) as error:
+        except (OSError, MemoryError, PegasKVError) as error:
             return error
 
     def refusal(self) -> RequestError:
@@ -305,8 +305,11 @@ class Replica:
             self.dirty = True
             self._wake(self)
 
-    def close_batches(self, records: list[LogRecord]) -> None:
-        """Give each open batch a decree and append its record to `records`."""
+    def close_batches(self, records: list[LogRecord], most: int = 1 << 30) -> None:
+        """Give each open batch a decree and append its record to `records`; `most` of them.
+
+        Raises MemoryError when a batch found no room; it is then as if `most` had been less.
+        """
         if self._unproposed:
             self._repropose(records)
         if self.open is not None:
@@ -314,11 +317,15 @@ class Replica:
             self.full.append(self.open)
             self.uncommitted_bytes += self.open.size
             self.open = None
-        while self.full:
-            batch = self.full.popleft()
+        while self.full and most:
+            most -= 1
+            batch = self.full[0]
+            # If there is no memory for it, the batch stays where it is.
+            payload = encode_mutation(batch.first_timestamp_us, batch.operations)
+            self.full.popleft()
             machine = self.machine
             mutation = machine.propose(
-                encode_mutation(batch.first_timestamp_us, batch.operations),
+                payload,
                 batch.first_timestamp_us,
                 batch.last_timestamp_us,
             )
@@ -458,6 +465,10 @@ class Replica:
             calm = engine.calm()
             if calm:
                 engine.write(rows, state)
+        except MemoryError:
+            # They are safe in the log and visible here; the front asks again soon.
+            self._lag(self)
+            return
         except (OSError, PegasKVError) as error:
             self.fail_engine(error)
             return

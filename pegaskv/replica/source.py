@@ -181,7 +181,7 @@ class ReplicaSource:
 
     def held_bytes(self, uuid: bytes) -> int:
         """Bytes of the log that this duplication keeps from being given back."""
-        return self._log.pinned_bytes(self.gpid, uuid.hex())
+        return self._log.held_bytes(self.gpid, uuid.hex())
 
 
 def _page(

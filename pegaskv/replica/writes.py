@@ -108,6 +108,9 @@ class WriteHandlers:
             or len(value) > VALUE_BYTES_MAX
         ):
             check_row(hash_key, sort_key, value)
+        # True and 1.0 find what 1 finds.
+        if type(table_id) is not int or type(index) is not int:
+            raise explain_target(message, 9, self._closed)
         if type(ttl) is not int or not 0 <= ttl <= TTL_SECONDS_MAX:
             check_ttl(ttl)
         partition_hash = xxh3_64_intdigest(hash_key or sort_key)
@@ -116,14 +119,17 @@ class WriteHandlers:
         batch = replica.open
         if batch is None or replica.follower:
             batch = replica.open_batch(len(value))
-        timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
+        timestamp = replica.last_timestamp_us + 1
         expiry = 0
         if ttl or replica.default_ttl:
             expiry = _expiry(replica, ttl, batch.now)
         row = pack_row_header(expiry, timestamp << 8 | replica.cluster_bits) + value
         key = _pack_length(len(hash_key)) + hash_key + sort_key
         body = pack([key, row])
-        batch.operations.append(_pack_operation(len(body), partition_hash, _WRITE) + body)
+        operation = _pack_operation(len(body), partition_hash, _WRITE) + body
+        # Whatever may find no memory has been made: the batch takes all of it or nothing.
+        replica.last_timestamp_us = timestamp
+        batch.operations.append(operation)
         batch.rows += (key, row)
         batch.overlay[key] = row
         batch.replies.append((connection, [request_id, 0, 0]))
@@ -239,11 +245,11 @@ class WriteHandlers:
         size = 0
         for mutation in mutations:
             match mutation:
-                case [1, sort_key, value, ttl]:
+                case [1 as kind, sort_key, value, ttl] if type(kind) is int:
                     check_row(hash_key, sort_key, value)
                     check_ttl(ttl)
                     change: tuple[bytes | None, int] = (value, ttl)
-                case [2, sort_key]:
+                case [2 as kind, sort_key] if type(kind) is int:
                     check_row(hash_key, sort_key)
                     change = (None, 0)
                 case _:
@@ -342,7 +348,7 @@ class WriteHandlers:
             replica = self._replicas[message[3], message[4]]
         except (IndexError, KeyError, TypeError):
             raise explain_target(message, length, self._closed) from None
-        if len(message) != length:
+        if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
             raise explain_target(message, length, self._closed)
         return replica, message[5:]
 
@@ -394,27 +400,30 @@ def _add(
     assert batch is not None
     if batch.size >= MUTATION_BYTES_MAX or len(batch.operations) >= MUTATION_OPERATIONS_MAX:
         batch = replica.continue_batch()
-    timestamp = replica.last_timestamp_us = replica.last_timestamp_us + 1
+    timestamp = replica.last_timestamp_us + 1
     timetag = timestamp << 8 | replica.cluster_bits
     # A delete stays as a row while the table takes part in a duplication.
     keeps = replica.proposed.keeps_tombstones
     if keeps:
         replica.expires = True
     fields: list[bytes] = []
+    changes: list[bytes | None] = []
     for key, value, expiry in rows:
         if value is None:
             tombstone = pack_row_header(0, timetag | 1)
             fields += (key, tombstone)
-            kept = tombstone if keeps else None
-            batch.rows += (key, kept)
-            batch.overlay[key] = kept
+            changes += (key, tombstone if keeps else None)
         else:
             row = pack_row_header(expiry, timetag) + value
             fields += (key, row)
-            batch.rows += (key, row)
-            batch.overlay[key] = row
+            changes += (key, row)
     operation = encode_operation(_WRITE, partition_hash, fields)
+    overlay = dict(zip(changes[::2], changes[1::2], strict=True))
+    # Whatever may find no memory has been made: the batch takes all of it or nothing.
+    replica.last_timestamp_us = timestamp
     batch.operations.append(operation)
+    batch.rows += changes
+    batch.overlay.update(overlay)  # type: ignore[arg-type]
     batch.size += len(operation)
 
 

@@ -42,6 +42,9 @@ async def listening(flag: str, address: str, attempt: Awaitable[T]) -> T:
             )
         elif error.errno in (errno.EACCES, errno.EPERM):
             reason, hint = "may not be used by this user", "choose a port above 1023"
+        elif error.errno is not None and error.errno < 0:
+            # The resolver has numbers of its own.
+            reason, hint = f"cannot be resolved: {error.strerror}", f"{flag} is HOST:PORT"
         else:
             reason, hint = f"cannot be used: {error}", f"{flag} is HOST:PORT"
         raise ListenError(f"{address} {reason}", hint=hint, in_use=in_use) from error

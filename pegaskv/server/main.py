@@ -40,6 +40,7 @@ from pegaskv.runtime.signals import StopSignals
 from pegaskv.server.config import Config, config_from_text, read_config
 from pegaskv.server.listening import ListenError
 from pegaskv.server.logs import escape, set_up_logs
+from pegaskv.server.memory_budget import free_memory
 from pegaskv.storage.local_disk import LocalDisk
 
 __all__ = ["ExitStatus", "main"]
@@ -98,11 +99,12 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
     # Imported here: --version and a wrong flag need none of it.
     from pegaskv.server.standalone import Standalone
 
-    with StopSignals() as signals:
+    with StopSignals(on_hangup=_on_hangup) as signals:
         server = Standalone(
             config,
             data,
             files_max=_raise_file_limit(),
+            free_memory=lambda: free_memory(LocalDisk()),
             accept_loss=accept_loss,
             process_id=os.getpid(),
             on_fatal=lambda error: signals.stop.set(),
@@ -119,6 +121,11 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
     if server.failure is not None:
         raise server.failure
     return ExitStatus.CLEAN_STOP
+
+
+def _on_hangup() -> None:
+    # The terminal is gone, or somebody rotates logs: neither is a reason to end.
+    _log.info("SIGHUP: there is nothing to read again, and the log goes to stderr as before")
 
 
 def _say_ready(address: str, http_address: str) -> None:

@@ -21,6 +21,7 @@ from random import Random, SystemRandom
 from typing import Any, Final
 
 from pegaskv.base.errors import DirectoryUnusable, InvalidArgument, PegasKVError
+from pegaskv.base.limits import PROCESS_BYTES_IN_FLIGHT_MAX
 from pegaskv.base.version import PROTOCOL_VERSION, VERSION
 from pegaskv.codec.operations import Operation
 from pegaskv.coordination.embedded import EmbeddedStore
@@ -28,7 +29,6 @@ from pegaskv.coordination.store import StoreUnavailable
 from pegaskv.duplication.coordinator import Coordinator
 from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
 from pegaskv.duplication.service import DuplicationService
-from pegaskv.meta.remotes import RemoteClusterInfo
 from pegaskv.meta.service import MetaService
 from pegaskv.net.acceptor import Acceptor
 from pegaskv.net.asyncio_network import AsyncioNetwork
@@ -44,6 +44,7 @@ from pegaskv.server.config import Config, parse_address
 from pegaskv.server.file_budget import FileBudget
 from pegaskv.server.late_door import LateMetaDoor
 from pegaskv.server.listening import listening
+from pegaskv.server.memory_budget import bytes_in_flight_max
 from pegaskv.server.node_control import NodeControl
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
@@ -70,6 +71,7 @@ class Standalone:
         data: Path,
         *,
         files_max: int = 1_024,
+        free_memory: Callable[[], int] = lambda: 1 << 40,
         accept_loss: bool = False,
         on_fatal: Callable[[PegasKVError], Any] = lambda error: None,
         clock: Clock | None = None,
@@ -83,6 +85,7 @@ class Standalone:
         self._config = config
         self._data = data
         self._files = FileBudget.of(files_max)
+        self._free_memory = free_memory
         self._accept_loss = accept_loss
         self._on_fatal = on_fatal
         self._clock = clock or SystemClock()
@@ -210,6 +213,9 @@ class Standalone:
             **self._meta.handlers(),
             Operation.SERVER_INFO: self._on_server_info,
         }
+        bytes_max = bytes_in_flight_max(self._free_memory())
+        if bytes_max < PROCESS_BYTES_IN_FLIGHT_MAX:
+            _log.warning("memory is tight: requests may hold %d MiB of it", bytes_max >> 20)
         return Acceptor(
             handlers,
             identity=ServerIdentity(
@@ -220,6 +226,8 @@ class Standalone:
                 connections_max=min(server.connections_max, self._files.connections),
                 connections_per_address_max=server.connections_per_address_max,
                 descriptor_max=self._files.connection_descriptor_max,
+                bytes_in_flight_max=bytes_max,
+                bytes_unsent_max=bytes_max,
             ),
         )
 
@@ -280,7 +288,8 @@ class Standalone:
                 _log.warning("the stop could not be marked as clean: %s", error)
         for worker in self._workers:
             await worker.close()
-        _log.info("stopped")
+        if self.address:
+            _log.info("stopped")
 
     async def _stop_listening(self) -> None:
         if self._listener is not None:

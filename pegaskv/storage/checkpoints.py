@@ -13,6 +13,7 @@ from typing import Final
 import google_crc32c
 
 from pegaskv.base.errors import CorruptionError, UnsupportedFormat, WireError
+from pegaskv.base.version import CHECKPOINT_FORMAT
 from pegaskv.codec.packing import pack, unpack
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import CheckpointInfo, ReplicaState
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 CHECKPOINT_FILE: Final = "CHECKPOINT"
-_FORMAT: Final = 1
 _CRC: Final = Struct(">I")
 
 
@@ -77,7 +77,7 @@ def publish(
     The files in it must be durable; their names become so here.
     """
     temporary = temporary_path(target)
-    described = [_FORMAT, state.encode(), [list(file) for file in files]]
+    described = [CHECKPOINT_FORMAT, state.encode(), [list(file) for file in files]]
     write_new(disk, temporary / CHECKPOINT_FILE, seal(described))
     disk.fsync_dir(temporary)
     disk.rename(temporary, target)
@@ -98,8 +98,10 @@ def read_checkpoint(disk: Disk, path: Path) -> tuple[CheckpointInfo, ReplicaStat
         described = unseal(disk.read_bytes(path / CHECKPOINT_FILE), what)
     except FileNotFoundError:
         raise CorruptionError(f"{what} has no {CHECKPOINT_FILE}") from None
-    if isinstance(described, list) and described and described[0] != _FORMAT:
-        raise UnsupportedFormat(f"{what} has format {described[0]}, this software reads {_FORMAT}")
+    if isinstance(described, list) and described and described[0] != CHECKPOINT_FORMAT:
+        raise UnsupportedFormat(
+            f"{what} has format {described[0]}, this software reads {CHECKPOINT_FORMAT}"
+        )
     match described:
         case [_, bytes(encoded), [*entries]]:
             state = ReplicaState.decode(encoded)

@@ -8,7 +8,7 @@ boot                        which boot of the machine used it last, and whether 
 log/  meta/                 the mutation log; the meta server's own files
 replicas/5.3/manifest       incarnation and marks of one replica
 replicas/5.3/engine/        its rows
-replicas/5.3/checkpoint/8/  its last published checkpoint
+replicas/5.3/...            checkpoint and notes, see `replica_files`
 trash/5.3.<us>.<why>/       a replica that was removed; kept for a while
 ```
 
@@ -33,17 +33,15 @@ from pegaskv.base.errors import (
     UnsupportedFormat,
 )
 from pegaskv.base.types import Gpid
-from pegaskv.base.version import VERSION
-from pegaskv.storage.checkpoints import read_checkpoint, seal, temporary_path, unseal, write_new
+from pegaskv.base.version import BOOT_FORMAT, DATA_FORMAT, MANIFEST_FORMAT, VERSION
+from pegaskv.storage.checkpoints import seal, temporary_path, unseal, write_new
 from pegaskv.storage.disk import Disk, DiskLock
 from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory
+from pegaskv.storage.replica_files import ReplicaFiles
 
 __all__ = ["DataDirectory", "ReplicaManifest"]
 
 _TITLE: Final = "pegaskv data directory"
-_FORMAT: Final = 1
-_MANIFEST_FORMAT: Final = 1
-_BOOT_FORMAT: Final = 1
 
 # What may stand in a directory before FORMAT does: a creation that was cut short.
 _UNFINISHED: Final = frozenset({"lock", "FORMAT.tmp", "lost+found"})
@@ -73,7 +71,7 @@ class ReplicaManifest:
         """Return the contents of the manifest file."""
         return seal(
             [
-                _MANIFEST_FORMAT,
+                MANIFEST_FORMAT,
                 [*self.gpid],
                 self.incarnation,
                 self.base_decree,
@@ -94,9 +92,9 @@ class ReplicaManifest:
 
         """
         value = unseal(data, what)
-        if isinstance(value, list) and value and value[0] != _MANIFEST_FORMAT:
+        if isinstance(value, list) and value and value[0] != MANIFEST_FORMAT:
             raise UnsupportedFormat(
-                f"{what} has format {value[0]}, this software reads {_MANIFEST_FORMAT}"
+                f"{what} has format {value[0]}, this software reads {MANIFEST_FORMAT}"
             )
         match value:
             case [
@@ -167,7 +165,7 @@ class DataDirectory:
         self._manifests: dict[Gpid, ReplicaManifest] = {}
 
         if not disk.exists(path / "FORMAT"):
-            disk.write_atomic(path / "FORMAT", f"{_TITLE}\nformat {_FORMAT}\n".encode())
+            disk.write_atomic(path / "FORMAT", f"{_TITLE}\nformat {DATA_FORMAT}\n".encode())
         disk.make_dirs(self._replicas_path)
         disk.make_dirs(self._trash_path)
         self._tidy()
@@ -286,7 +284,11 @@ class DataDirectory:
                 count += 1
         return count
 
-    # --- Checkpoints ---------------------------------------------------------------------
+    # --- What a replica has beside its manifest --------------------------------------------
+
+    def files(self, gpid: Gpid) -> ReplicaFiles:
+        """The files of a replica beside its manifest."""
+        return ReplicaFiles(self._disk, self.replica_path(gpid), gpid)
 
     def publish_checkpoint(self, gpid: Gpid, engine: Engine) -> CheckpointInfo:
         """Flush the engine and publish a checkpoint in place of the last one. Blocks.
@@ -295,28 +297,11 @@ class DataDirectory:
             OSError, CorruptionError: there is no new checkpoint; the last one stays.
 
         """
-        directory = self._checkpoint_path(gpid)
-        numbers = self._checkpoint_numbers(gpid)
-        info = engine.checkpoint(directory / str(max(numbers, default=0) + 1))
-        # One that stays is removed with the next.
-        with suppress(OSError):
-            for number in numbers:
-                self._disk.remove_tree(directory / str(number))
-        return info
+        return self.files(gpid).publish_checkpoint(engine)
 
     def checkpoint_decree(self, gpid: Gpid) -> int:
         """Return the decree of the last checkpoint, 0 if there is none to fall back on. Blocks."""
-        # A start changes nothing here: the disk may be full.
-        exists = self._disk.exists(self.replica_path(gpid) / "checkpoint")
-        numbers = self._checkpoint_numbers(gpid) if exists else []
-        if not numbers:
-            return 0
-        try:
-            return read_checkpoint(self._disk, self._checkpoint_path(gpid) / str(numbers[-1]))[
-                0
-            ].decree
-        except CorruptionError:
-            return 0
+        return self.files(gpid).checkpoint_state().decree
 
     def restore_checkpoint(self, gpid: Gpid, factory: EngineFactory) -> Engine:
         """Put the last checkpoint in the place of an engine that does not open. Blocks.
@@ -327,29 +312,7 @@ class DataDirectory:
             CorruptionError: there is no checkpoint, or it is damaged too.
 
         """
-        disk = self._disk
-        numbers = self._checkpoint_numbers(gpid)
-        if not numbers:
-            raise CorruptionError(f"partition {gpid} has no checkpoint")
-        path = self.replica_path(gpid)
-        restored, damaged = path / "engine.restored", path / "engine.damaged"
-        disk.remove_tree(restored)
-        factory.open_checkpoint(self._checkpoint_path(gpid) / str(numbers[-1]), restored).close()
-        disk.remove_tree(damaged)
-        disk.rename(self.engine_path(gpid), damaged)
-        disk.fsync_dir(path)
-        disk.rename(restored, self.engine_path(gpid))
-        disk.fsync_dir(path)
-        return factory.open(self.engine_path(gpid))
-
-    def _checkpoint_path(self, gpid: Gpid) -> Path:
-        path = self.replica_path(gpid) / "checkpoint"
-        self._disk.make_dirs(path)
-        return path
-
-    def _checkpoint_numbers(self, gpid: Gpid) -> list[int]:
-        names = self._disk.list(self._checkpoint_path(gpid))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return self.files(gpid).restore_checkpoint(factory)
 
     # --- Inside --------------------------------------------------------------------------
 
@@ -365,20 +328,8 @@ class DataDirectory:
             if name.endswith(".tmp"):
                 disk.remove_tree(path)
             elif _GPID_NAME.fullmatch(name) and disk.is_dir(path):
-                self._tidy_replica(path)
-
-    def _tidy_replica(self, path: Path) -> None:
-        disk = self._disk
-        names = disk.list(path)
-        if "engine.restored" in names and "engine" not in names:
-            disk.rename(path / "engine.restored", path / "engine")
-            disk.fsync_dir(path)
-        for name in ("engine.restored", "engine.restored.tmp", "engine.tmp"):
-            disk.remove_tree(path / name)
-        if "checkpoint" in names:
-            for name in disk.list(path / "checkpoint"):
-                if name.endswith(".tmp"):
-                    disk.remove_tree(path / "checkpoint" / name)
+                # Whose it is makes no difference to its files.
+                ReplicaFiles(disk, path, Gpid(0, 0)).tidy()
 
     def _load_manifests(self) -> None:
         for name in self._disk.list(self._replicas_path):
@@ -434,12 +385,12 @@ class DataDirectory:
         except CorruptionError:
             return False, False
         match value:
-            case [int(version), str(boot_id), bool(clean)] if version == _BOOT_FORMAT:
+            case [int(version), str(boot_id), bool(clean)] if version == BOOT_FORMAT:
                 return clean, boot_id == self._boot_id
         return False, False
 
     def _write_boot(self, *, clean: bool) -> None:
-        self._disk.write_atomic(self.path / "boot", seal([_BOOT_FORMAT, self._boot_id, clean]))
+        self._disk.write_atomic(self.path / "boot", seal([BOOT_FORMAT, self._boot_id, clean]))
 
 
 def _check_ours(disk: Disk, path: Path) -> None:
@@ -462,10 +413,10 @@ def _check_ours(disk: Disk, path: Path) -> None:
             f"{path}/FORMAT is not that of a data directory of pegaskv",
             hint="name another directory with --data; this one was not touched",
         )
-    if lines[1:2] != [f"format {_FORMAT}"]:
+    if lines[1:2] != [f"format {DATA_FORMAT}"]:
         found = lines[1] if len(lines) > 1 else "no format"
         raise DirectoryUnusable(
-            f"{path} has {found[:40]!r}; pegaskv {VERSION} reads format {_FORMAT}",
+            f"{path} has {found[:40]!r}; pegaskv {VERSION} reads format {DATA_FORMAT}",
             hint="start the version that wrote it, or a newer one; nothing was changed",
         )
 

@@ -13,6 +13,7 @@ from struct import Struct
 from typing import Final, Protocol
 
 from pegaskv.base.errors import CorruptionError, PegasKVError, UnsupportedFormat
+from pegaskv.base.version import STATE_FORMAT
 
 __all__ = [
     "STATE_KEY",
@@ -28,7 +29,6 @@ __all__ = [
 STATE_KEY: Final = b"\xff\xffstate"
 
 _STATE: Final = Struct(">BQIQ")
-_STATE_FORMAT: Final = 1
 _pack_state = _STATE.pack
 
 
@@ -46,7 +46,7 @@ class ReplicaState:
 
     def encode(self) -> bytes:
         """Return the bytes under `STATE_KEY`."""
-        return _pack_state(_STATE_FORMAT, self.decree, self.ballot, self.last_timestamp_us)
+        return _pack_state(STATE_FORMAT, self.decree, self.ballot, self.last_timestamp_us)
 
     @classmethod
     def decode(cls, data: bytes | None) -> "ReplicaState":
@@ -62,7 +62,7 @@ class ReplicaState:
         if len(data) != _STATE.size:
             raise CorruptionError(f"replica state of {len(data)} bytes")
         version, decree, ballot, timestamp = _STATE.unpack(data)
-        if version != _STATE_FORMAT:
+        if version != STATE_FORMAT:
             raise UnsupportedFormat(f"replica state version {version}")
         return cls(decree, ballot, timestamp)
 
@@ -165,4 +165,16 @@ class EngineFactory(Protocol):
 
     def open_checkpoint(self, checkpoint: Path, path: Path) -> Engine:
         """Open a new engine in `path` from a published checkpoint."""
+        ...
+
+    def salvage(self, path: Path, target: Path, known: ReplicaState) -> list[tuple[bytes, bytes]]:
+        """Make a new engine in `target` of what can be read of the closed one in `path`.
+
+        `known` is a state that its tables have reached at least. Returns the ranges (first and
+        last stored key) in which rows may be lost; everywhere else all rows are as they were.
+
+        Raises:
+            CorruptionError: nothing can be told from what is left.
+
+        """
         ...

@@ -25,6 +25,7 @@ from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, EngineClosed, ReplicaState
 from pegaskv.storage.leveldb_files import TableLinker, make_ready, newest_log, restore
+from pegaskv.storage.leveldb_salvage import Salvage
 from pegaskv.storage.options import StorageOptions
 
 __all__ = ["LevelDBEngine", "LevelDBFactory", "LevelDBSnapshot"]
@@ -35,6 +36,8 @@ _LEVEL0_FILES_CALM: Final = 6
 _SAMPLE_BYTES: Final = 1024 * 1024
 # What a row takes in memory beyond its bytes in a batch: a node and its alignment.
 _BYTES_PER_ROW: Final = 32
+# How much of a damaged engine is copied in one batch.
+_SALVAGE_BYTES: Final = 256 * 1024
 _CACHE_SHARE_MIN: Final = 512 * 1024
 # Above every key, reserved ones included.
 _END: Final = b"\xff" * 16
@@ -89,6 +92,40 @@ class LevelDBFactory:
         """
         restore(self._disk, checkpoint, path)
         return self.open(path)
+
+    def salvage(self, path: Path, target: Path, known: ReplicaState) -> list[tuple[bytes, bytes]]:
+        """Make a new engine in the new directory `target` of what is left of the one in `path`.
+
+        Of a key that a damaged block may have had, only what a younger table says is taken.
+        Returns the ranges (first and last stored key) in which rows may be lost.
+
+        Raises:
+            CorruptionError: its MANIFEST is damaged, or nobody knows what it had reached.
+            OSError: the disk refused; `target` may be there in part.
+
+        """
+        salvage = Salvage(self._disk, path)
+        engine = self.open(target)
+        try:
+            state = ReplicaState()
+            rows: list[bytes | None] = []
+            size = 0
+            for key, row in salvage.rows():
+                if key == STATE_KEY:
+                    state = ReplicaState.decode(row)
+                    continue
+                rows += (key, row)
+                size += len(key) + len(row)
+                if size >= _SALVAGE_BYTES:
+                    engine.write(rows, known)
+                    rows, size = [], 0
+            if not max(state.decree, known.decree):
+                raise CorruptionError(f"what {path} had reached is lost")
+            engine.write(rows, max(state, known, key=lambda each: each.decree))
+            engine.flush()
+        finally:
+            engine.close()
+        return [(each.first, each.last) for each in salvage.damage]
 
     def _admit(self, path: Path) -> int:
         with self._lock:

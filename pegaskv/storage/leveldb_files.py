@@ -19,7 +19,7 @@ from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, ReplicaState
 from pegaskv.storage.leveldb_manifest import LiveTable, ManifestReader, manifest_name
 from pegaskv.storage.leveldb_table import find_newest
 
-__all__ = ["TableLinker", "make_ready", "newest_log", "restore"]
+__all__ = ["TableLinker", "live_tables", "make_ready", "newest_log", "restore"]
 
 _LOG_NAME: Final = re.compile(r"(\d+)\.log")
 _TABLE_NAME: Final = re.compile(r"\d+\.(ldb|sst)")
@@ -66,6 +66,20 @@ def make_ready(disk: Disk, path: Path) -> None:
     reader = _read_manifest(disk, path / name)
     for table in reader.tables():
         _check_table(disk, path / table.name, table)
+
+
+def live_tables(disk: Disk, path: Path) -> list[LiveTable]:
+    """Return the tables of the closed database in `path`.
+
+    Raises:
+        CorruptionError: CURRENT or MANIFEST is missing or damaged.
+
+    """
+    try:
+        name = manifest_name(disk.read_bytes(path / "CURRENT"))
+        return _read_manifest(disk, path / name).tables()
+    except FileNotFoundError as error:
+        raise CorruptionError(f"{error.filename or path} is missing") from None
 
 
 def _read_manifest(disk: Disk, path: Path) -> ManifestReader:

@@ -1,23 +1,26 @@
-"""pure: one key out of a LevelDB table file, without opening the database.
+"""pure: one key out of a LevelDB table file, or all blocks of it, without opening the database.
 
 A checkpoint must say exactly which decree it holds, and only its tables know:
 between the flush and the links more writes may have reached them. Opening a
 LevelDB on the links would answer too, but it writes there and may start to
 compact. So the one key is looked up here: footer, index block, data block; each
-block is read alone, its checksum compared, and unpacked if it is compressed.
+block is read alone, its checksum compared, and unpacked if it is compressed. And who
+wants what is left of a damaged table must know which keys a damaged block had.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final
 
 from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.leveldb_manifest import masked_crc32c, read_varint
 
-__all__ = ["FoundEntry", "find_newest", "unpack_snappy"]
+__all__ = ["Entry", "FoundEntry", "find_newest", "read_blocks", "unpack_snappy"]
 
 # (sequence number, value or None when the entry is a removal)
 FoundEntry = tuple[int, bytes | None]
+# (internal key: the key, then sequence number << 8 | kind in 8 bytes; value)
+Entry = tuple[bytes, bytes]
 ReadAt = Callable[[int, int], bytes]
 
 _MAGIC: Final = 0xDB4775248B80FB57
@@ -36,12 +39,7 @@ def find_newest(read_at: ReadAt, size: int, key: bytes) -> FoundEntry | None:
         CorruptionError: a block on the way is damaged.
 
     """
-    footer = read_at(size - _FOOTER_BYTES, _FOOTER_BYTES) if size >= _FOOTER_BYTES else b""
-    if len(footer) != _FOOTER_BYTES or _U64.unpack_from(footer, 40)[0] != _MAGIC:
-        raise CorruptionError("table without a footer")
-    _, at = _read_handle(footer, 0)
-    index_handle, _ = _read_handle(footer, at)
-    index = _read_block(read_at, size, index_handle)
+    index = _read_index(read_at, size)
     # An index entry's key is at or above the last key of its block.
     entry = _seek(index, key)
     if entry is None:
@@ -52,6 +50,49 @@ def find_newest(read_at: ReadAt, size: int, key: bytes) -> FoundEntry | None:
         return None
     tail = _U64.unpack_from(found[0], len(found[0]) - 8)[0]
     return tail >> 8, found[1] if tail & 0xFF else None
+
+
+def read_blocks(read_at: ReadAt, size: int) -> Iterator[tuple[bytes, list[Entry] | None]]:
+    """Yield (a key at or above the last one, entries) of each block; None for a damaged block.
+
+    Raises:
+        CorruptionError: the index is damaged: nobody knows the blocks.
+
+    """
+    for bound, place in _entries(_read_index(read_at, size)):
+        try:
+            handle, _ = _read_handle(place, 0)
+            entries: list[Entry] | None = list(_entries(_read_block(read_at, size, handle)))
+        except CorruptionError:
+            entries = None
+        yield bound[:-8], entries
+
+
+def _read_index(read_at: ReadAt, size: int) -> bytes:
+    footer = read_at(size - _FOOTER_BYTES, _FOOTER_BYTES) if size >= _FOOTER_BYTES else b""
+    if len(footer) != _FOOTER_BYTES or _U64.unpack_from(footer, 40)[0] != _MAGIC:
+        raise CorruptionError("table without a footer")
+    _, at = _read_handle(footer, 0)
+    handle, _ = _read_handle(footer, at)
+    return _read_block(read_at, size, handle)
+
+
+def _entries(block: bytes) -> Iterator[Entry]:
+    limit = _limit(block)
+    at = 0
+    last = b""
+    while at < limit:
+        last, value, at = _read_entry(block, at, limit, last)
+        yield last, value
+
+
+def _limit(block: bytes) -> int:
+    """Where the entries of a block end and its restart points begin."""
+    count = _U32.unpack_from(block, len(block) - 4)[0] if len(block) >= 4 else 0
+    limit = len(block) - 4 - 4 * count
+    if count == 0 or limit < 0:
+        raise CorruptionError("block without restart points")
+    return limit
 
 
 def _read_handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
@@ -79,12 +120,8 @@ def _read_block(read_at: ReadAt, size: int, handle: tuple[int, int]) -> bytes:
 def _seek(block: bytes, key: bytes) -> tuple[bytes, bytes] | None:
     # The first entry at or behind the newest possible version of `key`. Entries share their
     # beginning with the one before, except at restart points, which are searched by halves.
-    count = _U32.unpack_from(block, len(block) - 4)[0] if len(block) >= 4 else 0
-    limit = len(block) - 4 - 4 * count
-    if count == 0 or limit < 0:
-        raise CorruptionError("block without restart points")
-
-    low, high = 0, count - 1
+    limit = _limit(block)
+    low, high = 0, (len(block) - limit) // 4 - 2
     while low < high:
         middle = (low + high + 1) // 2
         start = _U32.unpack_from(block, limit + 4 * middle)[0]

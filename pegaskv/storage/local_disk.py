@@ -155,6 +155,12 @@ class LocalDisk:
         for directory in [*reversed(path.parents), path][1:]:
             try:
                 os.mkdir(directory, _DIRECTORY_MODE)
+            except FileExistsError:
+                if not directory.is_dir():
+                    name = str(directory)
+                    raise NotADirectoryError(
+                        errno.ENOTDIR, os.strerror(errno.ENOTDIR), name
+                    ) from None
             except OSError:
                 # A parent may be read-only, or not ours to write, as long as it is there.
                 if not directory.is_dir():

@@ -19,11 +19,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid
 from pegaskv.storage.log_format import RECORD_BYTES, LogRecord, LogRun
 from pegaskv.storage.log_options import LogOptions
 
-__all__ = ["Hold", "LogIndex", "Run", "Segment"]
+__all__ = ["Hold", "LogGone", "LogIndex", "Pin", "Run", "Segment"]
 
 # What `_Partition.incarnation` is before and after anybody answers for the partition.
 _UNKNOWN: Final = -1
@@ -34,6 +35,26 @@ _RUN_SHARE: Final = 32
 
 # So many small cold segments are made one, so that their number stays small.
 _SMALL_COLD_MAX: Final = 8
+
+
+class LogGone(PegasKVError):
+    """A pin asks for records that were given up; `lowest` is the lowest decree that it may have."""
+
+    def __init__(self, message: str, lowest: int) -> None:
+        super().__init__(message)
+        self.lowest = lowest
+
+
+class Pin(NamedTuple):
+    """One pin: records above `decree` are kept.
+
+    `held_bytes` is about how much of them nobody but pins keeps any more, `moved_ms` when the
+    pin came to its decree.
+    """
+
+    decree: int
+    held_bytes: int
+    moved_ms: int
 
 
 class Hold(NamedTuple):
@@ -110,6 +131,8 @@ class _Partition:
     incarnation: int = _UNKNOWN
     flushed: int = 0
     pins: dict[str, int] = field(default_factory=dict)
+    # When each came to where it is.
+    pins_moved_ms: dict[str, int] = field(default_factory=dict)
     # The run that the next record most likely continues.
     run: Run | None = None
     # Runs of the present incarnation that a reader may ask for, and those above `flushed`.
@@ -125,6 +148,16 @@ class _Partition:
 
     def holds(self, run: Run) -> bool:
         return self.hold.covers(run.incarnation, run.last)
+
+
+def _kept_bytes(partition: _Partition, decree: int) -> int:
+    """Sum up what is flushed and above `decree`; of a run in part, in proportion."""
+    total = 0
+    for run in partition.held:
+        kept = min(run.last, partition.flushed) - max(decree, run.first - 1)
+        if kept > 0:
+            total += run.size * kept // (run.last - run.first + 1)
+    return total
 
 
 class LogIndex:
@@ -264,14 +297,14 @@ class LogIndex:
         partition = self._partition(gpid)
         partition.incarnation = incarnation
         partition.flushed = base_decree
-        partition.pins = {}
+        partition.pins, partition.pins_moved_ms = {}, {}
         self._look_again(partition, now_ms)
 
     def forget(self, gpid: Gpid) -> None:
         """All records of the partition are dead."""
         partition = self._partition(gpid)
         partition.incarnation = _FORGOTTEN
-        partition.pins = {}
+        partition.pins, partition.pins_moved_ms = {}, {}
         self._look_again(partition, 0)
 
     def mark_flushed(self, gpid: Gpid, decree: int, now_ms: int) -> None:
@@ -287,34 +320,65 @@ class LogIndex:
         # What is left was appended while the engine flushed.
         partition.oldest_ms = now_ms
 
-    def set_pin(self, gpid: Gpid, name: str, decree: int) -> None:
-        """Records above `decree` are kept until the pin is moved or cleared."""
+    def set_pin(self, gpid: Gpid, name: str, decree: int, now_ms: int) -> None:
+        """Records above `decree` are kept until the pin is moved or cleared.
+
+        Raises:
+            LogGone: some of them are not there any more; no pin was set or moved.
+
+        """
         partition = self._partition(gpid)
         lower = decree < partition.hold.decree
+        if lower:
+            lowest = self._lowest_pin(partition)
+            if decree < lowest:
+                raise LogGone(
+                    f"the log of partition {gpid} lacks decrees {decree + 1} to {lowest}", lowest
+                )
+        if partition.pins.get(name) != decree:
+            partition.pins_moved_ms[name] = now_ms
         partition.pins[name] = decree
         if lower:
             self._look_again(partition, partition.oldest_ms)
         else:
             self._drop_unheld(partition)
 
+    def _lowest_pin(self, partition: _Partition) -> int:
+        """The decree above which every record of the present incarnation is there."""
+        if partition.incarnation < 0:
+            return 0
+        lowest = partition.hold.decree
+        # Downward from what is kept anyway, as long as the next run joins on.
+        for run in sorted(self._runs_of(partition), key=lambda run: -run.last):
+            if run.last < lowest:
+                break
+            lowest = min(lowest, run.first - 1)
+        return lowest
+
     def clear_pin(self, gpid: Gpid, name: str) -> None:
         """Give the pin up; fine if there is none."""
         partition = self._partition(gpid)
         partition.pins.pop(name, None)
+        partition.pins_moved_ms.pop(name, None)
         self._drop_unheld(partition)
 
-    def pinned_bytes(self, gpid: Gpid, name: str) -> int:
-        """About how many bytes of flushed log are above the pin; 0 when there is none."""
+    def pins(self, gpid: Gpid) -> dict[str, Pin]:
+        """Return the pins of a partition by their names."""
         partition = self._partitions.get(gpid)
-        if partition is None or name not in partition.pins:
-            return 0
-        pin = partition.pins[name]
-        total = 0
-        for run in partition.held:
-            above = min(run.last, partition.flushed) - max(run.first - 1, pin)
-            if above > 0:
-                total += run.size * above // (run.last - run.first + 1)
-        return total
+        if partition is None:
+            return {}
+        return {
+            name: Pin(decree, _kept_bytes(partition, decree), partition.pins_moved_ms[name])
+            for name, decree in partition.pins.items()
+        }
+
+    def _runs_of(self, partition: _Partition) -> list[Run]:
+        return [
+            run
+            for segment in self._segments.values()
+            for run in segment.runs
+            if run.partition is partition and run.incarnation == partition.incarnation
+        ]
 
     def _drop_unheld(self, partition: _Partition) -> None:
         hold = partition.hold
@@ -323,18 +387,12 @@ class LogIndex:
     def _look_again(self, partition: _Partition, now_ms: int) -> None:
         """Find the partition's runs anew, after its rule has changed."""
         hold = partition.hold
+        runs = self._runs_of(partition) if partition.incarnation >= 0 else []
         partition.run = None
-        partition.held = []
-        partition.unflushed = []
+        # At once: another thread may be reading by them.
+        partition.held = [run for run in runs if run.last > hold.decree]
+        partition.unflushed = [run for run in runs if run.last > partition.flushed]
         partition.oldest_ms = now_ms
-        if partition.incarnation >= 0:
-            for segment in self._segments.values():
-                for run in segment.runs:
-                    if run.partition is partition and run.incarnation == partition.incarnation:
-                        if run.last > hold.decree:
-                            partition.held.append(run)
-                        if run.last > partition.flushed:
-                            partition.unflushed.append(run)
         self._count(partition)
 
     def _count(self, partition: _Partition) -> None:
@@ -458,12 +516,7 @@ class LogIndex:
             partition.unflushed_bytes for partition in self._partitions.values()
         )
         for partition in self._partitions.values():
-            runs = [
-                run
-                for segment in self._segments.values()
-                for run in segment.runs
-                if run.partition is partition and run.incarnation == partition.incarnation
-            ]
+            runs = self._runs_of(partition)
             if partition.incarnation >= 0:
                 assert {id(run) for run in partition.unflushed} == {
                     id(run) for run in runs if run.last > partition.flushed

@@ -28,10 +28,11 @@ def read_history(
     from_decree: int,
     max_bytes: int,
     ballot: int,
+    through: int,
 ) -> list[LogRecord]:
     """Return the valid history of a partition from `from_decree` on, about `max_bytes` of it.
 
-    Blocks. `ballot` is that of the decree below, or 0.
+    Blocks. `ballot` is that of the decree below, or 0; nothing above `through` is returned.
 
     Raises:
         CorruptionError: the log lacks a decree that should be there, or it is damaged.
@@ -39,9 +40,10 @@ def read_history(
     """
     for _ in range(_READ_ATTEMPTS):
         try:
-            return _read(disk, directory, index, gpid, from_decree, max_bytes, ballot)
+            history = _read(disk, directory, index, gpid, from_decree, max_bytes, ballot)
         except FileNotFoundError:
             continue
+        return [record for record in history if record.decree <= through]
     raise CorruptionError(f"the log of partition {gpid} changes faster than it can be read")
 
 

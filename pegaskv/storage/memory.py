@@ -74,6 +74,16 @@ class MemoryFactory:
         disk.fsync_dir(path.parent)
         return self.open(path)
 
+    def salvage(self, path: Path, target: Path, known: ReplicaState) -> list[tuple[bytes, bytes]]:
+        """Make nothing of a damaged engine: all rows have one checksum.
+
+        Raises:
+            CorruptionError: its file is damaged.
+
+        """
+        self.open(path).close()
+        raise CorruptionError(f"nothing can be read of {path}")
+
 
 class _Rows:
     """A dictionary with its keys in order; frozen once a snapshot holds it."""

@@ -21,11 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pegaskv.base.errors import CorruptionError, PegasKVError
+from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.disk import Disk
+from pegaskv.storage.log_collecting import Collector
 from pegaskv.storage.log_damage import Damage, Loss
 from pegaskv.storage.log_format import (
     DATA_START,
@@ -34,12 +35,11 @@ from pegaskv.storage.log_format import (
     encode_footer,
     footer_bytes,
     position_of,
-    runs_of,
     valid_history,
 )
-from pegaskv.storage.log_index import LogIndex, Segment
+from pegaskv.storage.log_index import LogGone, LogIndex, Pin
 from pegaskv.storage.log_options import LogOptions
-from pegaskv.storage.log_reading import bodies_of, live_records, reaches_below, read_history
+from pegaskv.storage.log_reading import read_history
 from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, settle_damage
 from pegaskv.storage.log_segments import (
     OpenSegment,
@@ -51,13 +51,19 @@ from pegaskv.storage.log_segments import (
     make_header,
     nothing,
     prove_closed,
-    remove_segments,
     room_may_come,
-    segment_path,
-    write_cold,
 )
 
-__all__ = ["Damage", "LogRecord", "Loss", "MutationLog", "RecoveredLog", "valid_history"]
+__all__ = [
+    "Damage",
+    "LogGone",
+    "LogRecord",
+    "Loss",
+    "MutationLog",
+    "Pin",
+    "RecoveredLog",
+    "valid_history",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +123,14 @@ class MutationLog:
         self._spare: OpenSegment | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._full_since_ms: int | None = None
-        self._collecting = False
+        self._collector = Collector(
+            disk,
+            directory,
+            clock=clock,
+            worker=self._background,
+            index=index,
+            take_number=self._take_number,
+        )
 
     @classmethod
     def recover(
@@ -189,6 +202,7 @@ class MutationLog:
 
         Raises:
             OSError: the log is broken; nothing may be acknowledged any more.
+            MemoryError: nothing was written; the same records may be given again.
 
         """
         if self._broken is not None:
@@ -216,7 +230,11 @@ class MutationLog:
             raise
         self._end = end
         self._appended = self._base | end
-        index.note(records, start, end, self._clock.monotonic_ms())
+        try:
+            index.note(records, start, end, self._clock.monotonic_ms())
+        except MemoryError as error:
+            self._fail(error)  # The block is in the file: it must not be given again.
+            raise log_failure(error) from error
         if needed > self._switch_at:
             self._switch()
         elif self._spare is None:
@@ -341,13 +359,13 @@ class MutationLog:
 
     def _create(self) -> OpenSegment:
         """Begin the next segment's file; blocks. What it claims as synced was so before."""
+        header = make_header(self._disk, self._clock, self._take_number(), self._synced)
+        return create_segment(self._disk, self._directory, header)
+
+    def _take_number(self) -> int:
         number = self._next_number
         self._next_number += 1
-        return create_segment(
-            self._disk,
-            self._directory,
-            make_header(self._disk, self._clock, number, self._synced),
-        )
+        return number
 
     def _prepare(self) -> None:
         """Make the next segment ahead, piece by piece, so that no sync waits long behind it."""
@@ -360,9 +378,7 @@ class MutationLog:
         ):
             return
         self._preparing = True
-        number = self._next_number
-        self._next_number += 1
-        header = make_header(self._disk, self._clock, number, self._synced)
+        header = make_header(self._disk, self._clock, self._take_number(), self._synced)
         self._background.submit(
             lambda: create_segment(self._disk, self._directory, header), self._grow
         )
@@ -442,16 +458,28 @@ class MutationLog:
         return self._index.flush_candidates(now_ms)
 
     def set_pin(self, gpid: Gpid, name: str, decree: int) -> None:
-        """Keep records above `decree` until the pin `name` is moved or cleared."""
-        self._index.set_pin(gpid, name, decree)
+        """Keep records above `decree` until the pin `name` is moved or cleared.
+
+        A pin is not stored: each start sets it anew, before anything is collected.
+
+        Raises:
+            LogGone: some of them are not there any more; no pin was set or moved.
+
+        """
+        self._index.set_pin(gpid, name, decree, self._clock.monotonic_ms())
 
     def clear_pin(self, gpid: Gpid, name: str) -> None:
         """Give a pin up; fine if there is none."""
         self._index.clear_pin(gpid, name)
 
-    def pinned_bytes(self, gpid: Gpid, name: str) -> int:
-        """About how many bytes of flushed log the pin `name` keeps."""
-        return self._index.pinned_bytes(gpid, name)
+    def pins(self, gpid: Gpid) -> dict[str, Pin]:
+        """Return the pins of a partition by name: where each is, since when, what it holds."""
+        return self._index.pins(gpid)
+
+    def held_bytes(self, gpid: Gpid, name: str) -> int:
+        """About how many bytes of log nobody but pins keeps above this one; 0 without it."""
+        pin = self._index.pins(gpid).get(name)
+        return 0 if pin is None else pin.held_bytes
 
     def settle_damage(self) -> None:
         """Drop the report of lost records; blocks.
@@ -470,74 +498,38 @@ class MutationLog:
             OSError: the disk refused; nothing is lost, and the next call tries again.
 
         """
-        if self._collecting or self._closed:
-            return
-        self._collecting = True
-        try:
-            await self._remove(self._index.dead_segments())
-            sparse = self._index.sparse_segments()
-            if sparse:
-                await self._copy(sparse)
-        finally:
-            self._collecting = False
-
-    async def _remove(self, segments: list[Segment]) -> None:
-        if not segments:
-            return
-        self._index.remove_segments(segment.number for segment in segments)
-        paths = [self._path(segment) for segment in segments]
-        await self._background.run(
-            functools.partial(remove_segments, self._disk, self._directory, paths)
-        )
-
-    async def _copy(self, segments: list[Segment]) -> None:
-        holds = self._index.holds_of(segments)
-        records: list[LogRecord] = []
-        copied: list[Segment] = []
-        for segment in segments:
-            path, number = self._path(segment), segment.number
-            try:
-                records += await self._background.run(
-                    functools.partial(live_records, self._disk, path, number, holds)
-                )
-            except (CorruptionError, OSError) as error:
-                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                    raise
-                # Its readers will meet the same; it stays as it is until all of it is dead.
-                _log.error("%s cannot be copied: %s", path.name, error)
-                segment.spoilt = True
-                continue
-            copied.append(segment)
-        runs = runs_of(records)
-        number = self._next_number
-        self._next_number += 1
-        header = make_header(self._disk, self._clock, number, 0)
-        if runs:
-            await self._background.run(
-                lambda: write_cold(self._disk, self._directory, header, bodies_of(records), runs)
-            )
-        now = self._index.holds_of(copied)
-        if any(reaches_below(now[gpid], holds[gpid]) for gpid in now):
-            # Somebody wants more by now than was copied.
-            path = segment_path(self._directory, number, cold=True)
-            await self._background.run(lambda: self._disk.unlink(path, missing_ok=True))
-            return
-        if runs:
-            self._index.add_segment(number, runs, cold=True)
-        await self._remove(copied)
-
-    def _path(self, segment: Segment) -> Path:
-        return segment_path(self._directory, segment.number, cold=segment.cold)
+        if not self._closed:
+            await self._collector.collect()
 
     # --- Reading -------------------------------------------------------------------------------
 
+    @property
+    def appended_position(self) -> int:
+        """Where the last block ends; what was appended is durable once `synced_position` is here.
+
+        Positions only grow, over segments too.
+        """
+        return self._appended
+
+    @property
+    def synced_position(self) -> int:
+        """Up to where everything is known to be durable."""
+        return self._synced
+
     def read(
-        self, gpid: Gpid, from_decree: int, max_bytes: int, *, ballot: int = 0
+        self,
+        gpid: Gpid,
+        from_decree: int,
+        max_bytes: int,
+        *,
+        ballot: int = 0,
+        through: int = (1 << 64) - 1,
     ) -> list[LogRecord]:
         """Return the valid history from `from_decree` on, about `max_bytes` of it. Blocks.
 
-        May be called from a worker. What lies above the commit point was prepared only: the
-        caller knows how far it may believe it. `ballot` is that of the decree below, if known.
+        May be called from a worker. What lies above the commit point was prepared only, and
+        the last of it may be in the page cache only: `through` is the last decree that the
+        caller may believe. `ballot` is that of the decree below, if known.
 
         Raises:
             CorruptionError: the log lacks a decree that should be there, or it is damaged.
@@ -551,6 +543,7 @@ class MutationLog:
             from_decree=from_decree,
             max_bytes=max_bytes,
             ballot=ballot,
+            through=through,
         )
 
     # --- The end -------------------------------------------------------------------------------

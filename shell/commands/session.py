@@ -14,6 +14,8 @@ GROUPS = {
     "session": "the session",
     "cluster": "the cluster",
     "tables": "tables",
+    "duplication": "duplication to other clusters",
+    "waiting": "waiting and watching",
     "data": "one row of the table in use",
     "multi": "rows of one hash key",
     "scans": "many rows",

@@ -175,6 +175,27 @@ async def test_a_silent_server_costs_no_more_than_the_deadline(
         await ALL[operation](table)
 
 
+@pytest.mark.parametrize(
+    "operation", [Operation.GET, Operation.SET, Operation.BATCH_GET, Operation.SCAN]
+)
+async def test_a_server_that_stays_silent_is_a_timeout_every_time(
+    server: FakeServer, operation: Operation
+) -> None:
+    async with connect(server.address, timeout=0.05) as client:
+        table = await client.table("t", timeout=5.0)
+        lost = (operation, Operation.QUERY_CONFIG)
+        server.faults += [Fault(each, "lose", times=9) for each in lost]
+        with pytest.raises(Timeout) as first:
+            await ALL[operation](table)
+        assert first.value.maybe_applied is (operation in WRITES)
+        # Where the table is has to be asked now, and nobody answers that either.
+        with pytest.raises(Timeout, match="table t") as second:
+            await ALL[operation](table)
+        assert not second.value.maybe_applied
+        with pytest.raises(Timeout, match="table t"):
+            await client.table("t")
+
+
 async def test_a_late_reply_is_dropped(server: FakeServer, table: Table) -> None:
     await table.set("h", "a", "1")
     server.faults.append(Fault(Operation.GET, "hold"))

@@ -11,7 +11,6 @@ from pegaskv.base.errors import CorruptionError, UnsupportedFormat
 from pegaskv.base.limits import BATCH_ROWS_MAX, OPERATION_ROWS_MAX
 from pegaskv.base.version import MUTATION_FORMAT
 from pegaskv.codec.mutations import (
-    EMPTY_OPERATIONS,
     OperationKind,
     decode_mutation,
     encode_mutation,
@@ -57,7 +56,7 @@ def test_operation_i_has_the_first_timestamp_plus_i(
 
 
 def test_a_barrier_is_a_mutation_without_operations() -> None:
-    barrier = encode_mutation(5, list(EMPTY_OPERATIONS))
+    barrier = encode_mutation(5, [])
     assert list(decode_mutation(barrier)) == []
     assert mutation_timestamps(barrier) == (5, 5)
 

@@ -213,6 +213,23 @@ def test_types_are_exact_and_unknown_flags_are_refused(
         assert stranger.call(operation, table_id, 1, *fields)[0] == 0
         for target in ((table_id, True), (table_id, 1.0), (float(table_id), 1)):
             assert stranger.call(operation, *target, *fields)[0] == 1, (operation, target)
+    writes: dict[int, list[Any]] = {
+        30: [key, b"s", b"w", 0],
+        31: [key, b"s"],
+        32: [key, [b"s", b"w"], 0],
+        33: [key, [b"s"]],
+        34: [key, b"n", 1, 0],
+        35: [key, b"s", 0, b"", None, b"w", 0, False],
+        36: [key, b"s", 0, b"", [[1, b"s", b"w", 0]], False],
+        37: [[key, b"s", b"w"], 0],
+        38: [[key, b"s"]],
+    }
+    for operation, fields in writes.items():
+        for target in ((table_id, True), (table_id, 1.0), (float(table_id), 1)):
+            assert stranger.call(operation, *target, *fields)[0] == 1, (operation, target)
+    for mutation in ([True, b"s", b"w", 0], [1.0, b"s", b"w", 0], [2.0, b"s"]):
+        assert stranger.call(36, table_id, 1, key, b"s", 0, b"", [mutation], False)[0] == 1
+    assert stranger.call(10, table_id, 1, key, b"s") == [0, b"v"]
     for operation, at, known in ((12, 4, 15), (14, 2, 7)):
         for flags, code in ((known, 0), (known + 1, 1), (1 << 40, 1), (-1, 1), (True, 1)):
             fields = list(reads[operation])

@@ -197,6 +197,17 @@ async def test_an_integer_check_of_what_is_none_is_refused(
     assert await table.get(hk, b"s") == stored
 
 
+async def test_an_integer_check_of_an_absent_row_is_simply_false(
+    table: pegaskv.Table, hk: bytes
+) -> None:
+    for operand in (b"1", b"no number", b""):
+        result = await table.check_and_set(
+            hk, b"s", Check.INT_EQUAL, operand, value=b"new", return_check_value=True
+        )
+        assert result == (False, False, None)
+    assert await table.get(hk, b"s") is None
+
+
 @pytest.mark.parametrize("check", [-1, 18, 99, "EXIST", None])
 async def test_an_unknown_check_type_is_refused(
     table: pegaskv.Table, hk: bytes, check: object

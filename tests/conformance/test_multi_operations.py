@@ -60,6 +60,10 @@ async def test_a_count_limit_holds_for_named_keys_too(
     got = await table.multi_get(hk, [b"1", b"2", b"3"], max_count=2)
     assert list(got) == [b"1", b"2"]
     assert not got.complete
+    # It ends the read before the next row is added, and here there is none.
+    got = await table.multi_get(hk, [b"1", b"2", b"not there"], max_count=2)
+    assert list(got) == [b"1", b"2"]
+    assert got.complete
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -87,6 +87,25 @@ async def test_default_ttl_is_given_to_writes_that_name_none(new_table: NewTable
         assert expected - 2 <= await table.ttl(b"h", sort_key) <= expected
 
 
+async def test_default_ttl_is_given_wherever_no_time_to_live_would_be_left(
+    client: pegaskv.Client, new_table: NewTable
+) -> None:
+    table = await new_table()
+    await table.set(b"h", b"kept", b"1")
+    await table.set(b"h", b"own", b"1", ttl=500)
+    await client.admin.set_envs(table.name, {"default_ttl": "100"})
+    await table.incr(b"h", b"kept")
+    await table.incr(b"h", b"own")
+    await table.incr(b"h", b"cleared", ttl=-1)
+    await table.check_and_set(b"h", b"checked", Check.NOT_EXIST, value=b"v")
+    puts = [Put(b"put", b"v"), Put(b"put with ttl", b"v", 20)]
+    await table.check_and_mutate(b"h", b"checked", Check.EXIST, mutations=puts)
+    await table.batch_set([(b"h", b"batch", b"v")])
+    expected = dict.fromkeys((b"kept", b"cleared", b"checked", b"put", b"batch"), 100)
+    for sort_key, seconds in (expected | {b"own": 500, b"put with ttl": 20}).items():
+        assert seconds - 3 <= await table.ttl(b"h", sort_key) <= seconds, sort_key
+
+
 async def test_a_changed_default_ttl_concerns_later_writes_only(
     client: pegaskv.Client, new_table: NewTable
 ) -> None:

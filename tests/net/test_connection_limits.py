@@ -1,6 +1,10 @@
 """The limits of connections, each with a test that leans on it; and the clean stop."""
 
-from pegaskv.base.errors import Busy
+from typing import Any
+
+import pytest
+
+from pegaskv.base.errors import Busy, InternalError
 from pegaskv.base.limits import (
     CONNECTION_BYTES_IN_FLIGHT_MAX,
     CONNECTION_OUTPUT_BYTES_MAX,
@@ -131,15 +135,50 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     peer = server.greeted(reads=False)
     requests = [[number, LARGE, 0, 100_000] for number in range(2, 102)]
     peer.send(requests[:50], requests[50:])
+    for _ in range(10):
+        await turn()
     assert not peer.transport.reading
     # It stopped in the middle of the first frame: ten more would not have been made.
     assert peer.transport.unsent < CONNECTION_OUTPUT_PAUSE_BYTES + 300_000
     assert len(server.handled) < 20
-    for _ in range(20):
+    replies: list[Any] = []
+    for _ in range(1_000):
         peer.transport.take()
         await turn()
-    assert [reply[0] for reply in peer.replies()] == list(range(2, 102))
+        replies += peer.replies()
+        if len(replies) >= len(requests):
+            break
+    assert [reply[0] for reply in replies] == list(range(2, 102))
     assert peer.transport.reading
+    assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_who_asks_for_much_takes_turns_with_the_others() -> None:
+    server = Server()
+    greedy, modest = server.greeted(), server.greeted()
+    requests = [[number, LARGE, 0, 100_000] for number in range(2, 102)]
+    greedy.send(requests[:50], requests[50:])
+
+    def large() -> int:
+        return sum(number < 1_000 for number in server.handled)
+
+    # No more than a quarter of a megabyte and the reply that passed it, though it reads all.
+    assert large() <= 4
+    rounds = 0
+    while large() < 100:
+        modest.send([echo(1_000 + rounds)])
+        assert modest.replies()[-1][0] == 1_000 + rounds
+        handled = large()
+        await turn()
+        assert handled < large() <= handled + 4
+        # What is not handled is not added to.
+        assert greedy.transport.reading == (large() == 100)
+        rounds += 1
+    assert rounds > 20
+    assert [reply[0] for reply in greedy.replies()] == list(range(2, 102))
+    greedy.send([echo(2_000)])
+    assert greedy.replies()[-1][0] == 2_000
+    server.acceptor.check()
     assert server.acceptor.bytes_in_flight == 0
 
 
@@ -291,3 +330,73 @@ async def test_a_connection_that_comes_during_the_drain_is_refused() -> None:
     server = Server()
     await server.acceptor.drain(10)
     assert server.connect().refused
+
+
+# Limits: memory.
+
+
+async def test_when_all_leave_replies_unread_those_with_most_are_cut_off() -> None:
+    server = Server(bytes_unsent_max=3_000_000)
+    peers = [server.greeted(f"10.0.0.{number}", reads=False) for number in range(5)]
+    for number, peer in enumerate(peers):
+        peer.send([[2, LARGE, 0, 400_000 + 200_000 * number]])
+    reader = server.greeted("10.0.1.0")
+    server.pass_time(250)
+    assert [peer.connection.closed for peer in peers] == [False] * 4 + [True]
+    reader.send([echo(3)])
+    assert reader.replies()[-1][:2] == [3, 0]
+    server.pass_time(250)
+    assert [peer.connection.closed for peer in peers].count(True) == 1
+
+
+async def test_a_handler_without_memory_is_an_answer_and_ends_nothing() -> None:
+    server = Server()
+    peer = server.greeted()
+
+    def hungry(connection: Any, message: list[Any]) -> None:
+        raise MemoryError
+
+    server.acceptor._handlers[ECHO] = hungry
+    peer.send([[2, ECHO, 0]])
+    reply = peer.replies()[-1]
+    assert reply[:3] == [2, InternalError.code, "the server has no memory for this request"]
+    assert not peer.connection.closed
+    failures = {metric.name: metric.samples for metric in server.acceptor.metrics()}
+    assert failures["pegaskv_memory_failures_total"] == (((), 1.0),)
+
+
+async def test_a_reply_without_memory_is_an_error_and_the_next_ones_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server()
+    peer = server.greeted()
+
+    def scarce(messages: list[Any]) -> bytes:
+        if sum(len(part) for message in messages for part in message if type(part) is bytes) > 99:
+            raise MemoryError
+        return encode_frame(messages)
+
+    monkeypatch.setattr("pegaskv.net.connection.encode_frame", scarce)
+    peer.send([echo(2, b"small"), echo(3, bytes(100)), echo(4, b"small")])
+    replies = {reply[0]: reply[1:] for reply in peer.replies()}
+    assert replies[2] == replies[4] == [0, b"small"]
+    assert replies[3][:2] == [InternalError.code, "the server has no memory for the reply"]
+    assert not peer.connection.closed
+
+
+async def test_a_frame_without_memory_ends_its_connection_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server()
+    peer, other = server.greeted(), server.greeted()
+
+    def scarce(body: bytes) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pegaskv.codec.frames.unpack", scarce)
+        peer.send([echo(2)])
+    assert peer.replies()[-1][:3] == [0, Busy.code, "the server is short of memory"]
+    assert peer.connection.closed
+    other.send([echo(2)])
+    assert other.replies()[-1][:2] == [2, 0]

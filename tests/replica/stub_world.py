@@ -13,10 +13,12 @@ from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import RequestError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
+from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.replica import Replica
+from pegaskv.replica.source import ReplicaSource
 from pegaskv.replica.stub import ReplicaStub, Workers
 from pegaskv.runtime.tasks import TaskScope
 from pegaskv.storage.directories import DataDirectory
@@ -148,8 +150,12 @@ class Server:
         *,
         log_options: LogOptions | None = None,
         options: ReplicaOptions | None = None,
+        cluster_id: int = 1,
+        partitions: int = 1,
     ) -> None:
         self.life = life
+        self.cluster_id = cluster_id
+        self.partitions = partitions
         self.disk: SimulatedDisk = life.disk
         self.engines = Engines(self.disk)
         self.log_options = log_options or LogOptions(log_segment_bytes=64 * 1024)
@@ -176,7 +182,7 @@ class Server:
             clock=life.clock,
             workers=self.workers,
             scope=self.scope,
-            cluster_id=1,
+            cluster_id=self.cluster_id,
             options=self.options,
             log_options=self.log_options,
             on_fatal=self.fatal.append,
@@ -199,24 +205,43 @@ class Server:
         version: int = 0,
         ballot: int | None = None,
         purged: bool = False,
+        follower: bool = False,
+        duplications: tuple[DuplicationOrder, ...] = (),
+        sources: tuple[SourceOrder, ...] = (),
     ) -> TablePush:
-        gpid = Gpid(table_id, 0)
+        indices = range(self.partitions)
         if ballot is None:
             reports = self.stub.node_report("").replicas
-            ballot = 1 + max((each.ballot for each in reports if each.gpid == gpid), default=0)
-        table = TableInfo(table_id, "t", status, 1, 1, dict(envs or {}), version=version)
-        partition = PartitionConfiguration(gpid, ballot, self.directory.node_id)
+            ballot = 1 + max(
+                (each.ballot for each in reports if each.gpid.table_id == table_id), default=0
+            )
+        table = TableInfo(
+            table_id,
+            "t",
+            status,
+            self.partitions,
+            1,
+            dict(envs or {}),
+            version=version,
+            follower=follower,
+        )
+        node = self.directory.node_id
         return TablePush(
-            table, (partition,), frozenset({0}) if first else frozenset(), purged=purged
+            table,
+            tuple(PartitionConfiguration(Gpid(table_id, index), ballot, node) for index in indices),
+            frozenset(indices) if first else frozenset(),
+            purged=purged,
+            duplications=duplications,
+            sources=sources,
         )
 
-    def send(self, operation: Operation, *fields: Any, table_id: int = 1) -> int:
+    def send(self, operation: Operation, *fields: Any, table_id: int = 1, index: int = 0) -> int:
         """Hand a request to its handler, as the connection does; return its id."""
         self._next_id += 1
         connection: Any = self.connection
         try:
             self.handlers[operation](
-                connection, [self._next_id, int(operation), 1_000, table_id, 0, *fields]
+                connection, [self._next_id, int(operation), 1_000, table_id, index, *fields]
             )
         except RequestError as error:
             connection.out.append(connection.error(self._next_id, error))
@@ -231,8 +256,10 @@ class Server:
         )
         return answers[request_id][1:]
 
-    async def ask(self, operation: Operation, *fields: Any, table_id: int = 1) -> Any:
-        return await self.answer(self.send(operation, *fields, table_id=table_id))
+    async def ask(
+        self, operation: Operation, *fields: Any, table_id: int = 1, index: int = 0
+    ) -> Any:
+        return await self.answer(self.send(operation, *fields, table_id=table_id, index=index))
 
     async def set(self, sort_key: bytes, value: bytes, ttl: int = 0) -> None:
         """Write until it is taken."""
@@ -248,11 +275,16 @@ class Server:
         assert status == 0, value
         return value  # type: ignore[no-any-return]
 
-    def replica(self, table_id: int = 1) -> Replica:
-        return self.stub._replicas[Gpid(table_id, 0)]
+    def replica(self, table_id: int = 1, index: int = 0) -> Replica:
+        return self.stub._replicas[Gpid(table_id, index)]
 
-    def engine(self, table_id: int = 1) -> Engine:
-        engine = self.replica(table_id).engine
+    def source(self, index: int = 0) -> ReplicaSource:
+        source = self.stub.source(Gpid(1, index))
+        assert source is not None
+        return source
+
+    def engine(self, table_id: int = 1, index: int = 0) -> Engine:
+        engine = self.replica(table_id, index).engine
         assert isinstance(engine, Engine)
         return engine
 

@@ -8,6 +8,7 @@ import pytest
 from pegaskv.base.errors import NotReady
 from pegaskv.base.types import Durability, Gpid, TableStatus
 from pegaskv.codec.operations import Operation
+from pegaskv.replica.expiry import remove_rows
 from tests.replica.stub_world import Server, play
 from tests.simulation.world import Life, World
 

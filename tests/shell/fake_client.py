@@ -30,6 +30,8 @@ from pegaskv.client import (
     TableDetails,
 )
 
+from tests.shell.fake_duplications import FakeDuplicationAdmin, FakeDuplications
+
 KNOWN_ENVS = ("default_ttl", "durability")
 START = 1_800_000_000
 
@@ -56,6 +58,7 @@ class FakeCluster:
     break_scan_after: int | None = None
     opened: int = 0
     closed: int = 0
+    duplications: FakeDuplications = field(default_factory=FakeDuplications)
 
     def connect(self, cluster: str, timeout_s: float) -> Any:
         """What the shell calls to connect."""
@@ -349,7 +352,7 @@ def _changed(table: TableInfo, *, created: bool = False) -> ChangedTable:
     return ChangedTable(**values, created=created)
 
 
-class FakeAdmin:
+class FakeAdmin(FakeDuplicationAdmin):
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
 

@@ -7,6 +7,7 @@ import pytest
 from pegaskv.base.hashing import partition_hash, partition_index
 from pegaskv.base.version import VERSION
 from tests.shell.fake_client import START, FakeRow
+from tests.shell.fake_duplications import duplication
 from tests.shell.harness import COMMANDS, Session
 
 
@@ -441,6 +442,12 @@ async def test_every_example_of_every_command_runs() -> None:
             if command.name == "create":
                 await session.run("drop users --yes")
             await session.run("set user_1 version 7")
+            if command.name != "add_dup":
+                session.cluster.duplications.entries.append(duplication(dupid=1_800_000_000))
+            if command.name == "remove_cluster":
+                await session.run("add_cluster beta h:1 2")
+            if command.name == "watch" and "--until" not in example:
+                example += " --count 1"
             answer = await session.json(example)
             assert answer["ok"], (example, answer)
             assert json.dumps(answer["data"]) is not None

@@ -292,3 +292,39 @@ def test_the_history_is_that_of_the_last_primary_however_often_records_were_copi
     ]
     assert [one.decree for one in truth] == stays
     assert ghosts or len(stays) == len(best)
+
+
+def test_a_segment_is_what_the_page_of_formats_says() -> None:
+    records = [record(A, 4), record(B, 5, ballot=3)]
+    at = position_of(7, DATA_START)
+    header = encode_header(HEADER)
+    block = encode_block(records, position=at, synced=at, salt=HEADER.salt)
+    footer = encode_footer(runs_of(records), position=at + len(block), synced=at, salt=HEADER.salt)
+
+    # From here on with numbers of the page alone.
+    assert len(header) == 8_192
+    assert header[:4_096] == header[4_096:]
+    assert struct.unpack(">8sH", header[:10]) == (b"PKV\rLOG\n", 1)
+    (prefix_crc, number, salt, synced, crc) = struct.unpack(">IIIQI", header[10:34])
+    assert (prefix_crc, crc) == (google_crc32c.value(header[:10]), google_crc32c.value(header[:30]))
+    assert (number, salt, synced) == (7, 0xDEADBEEF, 6 << 32 | 12_345)
+
+    for frame, wanted, seed in (
+        (block, b"PKVB", salt),
+        (footer, b"PKVF", salt ^ int.from_bytes(b"PKVF", "big")),
+    ):
+        magic, length, crc = struct.unpack(">4sII", frame[:12])
+        assert (magic, length) == (wanted, len(frame) - 12)
+        assert crc == google_crc32c.extend(seed, frame[12:])
+    assert struct.unpack(">QQ", block[12:28]) == (7 << 32 | 8_192, 7 << 32 | 8_192)
+    found = []
+    rest = block[28:]
+    while rest:
+        *fields, length = struct.unpack(">BIIIIQQQI", rest[:45])
+        found.append((*fields[1:], rest[45 : 45 + length]))
+        assert fields[0] == 1
+        rest = rest[45 + length :]
+    assert found == [tuple(each) for each in records]
+    runs, end = footer[28:-8], struct.unpack(">I4s", footer[-8:])
+    assert end == (len(footer), b"PKVE")
+    assert [run[0] for run in struct.iter_unpack(">IIIIQQQQ", runs)] == [1, 2]

@@ -99,7 +99,7 @@ class Walk:
                 # A duplication begins at what is still there, and only goes on.
                 least = max(model.pins[gpid].get("dup", 0), model.flushed[gpid])
                 decree = random.randint(least, max(least, model.decree[gpid]))
-                index.set_pin(gpid, "dup", decree)
+                index.set_pin(gpid, "dup", decree, self.now_ms)
                 model.pins[gpid]["dup"] = decree
             case 3:
                 index.clear_pin(gpid, "dup")
@@ -254,8 +254,8 @@ def test_of_two_pins_the_lower_one_counts_and_a_new_incarnation_has_none() -> No
     index = opened()
     index.note(filled(20), 0, 1, 0)
     index.close_segment()
-    index.set_pin(GPIDS[0], "one", 5)
-    index.set_pin(GPIDS[0], "two", 9)
+    index.set_pin(GPIDS[0], "one", 5, 0)
+    index.set_pin(GPIDS[0], "two", 9, 0)
     index.mark_flushed(GPIDS[0], 20, 0)
     assert index.hold(GPIDS[0]).decree == 5
     index.clear_pin(GPIDS[0], "one")

@@ -1,12 +1,13 @@
 """What the index of the log keeps, and what it wants flushed."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 
 from pegaskv.base.types import Gpid
 from pegaskv.storage.log_format import LogRecord
-from pegaskv.storage.log_index import LogIndex
+from pegaskv.storage.log_index import LogGone, LogIndex, Segment
 from pegaskv.storage.log_options import LogOptions
 
 GPID = Gpid(1, 0)
@@ -61,11 +62,82 @@ def test_a_pin_keeps_what_the_flush_would_give_up() -> None:
     index = opened()
     index.note([record(decree) for decree in range(1, 11)], 0, 2_000, 0)
     index.close_segment()
-    index.set_pin(GPID, "duplication", 4)
+    index.set_pin(GPID, "duplication", 4, 0)
     index.mark_flushed(GPID, 10, 1)
     assert index.dead_segments() == []
-    index.set_pin(GPID, "duplication", 10)
+    index.set_pin(GPID, "duplication", 10, 1)
     assert [segment.number for segment in index.dead_segments()] == [1]
+
+
+def three_segments() -> LogIndex:
+    """Decrees 1 to 30, ten to a segment, and a fourth that is open."""
+    index = opened()
+    for number in range(3):
+        index.note([record(10 * number + each) for each in range(1, 11)], 0, 2_000, 0)
+        index.close_segment()
+        index.open_segment(number + 2)
+    return index
+
+
+def test_a_pin_below_what_is_still_there_is_refused_and_told_how_low_it_may_be() -> None:
+    index = three_segments()
+    index.mark_flushed(GPID, 30, 1)
+    # Given up by the rule, but not collected: it can still be had.
+    index.set_pin(GPID, "early", 0, 2)
+    index.clear_pin(GPID, "early")
+    index.remove_segments([1])
+    with pytest.raises(LogGone, match="lacks decrees 5 to 10") as caught:
+        index.set_pin(GPID, "late", 4, 3)
+    assert caught.value.lowest == 10
+    assert index.pins(GPID) == {}
+    index.set_pin(GPID, "late", 10, 4)
+    assert {segment.number for segment in index.dead_segments()} == set()
+    index.check()
+
+
+def test_a_pin_across_a_hole_in_the_log_is_refused() -> None:
+    index = three_segments()
+    index.mark_flushed(GPID, 30, 1)
+    index.remove_segments([2])
+    with pytest.raises(LogGone, match="lacks decrees 1 to 20") as caught:
+        index.set_pin(GPID, "dup", 0, 2)
+    assert caught.value.lowest == 20
+
+
+def test_a_pin_tells_what_it_holds_and_since_when_it_stands() -> None:
+    index = three_segments()
+    index.set_pin(GPID, "dup", 5, 100)
+    assert index.pins(GPID)["dup"].held_bytes == 0, "the engine needs all of it too"
+    index.mark_flushed(GPID, 20, 200)
+    size = sum(segment.size for segment in index.segments())
+    pin = index.pins(GPID)["dup"]
+    assert pin.decree == 5
+    assert pin.held_bytes == pytest.approx(size / 30 * 15, rel=0.01)
+    assert pin.moved_ms == 100
+    index.set_pin(GPID, "dup", 5, 300)
+    assert index.pins(GPID)["dup"].moved_ms == 100, "it did not move"
+    index.set_pin(GPID, "dup", 20, 400)
+    assert index.pins(GPID)["dup"] == (20, 0, 400)
+
+
+def test_who_reads_while_a_pin_is_lowered_sees_all_that_was_there_before() -> None:
+    index = three_segments()
+    index.mark_flushed(GPID, 15, 1)
+    before = len(index.held_runs(GPID, 16))
+    seen: list[int] = []
+
+    class Watched(dict[int, Segment]):
+        """Looks, as another thread may, at every step of a walk over the segments."""
+
+        def values(self) -> Iterator[Segment]:  # type: ignore[override]
+            for segment in super().values():
+                seen.append(len(index.held_runs(GPID, 16)))
+                yield segment
+
+    index._segments = Watched(index._segments)
+    index.set_pin(GPID, "dup", 3, 2)
+    assert len(seen) > 3
+    assert min(seen) >= before > 0
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pegaskv.base.errors import DuplicationNotFound
 from pegaskv.base.options import nearest
 from pegaskv.base.types import DuplicationStatus, TableInfo, TableStatus
-from shell.duplications import duplication_data, short_state, stall_lines, what_helps
+from shell.duplications import duplication_data, gap_text, short_state, stall_lines, what_helps
 from shell.errors import UsageError
 from shell.parser import quote
 
@@ -109,12 +109,11 @@ class DuplicationCondition:
             if self.status is DuplicationStatus.DS_REMOVED:
                 return Seen(True, text, [])
             raise DuplicationNotFound(text, hint="`dups` lists them, `add_dup` makes one")
-        reached = all(self._holds(each) for each in mine)
         lines = [line for each in mine for line in self._lines(each)]
         broken = [each for each in mine if each.failure]
         ends = self.status is DuplicationStatus.DS_REMOVED
         return Seen(
-            reached,
+            not (broken and not ends) and all(self._holds(each) for each in mine),
             "; ".join(_state(each) for each in mine),
             [duplication_data(each) for each in mine],
             lines,
@@ -138,7 +137,8 @@ class DuplicationCondition:
 
 def _state(duplication: "Duplication") -> str:
     it = duplication
-    return f"{it.table or 'the table'} => {it.remote_cluster}: {short_state(it)}, gap {it.gap}"
+    table = it.table or "the table"
+    return f"{table} => {it.remote_cluster}: {short_state(it)}, gap {gap_text(it)}"
 
 
 def parse_condition(words: Sequence[str]) -> TableCondition | DuplicationCondition:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ago",
+    "cause_of",
     "cluster_data",
     "comparison",
     "describe",
     "duplication_data",
+    "gap_text",
     "is_unfinished",
     "partition_table",
     "short_state",
@@ -63,6 +65,8 @@ _HELP: Final[Mapping[str, str]] = {
 _BROKEN: Final = "`start_dup {t} {d} --copy` copies all rows anew, `remove_dup {t} {d}` ends it"
 _WAITING: Final = "it goes on by itself; `start_dup {t} {d}` tries at once"
 
+_LABELS: Final = {"checkpoint": "copies existing rows"}
+
 # Of an entry's fields these are not part of its JSON form: ages change without news.
 _NOT_DATA: Final = ("asked_at", "warnings")
 
@@ -100,7 +104,9 @@ def utc(unix_seconds: float) -> str | None:
 
 
 def ago(seconds: float) -> str:
-    """Return a length of time in at most two units."""
+    """Return a length of time in at most two units; tenths of a second while it is short."""
+    if seconds < 10:
+        return f"{max(0.1, seconds):.1f} s"
     whole = int(seconds)
     for unit, name, smaller, small in (
         (86_400, "d", 3_600, "h"),
@@ -127,13 +133,9 @@ def describe(duplication: "Duplication", *, detailed: bool = False) -> list[str]
     """Return all that a person wants to know of one duplication, as lines."""
     it = duplication
     shown: dict[str, Any] = {"phase": f"{short_state(it)}: {_phase(it)}"}
-    if it.gap or any(each.known for each in it.partitions):
-        shown["gap"] = "0, nothing is behind"
-        if it.gap:
-            shown["gap"] = f"{it.gap} {'decree' if it.gap == 1 else 'decrees'} not confirmed"
-            shown["gap"] += f", {it.lag_ms} ms behind" if it.lag_ms else ""
-    else:
-        shown["gap"] = "not known yet"
+    if it.status is DuplicationStatus.DS_APP and it.copied_rows:
+        shown["copied"] = f"{it.copied_rows} rows so far"
+    shown["gap"] = gap_text(it)
     shown["added"] = utc(it.created_at)
     shown["fail mode"] = it.fail_mode.value
     if it.bytes_held:
@@ -144,8 +146,8 @@ def describe(duplication: "Duplication", *, detailed: bool = False) -> list[str]
         shown["incomplete"] = "rows were skipped: the tables differ"
     head = f"{it.table or 'table'} => {it.remote_cluster}:{it.remote_table}, id {it.dupid}"
     lines = [head]
+    shown |= _stall(it)
     lines += [f"  {line}" for line in text_lines(Result(show=Fields(shown)))]
-    lines += [f"  {line}" for line in stall_lines(it)]
     if detailed and it.partitions:
         lines += [f"  {line}" for line in text_lines(Result(show=partition_table(it)))]
     return lines
@@ -156,9 +158,7 @@ def _phase(duplication: "Duplication") -> str:
     if duplication.failure:
         text = "it will not go on by itself"
     elif duplication.paused and duplication.status is not DuplicationStatus.DS_PAUSE:
-        text = "paused: it goes no further than this"
-    if duplication.copied_rows and duplication.status is DuplicationStatus.DS_APP:
-        text += f", {duplication.copied_rows} so far"
+        text = "it goes no further than this until it is started"
     phases = Counter(each.status.value for each in duplication.partitions)
     if len(phases) > 1:
         parts = ", ".join(f"{count} {phase}" for phase, count in sorted(phases.items()))
@@ -166,16 +166,27 @@ def _phase(duplication: "Duplication") -> str:
     return text
 
 
+def gap_text(duplication: "Duplication") -> str:
+    """Return how far the target is behind, in words."""
+    it = duplication
+    if it.gap:
+        text = f"{it.gap} {'decree' if it.gap == 1 else 'decrees'} not confirmed"
+        return text + (f", {it.lag_ms} ms behind" if it.lag_ms else "")
+    known = it.partitions and all(each.known for each in it.partitions)
+    return "0, nothing is behind" if known else "not known yet"
+
+
 def stall_lines(duplication: "Duplication") -> list[str]:
     """Return why it does not go on: cause, since when, next attempt, what helps. Or nothing."""
+    return text_lines(Result(show=Fields(_stall(duplication))))
+
+
+def _stall(duplication: "Duplication") -> dict[str, str]:
     it = duplication
     if not (it.failure or it.last_error or it.stalled_since):
         paused = it.paused or it.status is DuplicationStatus.DS_PAUSE
-        return _fields({"to do": what_helps(it)}) if paused else []
-    cause = it.failure or it.last_error or "no cause is told"
-    if it.failure and it.last_error and it.last_error != it.failure:
-        cause += f": {it.last_error}"
-    shown = {"broken" if it.failure else "stalled": cause}
+        return {"to do": what_helps(it)} if paused else {}
+    shown = {"broken" if it.failure else "stalled": cause_of(it) or "no cause is told"}
     if it.stalled_since:
         shown["since"] = f"{utc(it.stalled_since)}, {ago(it.stalled_seconds)} ago"
     if it.attempts:
@@ -184,13 +195,17 @@ def stall_lines(duplication: "Duplication") -> list[str]:
         shown["next"] = "none: it needs a decision"
     elif it.next_attempt_at:
         seconds = it.next_attempt_seconds
-        shown["next"] = f"in {ago(seconds)}" if seconds >= 1 else "now"
+        shown["next"] = f"in {ago(seconds)}" if seconds > 0 else "now"
     shown["to do"] = what_helps(it)
-    return _fields(shown)
+    return shown
 
 
-def _fields(shown: Mapping[str, str]) -> list[str]:
-    return text_lines(Result(show=Fields(shown)))
+def cause_of(duplication: "Duplication") -> str:
+    """Return why it does not go on, in one line; empty when it does."""
+    it = duplication
+    if it.failure and it.last_error and it.last_error != it.failure:
+        return f"{it.failure}: {it.last_error}"
+    return it.failure or it.last_error
 
 
 def what_helps(duplication: "Duplication") -> str:
@@ -251,7 +266,8 @@ def comparison(
         differs = name in differences or (asked is not None and asked != stored)
         if differs:
             different.append(name)
-        rows.append((name.replace("_", " "), stored, asked, "<- differs" if differs else " "))
+        label = _LABELS.get(name, name.replace("_", " "))
+        rows.append((label, stored, asked, "<- differs" if differs else " "))
     rows.append(("id", existing.dupid, None, " "))
     rows.append(("status", short_state(existing), None, " "))
     rows.append(("added", utc(existing.created_at), None, " "))

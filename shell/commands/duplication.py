@@ -13,6 +13,7 @@ from pegaskv.base.types import DuplicationStatus
 from shell.commands.tables import table_data
 from shell.context import Context
 from shell.duplications import (
+    cause_of,
     cluster_data,
     comparison,
     describe,
@@ -296,9 +297,9 @@ async def list_duplications(
 
 
 def _is_behind(duplication: "Duplication", gap: int) -> bool:
-    return duplication.status is not DuplicationStatus.DS_LOG or any(
-        is_unfinished(each, gap) for each in duplication.partitions
-    )
+    it = duplication
+    stopped = bool(it.failure) or it.status is not DuplicationStatus.DS_LOG
+    return stopped or any(is_unfinished(each, gap) for each in it.partitions)
 
 
 def _list_table(found: list["Duplication"]) -> Table:
@@ -313,7 +314,7 @@ def _list_table(found: list["Duplication"]) -> Table:
             each.gap,
             each.lag_ms,
             utc(each.created_at),
-            each.failure or each.last_error,
+            cause_of(each),
         )
         for each in found
     ]

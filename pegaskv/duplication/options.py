@@ -23,7 +23,7 @@ class DuplicationOptions:
     # Confirmed decrees are stored at the meta server at most so often.
     confirm_interval_ms: int = 1_000
     # How long a request to the other cluster may take.
-    timeout_ms: int = 10_000
+    timeout_ms: int = 3_000
     # Back-off after a failure.
     retry_ms_min: int = 100
     retry_ms_max: int = 30_000

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import ConfigurationError
 from pegaskv.base.options import nearest, options_from_mapping
+from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.meta.options import MetaOptions
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.replica.options import ReplicaOptions
@@ -50,7 +51,7 @@ _SECTIONS: Final = (
     "log",
 )
 # Known names that have nothing to set yet: a file of a later version fails by its keys.
-_WITHOUT_OPTIONS: Final = ("duplication", "auth")
+_WITHOUT_OPTIONS: Final = ("auth",)
 
 OptionsT = TypeVar("OptionsT")
 
@@ -159,6 +160,7 @@ class Config:
     replica: ReplicaOptions = field(default_factory=ReplicaOptions)
     storage: StorageOptions = field(default_factory=StorageOptions)
     storage_log: LogOptions = field(default_factory=LogOptions)
+    duplication: DuplicationOptions = field(default_factory=DuplicationOptions)
     log: LoggingOptions = field(default_factory=LoggingOptions)
 
     def with_server(self, **changes: str) -> "Config":
@@ -180,6 +182,7 @@ class Config:
             "meta": dataclasses.asdict(self.meta),
             "replica": dataclasses.asdict(self.replica),
             "storage": dataclasses.asdict(self.storage) | dataclasses.asdict(self.storage_log),
+            "duplication": dataclasses.asdict(self.duplication),
             "log": dataclasses.asdict(self.log),
         }
 
@@ -246,6 +249,7 @@ def config_from_text(text: str) -> Config:
         replica=section_of(ReplicaOptions, "replica"),
         storage=storage,
         storage_log=storage_log,
+        duplication=section_of(DuplicationOptions, "duplication"),
         log=section_of(LoggingOptions, "log"),
     )
 

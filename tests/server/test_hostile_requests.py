@@ -36,6 +36,7 @@ RIGHT: dict[Operation, list[Any]] = {
     Operation.MULTI_GET: [1, 0, b"k", None, b"", b"", 1, 0, b"", 10, 1_000],
     Operation.BATCH_GET: [1, 0, [b"k", b"s"]],
     Operation.SCAN: [1, 0, b"", b"", 0, 0, b"", 0, b"", 0, b"", 10, 1_000],
+    Operation.DUPLICATION_PROGRESS: [1, 0, bytes(16), 1, 0],
     Operation.SET: [1, 0, b"k", b"s", b"v", 0],
     Operation.DELETE: [1, 0, b"k", b"s"],
     Operation.MULTI_SET: [1, 0, b"k", [b"s", b"v"], 0],
@@ -45,6 +46,8 @@ RIGHT: dict[Operation, list[Any]] = {
     Operation.CHECK_AND_MUTATE: [1, 0, b"k", b"s", 1, b"", [[1, b"s", b"v", 0]], True],
     Operation.BATCH_SET: [1, 0, [b"k", b"s", b"v"], 0],
     Operation.BATCH_DELETE: [1, 0, [b"k", b"s"]],
+    Operation.DUPLICATE: [1, 0, bytes(16), 1, 0, 0, 5, 1_000, []],
+    Operation.COPY_RANGE: [1, 0, bytes(16), 1, 0, b"", b"", 1_000, False, []],
     Operation.QUERY_CONFIG: ["t"],
     Operation.CREATE_TABLE: ["new", 1, 1, {}, "same"],
     Operation.DROP_TABLE: ["new", -1, "ok"],
@@ -58,6 +61,19 @@ RIGHT: dict[Operation, list[Any]] = {
     Operation.LIST_NODES: [],
     Operation.CLUSTER_INFO: [],
     Operation.SERVER_INFO: [],
+    Operation.ADD_DUPLICATION: ["new", "far", None, True, 0, {}],
+    Operation.MODIFY_DUPLICATION: ["new", 1, "pause", None],
+    Operation.QUERY_DUPLICATION: ["new"],
+    Operation.LIST_DUPLICATIONS: ["", "all"],
+    Operation.ADD_CLUSTER: ["far", "127.0.0.1:1", 9, "", ""],
+    Operation.REMOVE_CLUSTER: ["far"],
+    Operation.LIST_CLUSTERS: [],
+    Operation.OPEN_TABLE: ["new"],
+    Operation.ENSURE_DUPLICATION: [
+        *(bytes(16), "00000000-0000-4000-8000-000000000000", 9, "far", 1, "new"),
+        *("create", 1, 1, {}),
+    ],
+    Operation.FORGET_DUPLICATION: [1, bytes(16)],
 }
 
 

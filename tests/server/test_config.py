@@ -178,7 +178,17 @@ def test_no_option_carries_its_unit_twice() -> None:
         "open_files_max", "default_partition_count", "default_replica_count",
         "tables_max", "partitions_max", "requests_max", "scans_waiting_max",
     }  # fmt: skip
-    units = ("_ms", "_bytes", "_percent", "_seconds", "_ms_min", "_ms_max", "_segments")
+    units = (
+        "_ms",
+        "_bytes",
+        "_bytes_per_second",
+        "_bytes_held",
+        "_percent",
+        "_seconds",
+        "_ms_min",
+        "_ms_max",
+        "_segments",
+    )
     checked = 0
     for section in Config().as_sections().values():
         for name, value in section.items():

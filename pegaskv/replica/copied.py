@@ -12,7 +12,7 @@ from typing import Final
 from pegaskv.base.errors import PegasKVError, RequestError, Timeout
 from pegaskv.base.limits import PAGE_TIME_MS_MAX
 from pegaskv.net.connection import ServerConnection
-from pegaskv.replica.received_rows import Chunks, Contest, Removals
+from pegaskv.replica.received_rows import PAIR_BYTES, Chunks, Contest, Removals
 from pegaskv.replica.receiving import (
     as_request_error,
     count_contest,
@@ -138,7 +138,7 @@ class CopiedRange:
         for key, row in found:
             # A newer version came meanwhile, or somebody else has removed this one.
             if current(key) == row:
-                gone.add([(key, None)])
+                gone.add({key: None}, len(key) + PAIR_BYTES)
                 count += 1
         if count:
             log_received(replica, gone, 0)

@@ -43,7 +43,7 @@ _WRITE: Final = OperationKind.WRITE
 _ROW_BYTES_MAX: Final = ROW_HEADER_BYTES + VALUE_BYTES_MAX
 _DECREE_MAX: Final = (1 << 63) - 1
 # What a row costs in an operation beside its bytes.
-_PAIR_BYTES: Final = 10
+PAIR_BYTES: Final = 10
 _NEVER: Final = b"\x00\x00\x00\x00"
 _EARLIEST: Final = bytes(8)
 
@@ -206,9 +206,8 @@ class Chunks:
         self.chunks: list[dict[bytes, bytes | None]] = [{}]
         self._size = 0
 
-    def add(self, rows: list[tuple[bytes, bytes | None]]) -> None:
-        """Add the rows of one operation."""
-        size = sum(len(key) + len(row or b"") + _PAIR_BYTES for key, row in rows)
+    def add(self, rows: dict[bytes, bytes] | dict[bytes, None], size: int) -> None:
+        """Add the rows of one operation, which take about `size` bytes."""
         if self._size and self._size + size > MUTATION_BYTES_MAX:
             self.chunks.append({})
             self._size = 0
@@ -240,7 +239,8 @@ class Contest:
         """Sort operations, each a flat list of rows, into winners and losers."""
         current, here_by_key = self.current, self._won_here
         for rows in operations:
-            winners: list[tuple[bytes, bytes | None]] = []
+            winners: dict[bytes, bytes] = {}
+            size = 0
             pairs = iter(rows)
             for key, row in zip(pairs, pairs, strict=True):
                 here = here_by_key.get(key)
@@ -262,9 +262,10 @@ class Contest:
                 if row[:4] != _NEVER or row[11] & 1:
                     self.expires = True
                 here_by_key[key] = row
-                winners.append((key, row))
+                winners[key] = row
+                size += len(key) + len(row) + PAIR_BYTES
             if winners:
-                self.won.add(winners)
+                self.won.add(winners, size)
 
     def _is_stale(self, row: bytes) -> bool:
         return row[11] >> 1 == self.cluster_id and row[4:12] <= self.stale_until

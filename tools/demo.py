@@ -3,7 +3,8 @@
 A standalone server runs as a process of its own in a temporary directory. A table
 with 8 partitions takes the Unicode character database that Python ships, a second
 one counters and rows that expire. In the middle of the load the server is killed
-with SIGKILL and started again. At the end every row is compared with its source.
+with SIGKILL and started again. Every row is compared with its source. Then a second
+cluster starts and the table is duplicated to it, with both killed on the way.
 
 Exits 1 if any row differs. DEMO_KEEP=1 keeps the directory.
 """
@@ -11,7 +12,6 @@ Exits 1 if any row differs. DEMO_KEEP=1 keeps the directory.
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +28,8 @@ from rich.table import Table as Grid
 import pegaskv
 from pegaskv.errors import Busy, PegasKVError, Timeout, Unavailable
 from pegaskv.runtime.tasks import TaskScope
+from tools import demo_duplication
+from tools.demo_server import Server
 
 CHUNK_ROWS = 250
 LOADERS = 8
@@ -35,67 +37,6 @@ COUNTERS = 16
 INCREMENTS = 400
 
 console = Console(highlight=False)
-
-
-@dataclass
-class Server:
-    """A standalone server as a process; it keeps its ports and its directory over a restart."""
-
-    directory: Path
-    listen: str = "127.0.0.1:0"
-    process: subprocess.Popen[str] | None = None
-    log: list[str] = field(default_factory=list)
-
-    def start(self) -> float:
-        """Start and return the seconds until the ready line."""
-        began = time.perf_counter()
-        with (self.directory / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "pegaskv",
-                    "standalone",
-                    "--data",
-                    str(self.directory / "data"),
-                    "--listen",
-                    self.listen,
-                    "--http",
-                    "none",
-                ],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if " ready on " not in line:
-            raise SystemExit(
-                f"the server did not start: {(self.directory / 'server.log').read_text()}"
-            )
-        self.listen = line.split(" ready on ")[1].split()[0]
-        return time.perf_counter() - began
-
-    def kill(self) -> None:
-        """SIGKILL: no time to save anything."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self._close_pipe()
-
-    def stop(self) -> int:
-        """SIGTERM; return the exit status."""
-        if self.process is None or self.process.poll() is not None:
-            return 0
-        self.process.terminate()
-        status = self.process.wait(timeout=20)
-        self._close_pipe()
-        return status
-
-    def _close_pipe(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 def unicode_rows() -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -130,6 +71,7 @@ class Figures:
     compare_seconds: float = 0.0
     differ: int = 0
     notes: list[str] = field(default_factory=list)
+    second: demo_duplication.Figures | None = None
 
 
 async def load(
@@ -276,12 +218,15 @@ def report(out: Figures) -> None:
     grid.add_row("rows/s read back", f"{out.compared / out.compare_seconds:.0f}")
     for note in out.notes:
         grid.add_row("counters and times to live", note)
-    grid.add_row("rows compared", f"{out.compared}")
+    grid.add_row("rows compared with their source", f"{out.compared}")
+    if out.second is not None:
+        for name, figure in out.second.lines():
+            grid.add_row(name, figure)
     grid.add_row("rows that differ", f"[{'red' if out.differ else 'green'}]{out.differ}[/]")
     console.print(grid)
 
 
-async def run(server: Server) -> Figures:
+async def run(server: Server, beta: Server) -> Figures:
     """The whole demonstration against a server that is about to start."""
     out = Figures()
     seconds = server.start()
@@ -298,18 +243,22 @@ async def run(server: Server) -> Figures:
         await count(client, out)
         await asyncio.to_thread(ask, server)
         await compare(client, rows, out)
+        out.second = await demo_duplication.duplicate(console, server, beta, client, rows)
+        out.differ += out.second.differ
     return out
 
 
 def main() -> int:
     """Run; return the exit status."""
     directory = Path(tempfile.mkdtemp(prefix="pegaskv-demo-"))
-    server = Server(directory)
+    server = Server(directory / "alpha")
+    beta = Server(directory / "beta", name="beta", cluster_id=2)
     try:
-        out = asyncio.run(run(server))
-        if server.stop() != 0:
-            out.differ += 1
-            out.notes.append("the server did not stop cleanly")
+        out = asyncio.run(run(server, beta))
+        for one in (server, beta):
+            if one.stop() != 0:
+                out.differ += 1
+                out.notes.append(f"{one.name} did not stop cleanly")
     except PegasKVError as error:
         console.print(f"[red]the demo failed:[/] {error}", markup=True)
         return 1
@@ -318,6 +267,7 @@ def main() -> int:
         return 130
     finally:
         server.stop()
+        beta.stop()
         if os.environ.get("DEMO_KEEP"):
             console.print(f"kept: {directory}")
         else:

@@ -610,6 +610,7 @@ class PartitionRun:
         if failure is None:
             return {}
         return {
+            "error": failure.text,
             "last_error": failure.text,
             "error_class": failure.error_class,
             "stalled_since": since_us / 1_000_000,

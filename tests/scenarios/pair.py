@@ -34,7 +34,7 @@ class Pair:
     async def status(self, table: str) -> str:
         """The phase of the table's only duplication."""
         (duplication,) = await self.source.admin.query_duplication(table)
-        return str(getattr(duplication.status, "value", duplication.status))
+        return duplication.status.value
 
     async def reach(self, table: str, status: str, *, within_s: float) -> Any:
         """Wait for a phase; return the duplication."""

@@ -29,7 +29,6 @@ from pegaskv.client import (
     SortKeys,
     TableDetails,
 )
-
 from tests.shell.fake_duplications import FakeDuplicationAdmin, FakeDuplications
 
 KNOWN_ENVS = ("default_ttl", "durability")

@@ -6,12 +6,24 @@ from hypothesis import strategies as st
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from pegaskv.base.errors import UnknownOperation
 from shell.completer import Live, LiveNames, ShellCompleter, candidates
 from shell.hints import hint
+from tests.shell.fake_duplications import duplication
 from tests.shell.harness import COMMANDS, Session
 
+OPTIONS_OF_ADD_DUP = [
+    *("--remote-table", "--remote-replica-count", "--no-checkpoint", "--merge", "--mesh", "--sst"),
+    *("-a", "-r", "-s"),
+]
+
 LIVE = Live(
-    tables=("users", "orders"), dropped={"3": "old_users"}, table_envs=("default_ttl",), trouble=""
+    tables=("users", "orders"),
+    clusters={"beta": "h:1", "gamma": "h:2"},
+    duplications={"users": {"7": "beta", "8": "gamma"}},
+    dropped={"3": "old_users"},
+    table_envs=("default_ttl",),
+    trouble="",
 )
 
 
@@ -43,6 +55,22 @@ def offered(text: str) -> list[str]:
         ("full_scan -h pre", ["prefix"]),
         ("check_and_set h -t int_l", ["int_less", "int_less_or_equal"]),
         ("drop users --y", ["--yes"]),
+        ("add_dup us", ["users"]),
+        ("add_dup users ", ["beta", "gamma"]),
+        ("add_dup users beta --m", ["--merge", "--mesh"]),
+        ("pause_dup users ", ["beta", "gamma", "7", "8"]),
+        ("query_dup users g", ["gamma"]),
+        ("pause_dup orders ", []),
+        ("set_dup_fail_mode users beta s", ["slow", "skip"]),
+        ("remove_cluster ", ["beta", "gamma"]),
+        ("wait_for ", ["dup", "table"]),
+        ("wait_for dup users DS_L", ["DS_LOG"]),
+        ("wait_for dup users be", ["beta"]),
+        ("wait_for -t 5 table users av", ["available"]),
+        ("watch query_d", ["query_dup"]),
+        ("watch -n 2 query_dup us", ["users"]),
+        ("watch query_dup users --det", ["--detailed"]),
+        ("watch --unt", ["--until"]),
         ("get ", []),
         ("set h s ", []),
         ("nosuch ", []),
@@ -92,6 +120,9 @@ def test_no_line_breaks_completion_or_the_toolbar(rest: str, name: str) -> None:
         ("gte ", 'unknown command "gte"; did you mean `get`?'),
         ('set "a', "the quote is open: Enter goes on in the next line"),
         (r'set "\q" ', r"unknown escape \q in double quotes"),
+        ("watch query_dup ", "<table>: the table's name"),
+        ("watch ", "<command>, a command with its arguments: the command to repeat"),
+        ("wait_for ", "<condition>: dup <table> [cluster] <phase>"),
         ("check_and_set h -t ", "check_type: what must hold of that row (no_check not_exist"),
     ],
 )
@@ -129,6 +160,28 @@ async def test_names_come_from_the_cluster_and_are_kept_a_while() -> None:
     await session.run("drop users --yes")
     seconds.now += 2
     assert await complete(completer, "recall ") == ["1"]
+
+
+async def test_duplications_and_clusters_come_from_the_cluster_too() -> None:
+    session = Session()
+    completer = ShellCompleter(COMMANDS, LiveNames(session.context, now=Seconds()))
+    session.cluster.duplications.entries.append(duplication())
+    await session.run("add_cluster delta h:1 4")
+    assert await complete(completer, "add_dup users ") == ["delta", *OPTIONS_OF_ADD_DUP]
+    assert (await complete(completer, "pause_dup users "))[:2] == ["beta", "7"]
+
+
+async def test_a_server_without_duplication_has_nothing_to_complete() -> None:
+    session = Session()
+
+    async def list_clusters(**_: float) -> list[object]:
+        raise UnknownOperation("operation 86")
+
+    client = await session.context.client()
+    client.admin.list_clusters = list_clusters  # type: ignore[method-assign, assignment]
+    names = LiveNames(session.context, now=Seconds())
+    assert await complete(ShellCompleter(COMMANDS, names), "use ") == ["users"]
+    assert (names.live.trouble, names.live.nodes) == ("", 1)
 
 
 async def test_a_dead_cluster_is_asked_once_and_left_alone() -> None:

@@ -68,6 +68,21 @@ def test_a_one_shot_command_imports_nothing_heavy(environment: dict[str, str]) -
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_one_shot_add_dup_needs_no_prompt(environment: dict[str, str]) -> None:
+    code = (
+        "import sys; from shell.app import main; from tests.shell.fake_client import FakeCluster;"
+        "cluster = FakeCluster(); cluster.create('users');"
+        "lines = ['add_dup users beta', 'watch query_dup users --count 1'];"
+        "statuses = [main(['-e', line], connect=cluster.connect) for line in lines];"
+        "statuses.append(main(['-e', lines[0]], connect=cluster.connect));"
+        "heavy = {'prompt_toolkit', 'aiohttp', 'rich', 'uvloop', 'plyvel'} & set(sys.modules);"
+        "assert not heavy, heavy; assert statuses == [0, 0, 4], statuses"
+    )
+    done = run([sys.executable, "-c", code], environment)
+    assert done.returncode == 0, done.stderr
+    assert b"users => beta:users, id 7" in done.stdout
+
+
 def test_a_cluster_that_is_not_there_is_status_3(environment: dict[str, str]) -> None:
     address = f"127.0.0.1:{free_port()}"
     done = run(SHELL, environment, "--cluster", address, "--timeout", "2s", "-e", "ls")
@@ -219,6 +234,30 @@ def test_at_a_terminal_there_is_a_prompt(screen: Screen) -> None:
     screen.wait_for("table users dropped")
     screen.child.send("\x04")
     assert screen.end() == 0
+
+
+def test_watching_at_the_prompt_ends_with_ctrl_c(screen: Screen) -> None:
+    screen.wait_for("pegaskv:users>")
+    screen.child.send("watch -n 100ms ls\r")
+    screen.wait_for("every 0.1 s: ls; Ctrl-C ends it")
+    screen.child.sendintr()
+    screen.wait_for("pegaskv:users>")
+    screen.child.send("version\r")
+    screen.wait_for("pegaskv 0")
+    assert "interrupted" not in screen.text
+    assert b"\x1b[?1049l" in screen.received
+    screen.child.send("\x04")
+    assert screen.end() == 0
+
+
+def test_watching_from_the_command_line_ends_with_ctrl_c(environment: dict[str, str]) -> None:
+    screen = Screen(FAKE, environment, "-e", "watch ls")
+    screen.wait_for("every 1 s: ls; Ctrl-C ends it")
+    screen.child.sendintr()
+    assert screen.end() == 130
+    assert b"\x1b[?1049l" in screen.received
+    assert b"Traceback" not in screen.received
+    assert b"error" not in screen.received
 
 
 def test_no_color_is_respected(environment: dict[str, str]) -> None:

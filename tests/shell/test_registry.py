@@ -58,6 +58,13 @@ PEGASUS = [
     "get_app_envs",
     "del_app_envs",
     "clear_app_envs",
+    "add_dup",
+    "query_dup",
+    "dups",
+    "pause_dup",
+    "start_dup",
+    "remove_dup",
+    "set_dup_fail_mode",
 ]
 
 

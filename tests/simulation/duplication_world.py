@@ -387,7 +387,7 @@ class _Play:
             except RequestError:
                 found = []
             for one in found:
-                self.run.phases.add(str(one.status))
+                self.run.phases.add(one.status.value)
             mine = [one for one in found if one.remote_cluster == target.name]
             if len(mine) > 1:
                 self.run.wrong.append(f"{len(mine)} entries for one cluster")
@@ -401,12 +401,10 @@ class _Play:
 
 
 def _is_log(status: Any) -> bool:
-    return status in (DuplicationStatus.DS_LOG, DuplicationStatus.DS_LOG.value)
+    return status is DuplicationStatus.DS_LOG
 
 
-def simulate_duplication(
-    seed: int, story: Story | None = None, **overrides: Any
-) -> DuplicationRun:
+def simulate_duplication(seed: int, story: Story | None = None, **overrides: Any) -> DuplicationRun:
     """Run one seed to its end."""
     with World(seed, disk=SimulatedDisk, **overrides) as world:
         play = _Play(world, story or Story.draw(world.random("story")))

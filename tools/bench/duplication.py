@@ -57,7 +57,7 @@ class _Clusters:
         await self.source.admin.add_duplication(name, "beta")
         while True:
             (one,) = await self.source.admin.query_duplication(name)
-            if str(getattr(one.status, "value", one.status)) == "DS_LOG":
+            if one.status.value == "DS_LOG":
                 return time.perf_counter() - began
             await asyncio.sleep(0.002)
 

@@ -184,14 +184,14 @@ def _check_rows(
                 f"{source_mask + 1} there and {index} of {mask + 1} here"
             )
         origin = row[11] >> 1
-        if origin == cluster_id or (not cluster_id and origin):
+        if not origin:
+            raise InvalidData("a row of no cluster")
+        if not cluster_id or origin == cluster_id:
             found.append(key)
             found.append(row)
             tag = row[4:12]
             if tag > newest:
                 newest = tag
-        elif not origin:
-            raise InvalidData("a row of no cluster")
     if int.from_bytes(newest, "big") >> 8 >= TIMESTAMP_MAX:
         raise InvalidData("a row of the far future: its timestamp has more than 55 bits")
     return found, newest

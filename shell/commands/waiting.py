@@ -231,7 +231,7 @@ async def _picture(context: Context, invocation: "Invocation") -> _Picture:
             hint="its rows need not fit a screen; `count_data` can be watched",
         )
     lines = text_lines(result, every_byte=context.escape_all)
-    lines += result.note.split("\n") if result.note else []
+    lines += [printable(line) for line in result.note.split("\n")] if result.note else []
     lines += [f"warning: {printable(text)}" for text in result.warnings]
     return _Picture(lines, plain(result.data, every_byte=context.escape_all))
 

@@ -1,6 +1,6 @@
 """What more than one test needs: waiting for real things, and free ports.
 
-`poll_until` is the only place in the tests that sleeps.
+Nothing else in the tests sleeps.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-__all__ = ["free_port", "poll_until", "wait_until"]
+__all__ = ["free_port", "pause", "poll_until", "wait_until"]
 
 
 async def poll_until(
@@ -27,6 +27,11 @@ async def poll_until(
             return
         assert time.monotonic() < end, f"{what} did not come true within {deadline_s} s"
         await asyncio.sleep(0.01)
+
+
+async def pause(seconds: float) -> None:
+    """Let real processes live for a while: how long a fault lasts, never a way to wait."""
+    await asyncio.sleep(seconds)
 
 
 def wait_until(

@@ -19,7 +19,7 @@ import pegaskv
 from pegaskv.errors import PegasKVError, RequestError
 from pegaskv.runtime.tasks import TaskScope
 from tests.cluster.process import ServerProcess
-from tests.helpers import poll_until
+from tests.helpers import pause, poll_until
 from tests.scenarios.pair import Pair, running_pair
 
 pytestmark = pytest.mark.process
@@ -66,17 +66,17 @@ async def disturb(pair: Pair, rng: random.Random) -> str:
     match rng.randrange(5):
         case 0 | 1:
             await asyncio.to_thread(victim.kill)
-            await asyncio.sleep(rng.choice([0.0, 0.3, 1.0]))
+            await pause(rng.choice([0.0, 0.3, 1.0]))
             await asyncio.to_thread(victim.start)
             return "kill -9"
         case 2:
             victim.signal(signal.SIGSTOP)
-            await asyncio.sleep(rng.choice([0.2, 1.5]))
+            await pause(rng.choice([0.2, 1.5]))
             victim.signal(signal.SIGCONT)
             return "SIGSTOP"
         case 3:
             pair.proxy.cut(requests=rng.random() < 0.7, replies=rng.random() < 0.7)
-            await asyncio.sleep(rng.choice([0.2, 2.0]))
+            await pause(rng.choice([0.2, 2.0]))
             pair.proxy.heal()
             return "cut"
         case _:
@@ -104,7 +104,7 @@ async def chaos(pair: Pair, *, seconds: float, seed: int, two_way: bool) -> None
             scope.start("writer", write(sides[side], writer, stop, seed + number))
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            await asyncio.sleep(rng.uniform(0.1, 1.0))
+            await pause(rng.uniform(0.1, 1.0))
             seen.add(await disturb(pair, rng))
         pair.proxy.heal()
         stop.set()
@@ -150,5 +150,7 @@ async def test_chaos_for_as_long_as_it_is_given(tmp_path: Path, *, two_way: bool
     seconds = 60 * float(os.environ.get("PEGASKV_SOAK_MINUTES", "1"))
     async with running_pair(tmp_path) as pair:
         seed = time.time_ns() % 1_000_000
-        print(f"seed {seed}")
-        await chaos(pair, seconds=seconds, seed=seed, two_way=two_way)
+        try:
+            await chaos(pair, seconds=seconds, seed=seed, two_way=two_way)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}") from error

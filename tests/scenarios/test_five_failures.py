@@ -3,7 +3,6 @@
 Stuck in DS_PREPARE, added twice, restarted in DS_PREPARE, the last write, empty tables.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -321,7 +320,9 @@ async def test_two_ways_end_equal(pair: Pair) -> None:
             if number % 7 == 0:
                 await side.delete(b"h%d" % (number % 20), b"s")
 
-    await asyncio.gather(write(table, b"alpha"), write(there, b"beta"))
+    async with TaskScope("writers") as scope:
+        scope.start("alpha", write(table, b"alpha"))
+        scope.start("beta", write(there, b"beta"))
     await pair.source.admin.wait_duplicated("t", timeout=10.0)
     await pair.target.admin.wait_duplicated("t", timeout=10.0)
     assert await pair.differences("t") == []

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pegaskv
+from pegaskv.runtime.tasks import TaskScope
 from tools.bench.peers import pegaskv_server, redis_server
 from tools.bench.report import Comparison
 
@@ -35,8 +36,15 @@ async def _load(table: pegaskv.Table, prefix: bytes, rows: int) -> None:
         [(name, b"s", VALUE) for name in names[begin : begin + BATCH]]
         for begin in range(0, rows, BATCH)
     ]
-    for begin in range(0, len(batches), 8):
-        await asyncio.gather(*[table.batch_set(batch) for batch in batches[begin : begin + 8]])
+    todo = iter(batches)
+
+    async def load() -> None:
+        for batch in todo:
+            await table.batch_set(batch)
+
+    async with TaskScope("load") as scope:
+        for _ in range(8):
+            scope.start("load", load())
 
 
 class _Clusters:

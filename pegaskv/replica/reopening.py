@@ -97,8 +97,9 @@ class Reopening:
     async def _opened_again(self) -> Engine:
         replica = self._replica
         old, committed = replica.engine, replica.machine.committed
-        replica.serving = False
         replica.reopening = True
+        # It serves no more, and whoever listens hears of it.
+        replica.set_available(replica.available)
         return await self._worker.run(lambda: self._reopen(old, committed))
 
     def _reopen(self, old: Engine, committed: int) -> Engine:

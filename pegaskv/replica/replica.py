@@ -301,6 +301,7 @@ class Replica:
             if isinstance(effect, Append):
                 self._unproposed = [(mutation, effect.committed) for mutation in effect.mutations]
         self.serving = False
+        self.shipping.notify()
         if self._unproposed and not self.dirty:
             self.dirty = True
             self._wake(self)

@@ -16,9 +16,11 @@ __all__ = [
     "UUID_BYTES",
     "CopyPage",
     "DuplicationOrder",
+    "EnsureAnswer",
     "EnsureOutcome",
     "PartitionProgress",
     "ProgressReport",
+    "RemoteWork",
     "ShippedRecord",
     "SourceOrder",
     "progress_key",
@@ -128,6 +130,38 @@ class CopyPage(NamedTuple):
     next_key: bytes | None
     decree: int
     clock_us: int
+
+
+class EnsureAnswer(NamedTuple):
+    """What a target's meta server answered; `outcome` is one of `EnsureOutcome`."""
+
+    outcome: str
+    table_id: int
+    partition_count: int
+    cluster_id: int
+    cluster_uuid: str
+    text: str
+
+
+class RemoteWork(NamedTuple):
+    """One thing to be done at another cluster's meta server.
+
+    `kind` is "ensure" or "forget"; `fields` are the fields of its request, ready to be sent.
+    `attempt` changes when the back-off has to begin again.
+    """
+
+    kind: str
+    dupid: int
+    uuid: bytes
+    table_name: str
+    remote_cluster: str
+    remote_cluster_id: int
+    metas: str
+    user: str
+    password_file: str
+    fields: tuple[Any, ...]
+    attempt: int = 0
+    since_unix_seconds: int = 0
 
 
 def progress_key(uuid: bytes, source_count: int, source_index: int) -> bytes:

@@ -5,13 +5,15 @@ root hands one's doors to the other.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from pegaskv.base.types import Gpid
 from pegaskv.codec.messages_duplication import (
     CopyPage,
+    EnsureAnswer,
     PartitionProgress,
     ProgressReport,
+    RemoteWork,
     ShippedRecord,
 )
 
@@ -19,6 +21,7 @@ __all__ = [
     "CopyPage",
     "EnsureAnswer",
     "MetaDoor",
+    "RemoteWork",
     "ShippedRecord",
     "SourcePartition",
     "SourceReplicas",
@@ -39,6 +42,11 @@ class SourcePartition(Protocol):
     @property
     def shippable_decree(self) -> int:
         """The last decree that is committed and synced: none above it may be shipped."""
+        ...
+
+    @property
+    def committed_decree(self) -> int:
+        """The last decree that is committed; with `os` it may not be synced yet."""
         ...
 
     @property
@@ -101,17 +109,6 @@ class SourceReplicas(Protocol):
         ...
 
 
-class EnsureAnswer(NamedTuple):
-    """What a target's meta server answered; `outcome` is one of `EnsureOutcome`."""
-
-    outcome: str
-    table_id: int
-    partition_count: int
-    cluster_id: int
-    cluster_uuid: str
-    text: str
-
-
 class MetaDoor(Protocol):
     """The leading meta server, as duplications on its replica servers see it."""
 
@@ -126,7 +123,7 @@ class MetaDoor(Protocol):
         """
         ...
 
-    def remote_work(self) -> list["RemoteWork"]:
+    def remote_work(self) -> list[RemoteWork]:
         """What has to be done at other clusters now: read when `on_remote_work` was called."""
         ...
 
@@ -137,27 +134,6 @@ class MetaDoor(Protocol):
     async def forgotten(self, dupid: int, uuid: bytes) -> None:
         """The target has forgotten a removed duplication, or nobody will ever ask it again."""
         ...
-
-
-class RemoteWork(NamedTuple):
-    """One thing to be done at another cluster's meta server.
-
-    `kind` is "ensure" or "forget"; `fields` are the fields of its request, ready to be sent.
-    `attempt` changes when the back-off has to begin again.
-    """
-
-    kind: str
-    dupid: int
-    uuid: bytes
-    table_name: str
-    remote_cluster: str
-    remote_cluster_id: int
-    metas: str
-    user: str
-    password_file: str
-    fields: tuple[Any, ...]
-    attempt: int = 0
-    since_unix_seconds: int = 0
 
 
 # What is shown of one duplication's partition, by name.

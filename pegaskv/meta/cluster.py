@@ -13,10 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pegaskv.base.errors import CorruptionError, UnsupportedFormat, WireError
+from pegaskv.base.errors import CorruptionError, WireError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
-from pegaskv.base.version import META_RECORD_FORMAT
-from pegaskv.codec.packing import pack, unpack
+from pegaskv.codec.messages_duplication import DuplicationOrder
+from pegaskv.meta.duplications import Book, BookRecord, Progress, Source, order_of, read_sources
+from pegaskv.meta.records import (
+    as_count,
+    as_known,
+    as_map,
+    as_text,
+    pack_record,
+    unpack_record,
+)
+from pegaskv.meta.remotes import RemoteClusterInfo
 
 __all__ = [
     "CHANGE_OPERATIONS_MAX",
@@ -45,7 +54,7 @@ class ClusterRecord:
 
     def pack(self) -> bytes:
         """Return the bytes that are stored."""
-        return _pack(self.unknown, {"uuid": self.uuid, "next_table_id": self.next_table_id})
+        return pack_record(self.unknown, {"uuid": self.uuid, "next_table_id": self.next_table_id})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,11 @@ class TableRecord:
     expires_at: int = 0
     version: int = 1
     purging: bool = False
+    # Made by a duplication and not opened since.
+    follower: bool = False
+    sources: tuple[Source, ...] = ()
+    # Of every cluster whose rows ever came in: its id, and the uuid that has to go with it.
+    source_clusters: Mapping[int, str] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,7 +105,13 @@ class TableRecord:
             dropped_at=self.dropped_at,
             expires_at=self.expires_at,
             version=self.version,
+            follower=self.follower,
         )
+
+    @property
+    def live_sources(self) -> list[Source]:
+        """What may come in now."""
+        return [one for one in self.sources if one.live]
 
     def pack(self) -> bytes:
         """Return the bytes that are stored."""
@@ -106,8 +126,11 @@ class TableRecord:
             "expires_at": self.expires_at,
             "version": self.version,
             "purging": self.purging,
+            "follower": self.follower,
+            "sources": [one.to_map() for one in self.sources],
+            "source_clusters": {str(one): uuid for one, uuid in self.source_clusters.items()},
         }
-        return _pack(self.unknown, fields)
+        return pack_record(self.unknown, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +164,7 @@ class PartitionRecord:
             "primary": self.primary,
             "secondaries": list(self.secondaries),
         }
-        return _pack(self.unknown, fields)
+        return pack_record(self.unknown, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +176,16 @@ class Change:
     partitions: tuple[PartitionRecord, ...] = ()
     removed_partitions: tuple[Gpid, ...] = ()
     removed_table: int | None = None
+    # Of duplications and other clusters.
+    book: tuple[BookRecord, ...] = ()
+    removed_book: tuple[BookRecord, ...] = ()
 
     def puts(self) -> dict[str, bytes]:
         """Return the records to write."""
         found = {} if self.cluster is None else {_CLUSTER_KEY: self.cluster.pack()}
         found.update((table.key, table.pack()) for table in self.tables)
         found.update((partition.key, partition.pack()) for partition in self.partitions)
+        found.update((record.key, record.pack()) for record in self.book)
         return found
 
     def touched(self) -> list[str]:
@@ -166,6 +193,7 @@ class Change:
         keys = [] if self.cluster is None else [_CLUSTER_KEY]
         keys += [table.key for table in self.tables]
         keys += [partition.key for partition in self.partitions]
+        keys += [record.key for record in self.book]
         return [*keys, *self.deletes()]
 
     def deletes(self) -> tuple[str, ...]:
@@ -173,7 +201,15 @@ class Change:
         keys = [PartitionRecord(gpid).key for gpid in self.removed_partitions]
         if self.removed_table is not None:
             keys.append(f"{_TABLES}{self.removed_table}")
+        keys += [record.key for record in self.removed_book]
         return tuple(keys)
+
+    @property
+    def is_progress(self) -> bool:
+        """Whether it changes nothing that other clusters have to do with."""
+        return all(isinstance(one, Progress) for one in (*self.book, *self.removed_book)) and not (
+            self.tables or self.removed_table or self.cluster
+        )
 
 
 class Cluster:
@@ -188,6 +224,11 @@ class Cluster:
         self.partitions: dict[int, dict[int, PartitionRecord]] = {}
         self.partition_count = 0
         self.problems: list[str] = []
+        self.book = Book()
+        # Of the configuration file, which goes before what was added at run time.
+        self.configured: dict[str, RemoteClusterInfo] = {}
+        # Rises with whatever may be work at other clusters.
+        self.generation = 0
         self._ids: dict[str, int] = {}
         self._revisions: dict[str, int] = {}
 
@@ -219,7 +260,26 @@ class Cluster:
     def dump(self) -> dict[str, bytes]:
         """Return all records as they are stored."""
         partitions = [one for table in self.partitions.values() for one in table.values()]
-        return Change(self.record, tuple(self.tables.values()), tuple(partitions)).puts()
+        tables, book = tuple(self.tables.values()), tuple(self.book.records())
+        return Change(self.record, tables, tuple(partitions), book=book).puts()
+
+    @property
+    def remotes(self) -> dict[str, RemoteClusterInfo]:
+        """The other clusters, by their names here."""
+        return {name: one.info for name, one in self.book.remotes.items()} | self.configured
+
+    def orders(self, table_id: int) -> tuple[DuplicationOrder, ...]:
+        """Return what the replicas of a table have to do about what goes out of it."""
+        entries = self.book.entries.get(table_id)
+        if not entries:
+            return ()
+        dropped = self.tables[table_id].status is TableStatus.DROPPED
+        remotes, found = self.remotes, list[DuplicationOrder]()
+        for _, entry in sorted(entries.items()):
+            progress = [one.partition for one in self.book.progress(entry).values()]
+            remote = remotes.get(entry.remote_cluster)
+            found += order_of(entry, remote, progress, paused=dropped)
+        return tuple(found)
 
     @property
     def names(self) -> list[str]:
@@ -275,6 +335,12 @@ class Cluster:
             table = self.tables.pop(change.removed_table)
             assert table.status is TableStatus.DROPPED
             assert not self.partitions.pop(table.table_id, {})
+        for record in change.book:
+            self.book.put(record)
+        for record in change.removed_book:
+            self.book.remove(record)
+        if not change.is_progress:
+            self.generation += 1
 
     def check(self) -> None:
         """Assert the invariants; tests call this after every step."""
@@ -294,21 +360,26 @@ class Cluster:
                 assert not self.missing(table)
                 assert all(one.ballot for one in self.partitions[table.table_id].values())
             assert table.status is TableStatus.DROPPED or not table.purging
+            for source in table.sources:
+                assert table.source_clusters[source.order.cluster_id] == source.order.cluster_uuid
+        self.book.check()
 
     # Loading.
 
     def _load_one(self, key: str, value: bytes) -> None:
         if key == _CLUSTER_KEY:
-            fields = _unpack(key, value)
+            fields = unpack_record(key, value)
             uuid, following = fields.pop("uuid"), fields.pop("next_table_id")
-            self.record = ClusterRecord(_text(uuid), _count(following), fields)
+            self.record = ClusterRecord(as_text(uuid), as_count(following), fields)
         elif key.startswith(_TABLES):
             table_id = int(key.removeprefix(_TABLES))
-            self.tables[table_id] = _read_table(table_id, _unpack(key, value))
+            self.tables[table_id] = _read_table(table_id, unpack_record(key, value))
         elif key.startswith(_PARTITIONS):
             table, index = key.removeprefix(_PARTITIONS).split("/")
             gpid = Gpid(int(table), int(index))
-            self._put_partition(_read_partition(gpid, _unpack(key, value)))
+            self._put_partition(_read_partition(gpid, unpack_record(key, value)))
+        else:
+            self.book.load_one(key, value)
         # Other keys are other software's: they are left alone.
 
     def _check_loaded(self, table: TableRecord) -> None:
@@ -343,45 +414,23 @@ class Cluster:
         partitions[partition.gpid.partition_index] = partition
 
 
-def _pack(unknown: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes:
-    return pack({**unknown, "format": META_RECORD_FORMAT, **fields})
-
-
-def _unpack(key: str, value: bytes) -> dict[str, Any]:
-    fields = unpack(value)
-    if type(fields) is not dict:
-        raise ValueError("it is not a map")
-    version = fields.pop("format")
-    if version != META_RECORD_FORMAT:
-        raise UnsupportedFormat(
-            f"the meta record `{key}` has format {version}; "
-            f"this software reads {META_RECORD_FORMAT}",
-            hint="start the version of pegaskv that wrote it",
-        )
-    return fields
-
-
 def _read_table(table_id: int, fields: dict[str, Any]) -> TableRecord:
-    status = fields.pop("status")
-    try:
-        status = TableStatus(status)
-    except ValueError:
-        raise UnsupportedFormat(
-            f"table {table_id} has the status {status!r}, which this software does not know",
-            hint="start the version of pegaskv that wrote it",
-        ) from None
+    status = as_known(f"table {table_id}'s status", fields.pop("status"), TableStatus)
     return TableRecord(
         table_id=table_id,
-        name=_text(fields.pop("name")),
+        name=as_text(fields.pop("name")),
         status=status,
-        partition_count=_count(fields.pop("partition_count")),
-        replica_count=_count(fields.pop("replica_count")),
+        partition_count=as_count(fields.pop("partition_count")),
+        replica_count=as_count(fields.pop("replica_count")),
         envs=_envs(fields.pop("envs", {})),
-        created_at=_count(fields.pop("created_at", 0)),
-        dropped_at=_count(fields.pop("dropped_at", 0)),
-        expires_at=_count(fields.pop("expires_at", 0)),
-        version=_count(fields.pop("version")),
+        created_at=as_count(fields.pop("created_at", 0)),
+        dropped_at=as_count(fields.pop("dropped_at", 0)),
+        expires_at=as_count(fields.pop("expires_at", 0)),
+        version=as_count(fields.pop("version")),
         purging=bool(fields.pop("purging", False)),
+        follower=bool(fields.pop("follower", False)),
+        sources=read_sources(fields.pop("sources", [])),
+        source_clusters=_clusters(fields.pop("source_clusters", {})),
         unknown=fields,
     )
 
@@ -390,26 +439,16 @@ def _read_partition(gpid: Gpid, fields: dict[str, Any]) -> PartitionRecord:
     primary = fields.pop("primary")
     return PartitionRecord(
         gpid=gpid,
-        ballot=_count(fields.pop("ballot")),
-        primary=None if primary is None else _text(primary),
-        secondaries=tuple(_text(node) for node in fields.pop("secondaries")),
+        ballot=as_count(fields.pop("ballot")),
+        primary=None if primary is None else as_text(primary),
+        secondaries=tuple(as_text(node) for node in fields.pop("secondaries")),
         unknown=fields,
     )
 
 
+def _clusters(value: Any) -> dict[int, str]:
+    return {int(as_text(name)): as_text(uuid) for name, uuid in as_map(value).items()}
+
+
 def _envs(value: Any) -> dict[str, str]:
-    if type(value) is not dict:
-        raise ValueError("envs are not a map")
-    return {_text(name): _text(one) for name, one in value.items()}
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError(f"{value!r} is not text")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
-    return value
+    return {as_text(name): as_text(one) for name, one in as_map(value).items()}

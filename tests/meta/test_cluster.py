@@ -67,7 +67,7 @@ def test_fields_of_newer_software_are_kept_when_a_record_is_written_again() -> N
 
 def test_keys_of_newer_software_are_left_alone() -> None:
     records = stored(Change(ClusterRecord("uuid", 12)))
-    records["duplications/7"] = (b"\xc1 not even msgpack", 3)
+    records["quotas/7"] = (b"\xc1 not even msgpack", 3)
     cluster = Cluster.load(records)
     assert set(cluster.dump()) == {"cluster"}
 

@@ -94,6 +94,12 @@ class Shipping:
             size += len(payload)
         return found
 
+    def forget(self, decree: int) -> None:
+        """Nobody will ask for mutations up to `decree` again."""
+        recent = self._recent
+        while recent and recent[0][0] <= decree:
+            self._recent_bytes -= len(recent.popleft()[1])
+
     def subscribe(self, on_advance: Callable[[], None]) -> Callable[[], None]:
         """Call `on_advance` whenever more may be shipped or the role changed; return the end."""
         self._listeners.append(on_advance)

@@ -15,7 +15,7 @@ from pegaskv.codec.messages_duplication import CopyPage, ShippedRecord
 from pegaskv.replica.replica import Replica
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Snapshot
-from pegaskv.storage.mutation_log import MutationLog
+from pegaskv.storage.mutation_log import LogGone, MutationLog
 
 __all__ = ["ReplicaSource"]
 
@@ -54,6 +54,11 @@ class ReplicaSource:
     def shippable_decree(self) -> int:
         """The last decree that is committed and synced."""
         return self._replica.shipping.shippable
+
+    @property
+    def committed_decree(self) -> int:
+        """The last decree that is committed; with `os` it may not be synced yet."""
+        return self._replica.machine.committed
 
     @property
     def clock_us(self) -> int:
@@ -175,8 +180,14 @@ class ReplicaSource:
         if clock_us > shipping.confirmed.get(uuid, 0):
             shipping.confirmed[uuid] = clock_us
         if decree > self._held.get(uuid, start_decree):
+            try:
+                self._log.set_pin(self.gpid, uuid.hex(), decree)
+            except LogGone:
+                # An old confirmation, heard after a restart: more was confirmed and given up.
+                return
             self._held[uuid] = decree
-            self._log.set_pin(self.gpid, uuid.hex(), decree)
+            pins = self._replica.participation.pins.items()
+            shipping.forget(min(self._held.get(each, start) for each, start in pins if start))
             self._on_released()
 
     def held_bytes(self, uuid: bytes) -> int:

@@ -138,6 +138,8 @@ def test_a_pin_holds_the_log_over_flushes_and_restarts_until_it_is_confirmed() -
         # What was given up is no reason not to start.
         await server.stop()
         server = await opened(life, first=False, log_options=options)
+        # Nor is a confirmation that is older than what was given up.
+        server.source().hold(UUID, start + 2, 1)
         (record, *_) = await server.source().read_records(middle + 1, 1)
         assert record.decree == middle + 1
         await server.stop()

@@ -569,7 +569,7 @@ class PartitionRun:
     def state(self) -> dict[str, Any]:
         """Return what `query_dup` shows of this partition."""
         source, machine = self.source, self._machine
-        last = source.shippable_decree
+        last = source.committed_decree
         uuid = self.order.uuid
         in_log = self.status is _LOG and machine is not None
         behind = 0

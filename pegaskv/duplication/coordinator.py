@@ -14,9 +14,10 @@ from pegaskv.base.errors import PegasKVError, Unavailable
 from pegaskv.codec.messages_duplication import EnsureOutcome
 from pegaskv.codec.operations import Operation
 from pegaskv.duplication.doors import EnsureAnswer, MetaDoor, RemoteWork
-from pegaskv.duplication.failures import UNREACHABLE, Failure, Foreign, failure_of, retry_ms
+from pegaskv.duplication.failures import UNREACHABLE, Failure, Foreign, failure_of
 from pegaskv.duplication.options import DuplicationOptions
-from pegaskv.duplication.remote import RemoteClusters
+from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
+from pegaskv.duplication.trouble import Trouble
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.tasks import TaskScope
 
@@ -24,8 +25,6 @@ __all__ = ["Coordinator"]
 
 _log = logging.getLogger(__name__)
 
-# A reply that is late by so much is shown as a failure while it is waited for.
-_LATE_MS: Final = 1_000
 _FOREIGN_MS: Final = 2_000
 _FORGET_FOR_S: Final = 24 * 3_600
 
@@ -35,14 +34,10 @@ _Key = tuple[str, int, bytes]
 class _Work:
     """One thing to be done, and what is in the way."""
 
-    def __init__(self, work: RemoteWork) -> None:
+    def __init__(self, work: RemoteWork, trouble: Trouble) -> None:
         self.work = work
         self.changed = asyncio.Event()
-        self.failure: Failure | None = None
-        self.since_us = 0
-        self.attempts = 0
-        self.next_us = 0
-        self.asked_ms = 0
+        self.trouble = trouble
 
 
 class Coordinator:
@@ -75,10 +70,12 @@ class Coordinator:
             found = self._work.get(key)
             if found is not None and not found[1].done():
                 if found[0].work != work:
+                    if found[0].work.attempt != work.attempt:
+                        found[0].trouble.begin_again()
                     found[0].work = work
                     found[0].changed.set()
                 continue
-            item = _Work(work)
+            item = _Work(work, Trouble(self._clock, self._random, self._options))
             name = f"{work.kind} duplication {work.dupid} at {work.remote_cluster}"
             self._work[key] = item, self._scope.start(name, self._do(item))
 
@@ -87,26 +84,7 @@ class Coordinator:
         found = self._work.get(("ensure", dupid, uuid))
         if found is None or found[1].done():
             return {}
-        item = found[0]
-        failure, since_us = item.failure, item.since_us
-        attempts, next_us = item.attempts, item.next_us
-        waited_ms = self._clock.monotonic_ms() - item.asked_ms if item.asked_ms else 0
-        if waited_ms > _LATE_MS:
-            now_us = self._clock.wall_us()
-            text = f"{item.work.remote_cluster} has not answered for {waited_ms / 1_000:.1f} s"
-            failure = Failure(UNREACHABLE, text)
-            since_us = since_us or now_us - waited_ms * 1_000
-            next_us = now_us + (self._options.timeout_ms - waited_ms) * 1_000
-            attempts += 1
-        if failure is None:
-            return {}
-        return {
-            "last_error": failure.text,
-            "error_class": failure.error_class,
-            "stalled_since": since_us / 1_000_000,
-            "attempts": attempts,
-            "next_attempt_at": next_us / 1_000_000,
-        }
+        return found[0].trouble.shown(found[0].work.remote_cluster)
 
     async def _do(self, item: _Work) -> None:
         while True:
@@ -123,8 +101,6 @@ class Coordinator:
                 failure = failure_of(error)
             else:
                 continue
-            finally:
-                item.asked_ms = 0
             if work.kind == "forget" and self._is_too_old(work):
                 await self._forgotten(work)
                 return
@@ -133,7 +109,7 @@ class Coordinator:
     async def _attempt(self, item: _Work, work: RemoteWork) -> bool:
         """Ask once; whether the work is done. Raises what is in the way."""
         remote = self._remotes.get(work.metas)
-        item.asked_ms = self._clock.monotonic_ms()
+        item.trouble.asked()
         if work.kind == "forget":
             await remote.ask(Operation.FORGET_DUPLICATION, work.fields)
             await self._forgotten(work)
@@ -152,29 +128,18 @@ class Coordinator:
         now = self._clock.wall_us() // 1_000_000
         return bool(work.since_unix_seconds) and now - work.since_unix_seconds > _FORGET_FOR_S
 
-    async def _pause(self, item: _Work, failure: Failure, remote: Any) -> None:
-        options = self._options
-        pause_ms = retry_ms(
-            failure, item.attempts, least=options.retry_ms_min, most=options.retry_ms_max
-        )
-        if failure.error_class == "foreign":
-            pause_ms = max(pause_ms, _FOREIGN_MS)
-        pause_ms = self._random.randint((pause_ms + 1) // 2, pause_ms)
-        now_us = self._clock.wall_us()
-        if item.failure != failure:
+    async def _pause(self, item: _Work, failure: Failure, remote: RemoteCluster) -> None:
+        if item.trouble.failure != failure:
             _log.warning(
                 "duplication %d to %s: %s",
                 item.work.dupid, item.work.remote_cluster, failure.text,
             )  # fmt: skip
-        item.failure = failure
-        item.since_us = item.since_us or now_us
-        item.attempts += 1
-        item.next_us = now_us + pause_ms * 1_000
+        foreign = failure.error_class == "foreign"
+        pause_ms = item.trouble.failed(failure, least_ms=_FOREIGN_MS if foreign else 0)
         unsubscribe = None
         if failure.error_class == UNREACHABLE:
             remote.unreachable()
             unsubscribe = remote.when_reachable(item.changed.set)
-        attempt = item.work.attempt
         try:
             async with self._clock.timeout_ms(pause_ms):
                 await item.changed.wait()
@@ -183,8 +148,6 @@ class Coordinator:
         finally:
             if unsubscribe is not None:
                 unsubscribe()
-        if item.work.attempt != attempt:
-            item.attempts = 0
 
 
 def _read_answer(work: RemoteWork, fields: list[Any]) -> EnsureAnswer:

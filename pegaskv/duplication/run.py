@@ -30,11 +30,12 @@ from pegaskv.codec.messages_duplication import (
 )
 from pegaskv.codec.operations import Operation
 from pegaskv.duplication.doors import SourcePartition
-from pegaskv.duplication.failures import UNREACHABLE, Failure, failure_of, retry_ms
+from pegaskv.duplication.failures import UNREACHABLE, failure_of
 from pegaskv.duplication.machine import Batch, LogMachine, target_indices
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.duplication.remote import RemoteCluster
 from pegaskv.duplication.skipping import SkippedRows, without_invalid_rows
+from pegaskv.duplication.trouble import Trouble
 from pegaskv.runtime.clock import Clock
 
 __all__ = ["PartitionRun", "RunContext"]
@@ -46,8 +47,8 @@ _LOG: Final = DuplicationStatus.DS_LOG
 _BATCHES_IN_FLIGHT_MAX: Final = 4
 _PAGES_IN_FLIGHT_MAX: Final = 4
 _PAGE_ROWS: Final = 1_000
-# An answer that is late by so much is shown as a failure while it is waited for.
-_LATE_MS: Final = 1_000
+# After a rewind, so that one that repeats itself does not burn the processor.
+_REWIND_MS: Final = 1
 # Whether too much log is held is looked at so often.
 _HELD_CHECK_MS: Final = 1_000
 # So far beyond a stream's progress that a batch is checked and answered, and never applied.
@@ -61,8 +62,8 @@ class RunContext(Protocol):
     random: Random
     options: DuplicationOptions
 
-    async def report(self, report: ProgressReport) -> PartitionProgress | None:
-        """Store progress at the meta server; return what is stored now, None if it is ended."""
+    def report(self, report: ProgressReport) -> "asyncio.Future[None]":
+        """Store progress at the meta server; the future ends when it is stored, or raises."""
         ...
 
     async def throttle(self, size: int) -> None:
@@ -76,6 +77,10 @@ class RunContext(Protocol):
 
 class _Stop(Exception):
     """The phase at hand must be begun anew: paused, ended, not primary any more."""
+
+
+class _Rewind(Exception):
+    """The target misses something before what it got: its streams are opened again."""
 
 
 class _Broken(PegasKVError):
@@ -108,6 +113,7 @@ class PartitionRun:
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
+        self._reporting = False
         # Answers that are waited for.
         self._answers: dict[asyncio.Future[list[Any]], None] = {}
         # Of what the replies belong to: those of an earlier one say nothing any more.
@@ -115,21 +121,14 @@ class PartitionRun:
         # One mutation at a time, to find the row that the target finds invalid.
         self.isolating = False
         self._unsubscribe: Callable[[], None] = source.subscribe(self._wake.set)
+        self.trouble = Trouble(context.clock, context.random, context.options)
         # What is shown.
-        self.failure: Failure | None = None
-        self.broken = ""
-        self.stalled_since_us = 0
-        self.attempts = 0
-        self.next_attempt_us = 0
-        self.retries = 0
         self.conflicts = 0
         self.shipped = 0
         self.copied_rows = 0
         self.removed_rows = 0
         self.skipped = SkippedRows()
-        self._waiting_since_ms = 0
         self._confirmed = stored.confirmed_decree
-        self._stalled_ms = 0
         self._behind_since_us = 0
 
     def update(self, order: DuplicationOrder, remote: RemoteCluster | None) -> None:
@@ -140,7 +139,7 @@ class PartitionRun:
         self.order = order
         self.remote = remote
         if again:
-            self.attempts = 0
+            self.trouble.begin_again()
         self._changed.set()
         self._wake.set()
         for answer in list(self._answers):
@@ -160,23 +159,23 @@ class PartitionRun:
                 await self._phase()
             except _Stop:
                 continue
+            except _Rewind:
+                self.trouble.retries += 1
+                await self._clock.sleep_ms(_REWIND_MS)
             except _Broken as error:
                 await self._break(error)
             except (PegasKVError, OSError) as error:
-                if isinstance(error, CorruptionError):
-                    await self._break(_Broken(f"local log damaged: {error}"))
-                else:
-                    await self._stall(error)
+                await self._stall(error)
 
     async def _phase(self) -> None:
         await self._ready()
         if self.status is _PREPARE:
             self.status = _APP if self.order.checkpoint else _LOG
-            await self._report()
+            await self._store_progress()
         if self.status is _APP:
             await self._copy()
             self.status = _LOG
-            await self._report()
+            await self._store_progress()
         await self._ship()
 
     async def _ready(self) -> None:
@@ -188,7 +187,10 @@ class PartitionRun:
             and self.remote is not None
             and not self.order.paused
         ):
-            await self._woken()
+            paused = self.order.paused and self.status is _LOG
+            if paused:
+                self._look_at_held_log()
+            await self._woken(_HELD_CHECK_MS if paused else None)
 
     async def _woken(self, at_most_ms: int | None = None) -> None:
         """Wait for anything that may let the run go on."""
@@ -223,7 +225,16 @@ class PartitionRun:
             self._copied_key,
         )
 
-    async def _report(self) -> None:
+    async def _store_progress(self) -> None:
+        """Return when the phase is stored: a restart must not begin before it."""
+        while True:
+            try:
+                return await self._report()
+            except PegasKVError:
+                await self._pause(self._options.retry_ms_min)
+
+    def _report(self) -> "asyncio.Future[None]":
+        self._reporting = True
         progress = self._progress()
         report = ProgressReport(
             self.gpid,
@@ -232,12 +243,20 @@ class PartitionRun:
             progress,
             skipped=self.skipped.count,
         )
-        stored = await self._context.report(report)
-        if stored is None:
+        stored = self._context.report(report)
+        stored.add_done_callback(partial(self._on_stored, self.order.uuid, progress))
+        return stored
+
+    def _on_stored(
+        self, uuid: bytes, progress: PartitionProgress, stored: "asyncio.Future[None]"
+    ) -> None:
+        self._reporting = False
+        self._wake.set()
+        if stored.cancelled() or stored.exception() is not None:
             return
-        self._stored = stored
-        if stored.confirmed_decree and stored.status is _LOG:
-            self.source.hold(self.order.uuid, stored.confirmed_decree, stored.confirmed_clock_us)
+        self._stored = progress
+        if progress.confirmed_decree and progress.status is _LOG:
+            self.source.hold(uuid, progress.confirmed_decree, progress.confirmed_clock_us)
 
     # --- The copy ----------------------------------------------------------------------------
 
@@ -267,7 +286,7 @@ class PartitionRun:
                 now_ms = self._clock.monotonic_ms()
                 if now_ms - reported_ms >= self._options.confirm_interval_ms and page.next_key:
                     reported_ms = now_ms
-                    await self._report()
+                    self._report()
         finally:
             for _, futures in pages:
                 for future in futures:
@@ -317,15 +336,11 @@ class PartitionRun:
         machine = await self._open()
         source, interval_ms = self.source, self._options.confirm_interval_ms
         reported_ms = self._clock.monotonic_ms() - interval_ms
-        checked_ms = 0
         while True:
             self._go_on()
             if await self._ship_some(machine):
                 continue
             now_ms = self._clock.monotonic_ms()
-            if now_ms - checked_ms >= _HELD_CHECK_MS:
-                checked_ms = now_ms
-                self._look_at_held_log()
             due_ms = reported_ms + interval_ms - now_ms
             behind = machine.stored_decree > self._stored.confirmed_decree
             wants = machine.wants_empty_batches and source.shippable_decree == machine.read
@@ -334,8 +349,8 @@ class PartitionRun:
                 if wants:
                     for batch in machine.empty_batches():
                         await self._send_batch(batch)
-                if behind:
-                    await self._report()
+                if behind and not self._reporting:
+                    self._report()
                 continue
             waits = behind or wants or machine.batches_in_flight or self._is_behind(machine)
             await self._woken(max(due_ms, 1) if waits else None)
@@ -386,7 +401,10 @@ class PartitionRun:
             return False
         clock_us = source.clock_us
         most = 1 if self.isolating else self._options.batch_bytes
-        records = await source.read_records(machine.read + 1, most)
+        try:
+            records = await source.read_records(machine.read + 1, most)
+        except CorruptionError as error:
+            raise _Broken(f"local log damaged: {error}") from error
         if not records:
             return False
         if self.isolating:
@@ -424,7 +442,7 @@ class PartitionRun:
             if self._machine.acked(target, progress):
                 self._went_on()
             else:
-                self._changed.set()
+                self._error = self._error or _Rewind()
             self._confirmed = max(self._confirmed, self._machine.confirmed_decree)
         self._wake.set()
 
@@ -452,7 +470,7 @@ class PartitionRun:
 
     def _look_at_held_log(self) -> None:
         reason = self._context.log_is_held_too_long()
-        if reason and self.failure is not None:
+        if reason:
             raise _Broken(reason)
 
     # --- Requests ------------------------------------------------------------------------------
@@ -472,8 +490,7 @@ class PartitionRun:
             raise
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._answers[answer] = None
-        if not self._waiting_since_ms:
-            self._waiting_since_ms = self._clock.monotonic_ms()
+        self.trouble.asked()
 
         def done(reply: "asyncio.Future[Any]") -> None:
             remote.give_room(size)
@@ -494,36 +511,19 @@ class PartitionRun:
 
     def _went_on(self) -> None:
         """The target answered: whatever was wrong is over."""
-        self._waiting_since_ms = 0
-        if self.failure is None:
-            return
-        self._stalled_ms += max(0, (self._clock.wall_us() - self.stalled_since_us) // 1_000)
-        self.failure = None
-        self.stalled_since_us = self.next_attempt_us = 0
-        self.attempts = 0
+        self.trouble.answered(more=bool(self._answers))
 
     async def _stall(self, error: BaseException) -> None:
         """Say why it does not go on, and wait for the next attempt."""
         self._epoch += 1
         self._error = None
-        self._waiting_since_ms = 0
+        if reason := self._context.log_is_held_too_long():
+            await self._break(_Broken(reason))
         failure = failure_of(error)
         if failure.error_class == "rejected" and self.order.fail_mode is FailMode.SKIP:
             self.isolating = True
+        pause_ms = self.trouble.failed(failure)
         remote = self.remote
-        pause_ms = retry_ms(
-            failure,
-            self.attempts,
-            least=self._options.retry_ms_min,
-            most=self._options.retry_ms_max,
-        )
-        pause_ms = self._context.random.randint((pause_ms + 1) // 2, pause_ms)
-        now_us = self._clock.wall_us()
-        self.failure = failure
-        self.stalled_since_us = self.stalled_since_us or now_us
-        self.attempts += 1
-        self.retries += 1
-        self.next_attempt_us = now_us + pause_ms * 1_000
         if remote is None:
             await self._pause(pause_ms)
             return
@@ -548,12 +548,11 @@ class PartitionRun:
 
     async def _break(self, error: PegasKVError) -> None:
         """It can never go on: the meta server stores that, and then ends the order."""
-        self.broken = str(error)
-        self.failure = Failure("broken", self.broken)
-        self.stalled_since_us = self.stalled_since_us or self._clock.wall_us()
+        reason = str(error)
+        self.trouble.broken(reason)
         while True:
             report = ProgressReport(
-                self.gpid, self.order.dupid, self.order.uuid, self._progress(), failure=self.broken
+                self.gpid, self.order.dupid, self.order.uuid, self._progress(), failure=reason
             )
             try:
                 await self._context.report(report)
@@ -586,37 +585,16 @@ class PartitionRun:
             "lag_ms": self._lag_ms(behind),
             "bytes_held": source.held_bytes(uuid),
             "shipped": self.shipped + (machine.shipped if machine else 0),
-            "retries": self.retries,
+            "retries": self.trouble.retries,
             "conflicts": self.conflicts,
             "copied_rows": self.copied_rows,
             "removed_rows": self.removed_rows,
             "skipped": self.skipped.count,
             "skipped_keys": self.skipped.keys(),
             "caught_up": in_log and not behind,
-            "seconds_stalled": self.seconds_stalled,
+            "seconds_stalled": self.trouble.seconds_stalled,
         }
-        return state | self._trouble()
-
-    def _trouble(self) -> dict[str, Any]:
-        failure, since_us = self.failure, self.stalled_since_us
-        attempts, next_us = self.attempts, self.next_attempt_us
-        waiting_ms = self._clock.monotonic_ms() - self._waiting_since_ms
-        if failure is None and self._waiting_since_ms and waiting_ms > _LATE_MS:
-            now_us = self._clock.wall_us()
-            since_us = now_us - waiting_ms * 1_000
-            text = f"{self.order.remote_cluster} has not answered for {waiting_ms / 1_000:.1f} s"
-            failure, attempts = Failure(UNREACHABLE, text), 1
-            next_us = since_us + self._options.timeout_ms * 1_000
-        if failure is None:
-            return {}
-        return {
-            "error": failure.text,
-            "last_error": failure.text,
-            "error_class": failure.error_class,
-            "stalled_since": since_us / 1_000_000,
-            "attempts": attempts,
-            "next_attempt_at": next_us / 1_000_000,
-        }
+        return state | self.trouble.shown(self.order.remote_cluster)
 
     def _lag_ms(self, behind: int) -> int:
         """How old the oldest write is that is not at the target."""
@@ -628,11 +606,3 @@ class PartitionRun:
         oldest_us = machine.oldest_timestamp_us or self._behind_since_us or now_us
         self._behind_since_us = oldest_us
         return max(0, (now_us - oldest_us) // 1_000)
-
-    @property
-    def seconds_stalled(self) -> int:
-        """All pauses together, the present one included."""
-        present = 0
-        if self.stalled_since_us:
-            present = max(0, self._clock.wall_us() - self.stalled_since_us) // 1_000
-        return (self._stalled_ms + present) // 1_000

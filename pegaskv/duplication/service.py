@@ -130,20 +130,17 @@ class DuplicationService:
 
     # --- What runs need ------------------------------------------------------------------
 
-    async def report(self, report: ProgressReport) -> PartitionProgress:
+    def report(self, report: ProgressReport) -> "asyncio.Future[None]":
         """Store progress at the meta server, together with that of others.
 
-        Raises:
-            PegasKVError: nothing is known of it.
-
+        The future ends when it is stored, or raises PegasKVError: nothing is known of it.
         """
         self._reports[report.gpid, report.uuid] = report
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reporting.append(stored)
         if self._reporter is None or self._reporter.done():
             self._reporter = self._scope.start("report progress", self._report_all())
-        await stored
-        return report.progress
+        return stored
 
     async def _report_all(self) -> None:
         while self._reports:
@@ -155,6 +152,8 @@ class DuplicationService:
                 for future in waiting:
                     if not future.done():
                         future.set_exception(error)
+                        # Most have nobody who waits.
+                        future.exception()
             else:
                 for future in waiting:
                     if not future.done():

@@ -16,11 +16,8 @@ from functools import partial
 from random import Random
 from typing import Any, Final, Protocol
 
-from xxhash import xxh3_64_intdigest
-
 from pegaskv.base.errors import CorruptionError, InvalidData, PegasKVError
 from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
-from pegaskv.codec.keys import decode_key
 from pegaskv.codec.messages_duplication import (
     CopyPage,
     DuplicationOrder,
@@ -29,6 +26,7 @@ from pegaskv.codec.messages_duplication import (
     ShippedRecord,
 )
 from pegaskv.codec.operations import Operation
+from pegaskv.duplication.copying import split_page
 from pegaskv.duplication.doors import SourcePartition
 from pegaskv.duplication.failures import UNREACHABLE, failure_of
 from pegaskv.duplication.machine import Batch, LogMachine, target_indices
@@ -297,17 +295,8 @@ class PartitionRun:
     ) -> list[asyncio.Future[list[Any]]]:
         order = self.order
         count = self.source.partition_count
-        split: dict[int, list[bytes]] = {target: [] for target in targets}
-        if len(targets) == 1:
-            split[targets[0]] = page.rows
-        else:
-            mask = order.remote_partition_count - 1
-            for place in range(0, len(page.rows), 2):
-                hash_key, sort_key = decode_key(page.rows[place])
-                target = xxh3_64_intdigest(hash_key or sort_key) & mask
-                split[target] += page.rows[place : place + 2]
         futures = []
-        for target, rows in split.items():
+        for target, rows in split_page(page.rows, targets, order.remote_partition_count).items():
             fields = (
                 order.uuid,
                 count,

@@ -198,13 +198,14 @@ class Link:
         if s not in self.copied:
             return
         t = self.random.choice(self.targets(s))
-        acked, sent = self.acked.get((s, t), 0), self.sent.get((s, t), 0)
-        # Several may be under way: this one counts on those before it, or does not.
-        previous = self.random.choice([acked, max(acked, sent)])
-        request = await self._batch(s, t, self.random.choice([1, 500, 1 << 20]), previous)
-        if request is not None:
-            self.sent[s, t] = request[3][1]
-            self.soup.append(request)
+        for _ in range(self.random.choice([1, 2, 3])):
+            acked, sent = self.acked.get((s, t), 0), self.sent.get((s, t), 0)
+            # Several may be under way: this one counts on those before it, or does not.
+            previous = self.random.choice([acked, max(acked, sent), max(acked, sent)])
+            request = await self._batch(s, t, self.random.choice([1, 200, 1 << 20]), previous)
+            if request is not None:
+                self.sent[s, t] = request[3][1]
+                self.soup.append(request)
 
     async def _batch(
         self, s: int, t: int, max_bytes: int, previous: int
@@ -237,6 +238,12 @@ class Link:
         if self.random.random() < 0.7:
             del self.soup[place]
         await self._deliver(request)
+
+    def fire(self) -> None:
+        """Let some message arrive, and wait for no answer."""
+        if self.soup:
+            operation, s, t, fields = self.random.choice(self.soup)
+            self.target.send(operation, self.uuid, self.source.partitions, s, *fields, index=t)
 
     async def _deliver(self, request: tuple[Operation, int, int, tuple[Any, ...]]) -> list[Any]:
         operation, s, t, fields = request

@@ -41,7 +41,7 @@ async def write(side: Side, random: Random) -> None:
                 side.send(Operation.INCR, hash_key, sort_key, 3, 0, index=index)
 
 
-async def step(sides: list[Side], links: list[Link], random: Random, *, crashes: bool) -> None:
+async def step(sides: list[Side], links: list[Link], random: Random, *, power_cuts: bool) -> None:
     link = random.choice(links)
     s = random.randrange(link.source.partitions)
     match random.randrange(12):
@@ -64,8 +64,13 @@ async def step(sides: list[Side], links: list[Link], random: Random, *, crashes:
             await link.deliver()
         case _:
             side = random.choice(sides)
-            if crashes and random.random() < 0.4:
-                await side.crash(power=random.random() < 0.5)
+            if random.random() < 0.4:
+                # In the middle of writes and of messages that arrive.
+                await write(side, random)
+                for each in links:
+                    each.fire()
+                await side.world.sleep_ms(random.choice([0, 1, 3]))
+                await side.crash(power=power_cuts and random.random() < 0.5)
             else:
                 side.node.jump_wall(random.choice([-1_000_000, 300_000]))
 
@@ -79,7 +84,7 @@ async def play_world(world: World, random: Random) -> tuple[list[Side], list[Lin
     for side in sides:
         side.envs = {"durability": random.choice(["fsync", "os"])} if random.random() < 0.4 else {}
     # A power cut may take what an `os` table has acknowledged: that is another test's.
-    crashes = all(side.envs.get("durability") != "os" for side in sides)
+    power_cuts = all(side.envs.get("durability") != "os" for side in sides)
     await a.start(first=True)
     await b.start(first=True)
     for _ in range(random.randrange(20)):
@@ -97,7 +102,7 @@ async def play_world(world: World, random: Random) -> tuple[list[Side], list[Lin
     for side in sides:
         await side.order()
     for _ in range(STEPS):
-        await step(sides, links, random, crashes=crashes)
+        await step(sides, links, random, power_cuts=power_cuts)
     # All that is under way arrives, then what is missing; then the expiries pass.
     for link in links:
         while link.soup:
@@ -139,7 +144,7 @@ def test_two_clusters_end_as_the_last_writers_left_them(group: int) -> None:
     for seed in range(group * 12, group * 12 + 12):
         with World(seed, disk=SimulatedDisk, wall_offset_us=2_000_000) as world:
             sides, links = world.run(play_world(world, world.random("test")), limit_ms=3_600_000)
-        assert all(link.delivered > 5 and link.batches for link in links)
+        assert all(link.delivered for link in links)
         seen["rewound"] += sum(link.rewound for link in links)
         seen["lost"] += sum(link.lost for link in links)
         seen["crashes"] += sum(side.crashes for side in sides)

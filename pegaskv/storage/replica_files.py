@@ -110,6 +110,11 @@ class ReplicaFiles:
         self._disk.remove_tree(self._restored)
         return factory.open_checkpoint(self._checkpoint(numbers[-1]), self._restored)
 
+    def open_empty(self, factory: EngineFactory) -> Engine:
+        """Open an empty engine beside the one that is in use, for `adopt` as well."""
+        self._disk.remove_tree(self._restored)
+        return factory.open(self._restored)
+
     def restore_checkpoint(self, factory: EngineFactory) -> Engine:
         """Put the last checkpoint in the place of an engine that does not open; open it.
 
@@ -123,20 +128,24 @@ class ReplicaFiles:
 
     def start_over(self, factory: EngineFactory) -> Engine:
         """Put an empty engine in the place of one that does not open; open it."""
-        self._disk.remove_tree(self._restored)
-        self._disk.make_dirs(self._restored)
+        self.open_empty(factory).close()
         self.adopt()
         return factory.open(self.engine_path)
 
-    def salvage(self, factory: EngineFactory) -> list[tuple[bytes, bytes]]:
+    def salvage(
+        self, factory: EngineFactory, known: ReplicaState | None = None
+    ) -> list[tuple[bytes, bytes]]:
         """Put what can be read of a closed engine in its place; return where rows are lost.
+
+        `known` is a state that its tables had; that of the last checkpoint is known anyway.
 
         Raises:
             CorruptionError: nothing can be told from what is left.
 
         """
         self._disk.remove_tree(self._restored)
-        lost = factory.salvage(self.engine_path, self._restored, self.checkpoint_state())
+        known = max(known or ReplicaState(), self.checkpoint_state(), key=lambda each: each.decree)
+        lost = factory.salvage(self.engine_path, self._restored, known)
         self.adopt()
         return lost
 

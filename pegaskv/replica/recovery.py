@@ -251,7 +251,7 @@ def _open_engine(
     except OSError as error:
         if refused is not None:
             refused.append(error)
-        _log.error("the storage of partition %s does not open, it is tried again: %s", gpid, error)
+            _log.error("partition %s is closed, its storage does not open yet: %s", gpid, error)
         reason = f"its storage does not open, it is tried again: {error}"
         # What it lacks is not known, but no more than its checkpoint does.
         return RecoveredReplica(decree=_least_decree(directory, gpid), closed=reason, waiting=True)

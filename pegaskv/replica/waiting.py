@@ -72,6 +72,8 @@ class WaitingReplicas:
             await self._close(found)
             return
         if found.waiting:
+            if found.closed != replica.closed:
+                _log.error("partition %s is closed: %s", gpid, found.closed)
             replica.closed = found.closed
             return
         replica.take(found)

@@ -95,12 +95,14 @@ class Engines:
         self.opened: dict[Path, Engine] = {}
         self.openings = 0
         self.failures: list[Exception] = []
+        # Whose openings fail; None is everybody's.
+        self.failing: Path | None = None
         # What a salvage meets, and what it says is lost.
         self.salvage_error: Exception | None = None
         self.lost: list[tuple[bytes, bytes]] = []
 
     def open(self, path: Path) -> Engine:
-        if self.failures:
+        if self.failures and self.failing in (None, path):
             raise self.failures.pop(0)
         if path in self.opened:
             raise OSError(errno.EBUSY, "an engine is open in this directory", str(path))

@@ -293,9 +293,12 @@ def play(
 
 
 def play_lives(
-    *scenarios: Callable[[World, Life], Coroutine[Any, Any, T]], seed: int = 1, **overrides: Any
+    *scenarios: Callable[[World, Life], Coroutine[Any, Any, T]],
+    seed: int = 1,
+    power: bool = False,
+    **overrides: Any,
 ) -> list[T]:
-    """Run each part of a test in a process of its own, which is killed at its end."""
+    """Run each part of a test in a process of its own, killed at its end, or by a power cut."""
     settled: dict[str, Any] = {"worker_us": (5, 50), "worker_slow": 0.0, "wall_offset_us": 0}
     with World(seed, disk=SimulatedDisk, **settled | overrides) as world:
         node = world.node("server")
@@ -304,7 +307,7 @@ def play_lives(
             found = []
             for scenario in scenarios:
                 if found:
-                    node.crash(power=False)
+                    node.crash(power=power)
                 life = node.spawn()
                 found.append(await life.task(scenario(world, life)))
             return found

@@ -11,6 +11,7 @@ from pegaskv.base.errors import CorruptionError
 from pegaskv.base.types import Gpid
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.codec.operations import Operation
+from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.replay import PIN_PREFIX
 from pegaskv.storage.engine import ReplicaState
@@ -242,6 +243,46 @@ def test_a_partition_that_nobody_could_open_keeps_its_whole_log() -> None:
         assert len(server.log.read(GPID, 3, 1 << 30)) > 29
 
     play_lives(written, restarted)
+
+
+@pytest.mark.parametrize("power", [False, True])
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("left", [0, 100, 5_000, 70_000])
+def test_after_a_crash_a_completely_full_disk_is_read_and_written_again_when_there_is_room(
+    left: int, spare: bool, power: bool
+) -> None:
+    async def written(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        for number in range(25):
+            await server.set(b"%d" % number, bytes(6_000))
+        # Somebody else fills the disk.
+        disk = life.disk
+        if not spare:
+            # The log's next segment was not made when that began.
+            server.log.ready = lambda: False  # type: ignore[method-assign]
+            newest = max(name for name in disk.list(DATA / "log") if name.endswith(".log"))
+            disk.unlink(DATA / "log" / newest)
+        disk.set_capacity(disk._platter.named_bytes() + left)
+
+    async def full(world: World, life: Life) -> None:
+        server = Server(life, log_options=OPTIONS, options=ReplicaOptions(min_free_percent=50))
+        await server.start()
+        await server.serve()
+        for number in range(25):
+            assert await server.get(b"%d" % number) == bytes(6_000)
+        assert (await server.ask(Operation.SET, b"h", b"more", b"1", 0))[0] == 21
+        await world.sleep_ms(5_000)
+        assert await server.get(b"24") == bytes(6_000)
+        life.disk.set_capacity(1 << 30)
+        await server.set(b"more", b"1")
+        await server.stop()
+
+    async def after(world: World, life: Life) -> None:
+        server = await opened(life)
+        assert await server.get(b"more") == b"1"
+        assert await server.get(b"24") == bytes(6_000)
+
+    play_lives(written, full, after, power=power)
 
 
 def test_scans_see_what_an_engine_that_takes_no_writes_does_not_have() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -143,7 +144,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused() -> None:
 
 
 def test_every_io_error_at_open_names_the_directory_and_leaves_it_free() -> None:
-    failed = 0
+    failed = tolerated = 0
     for step in range(200):
         disk = new_disk()
         disk.plan(step, Fault.FULL if step % 2 else Fault.FAIL)
@@ -152,17 +153,43 @@ def test_every_io_error_at_open_names_the_directory_and_leaves_it_free() -> None
         except DirectoryUnusable as error:
             refused = error
         else:
-            assert disk.planned == 1
-            break
+            if disk.planned:
+                break
+            # The process id is for people only; without room there is none.
+            tolerated += 1
+            continue
         failed += 1
         assert str(ROOT) in str(refused)
         assert refused.hint
         # Nothing stays locked, and the next try finishes what this one began.
         assert opened(disk).list_replicas() == []
     assert failed > 10
+    assert tolerated <= 1
 
 
 # Who we are, and how we stopped.
+
+
+@pytest.mark.parametrize("crash", [after_kill, after_power_cut])
+def test_a_full_disk_is_no_reason_not_to_open_and_no_crash_on_it_is_taken_for_a_clean_stop(
+    crash: Callable[[SimulatedDisk], tuple[SimulatedDisk, DataDirectory]],
+) -> None:
+    disk = new_disk()
+    directory = opened(disk)
+    directory.create_replica(FIRST, 1, created_at_us=1)
+    if crash is after_kill:
+        directory.mark_os_acknowledged(FIRST, True)
+    directory.mark_clean_stop()
+    directory.close()
+    disk.set_capacity(1)
+    directory = opened(disk)
+    assert directory.was_clean_stop
+    # A crash now, and the disk still full.
+    disk, directory = crash(disk)
+    assert not directory.was_clean_stop
+    directory.mark_clean_stop()
+    directory.close()
+    assert opened(disk).was_clean_stop
 
 
 def test_a_node_has_one_id_for_ever() -> None:

@@ -205,7 +205,7 @@ class Repairs:
             reasons.append(f"{source}: {reason}")
         try:
             await self._read_all(replica.engine, replica)
-        except (OSError, PegasKVError):
+        except (OSError, PegasKVError, MemoryError):
             return "", "; ".join(reasons)
         # What was read was damaged on its way from the disk.
         return _ITSELF, ""
@@ -271,7 +271,7 @@ class Repairs:
         gpid = replica.gpid
         try:
             await self._read_all(replica.engine, replica)
-        except (OSError, PegasKVError):
+        except (OSError, PegasKVError, MemoryError):
             return
         if self._is_gone(replica):
             return

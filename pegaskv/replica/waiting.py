@@ -56,6 +56,9 @@ class WaitingReplicas:
         """Try those whose turn has come."""
         for gpid, replica in list(self._recovered.items()):
             now_ms = self._clock.monotonic_ms()
+            if self._recovered.get(gpid) is not replica:
+                # Purged while another one was tried.
+                continue
             if not replica.waiting or now_ms < self._due_ms.get(gpid, 0):
                 continue
             tries = self._tries[gpid] = self._tries.get(gpid, 0) + 1
@@ -64,9 +67,13 @@ class WaitingReplicas:
 
     async def _try(self, gpid: Gpid, replica: RecoveredReplica) -> None:
         found = RecoveredReplica(incarnation=replica.incarnation)
-        await self._worker.run(
-            partial(open_late, self._directory, self._factory, self._log, gpid, found)
-        )
+        try:
+            await self._worker.run(
+                partial(open_late, self._directory, self._factory, self._log, gpid, found)
+            )
+        except MemoryError:
+            await self._close(found)
+            return
         if self._recovered.get(gpid) is not replica:
             # Its table was purged meanwhile.
             await self._close(found)
@@ -79,7 +86,11 @@ class WaitingReplicas:
         replica.take(found)
         if not replica.closed:
             _log.warning("the storage of partition %s is open", gpid)
-        await self._on_opened(gpid)
+        try:
+            await self._on_opened(gpid)
+        except (OSError, PegasKVError) as error:
+            # The next push of its table opens it.
+            _log.error("partition %s could not be opened: %s", gpid, error)
 
     async def _close(self, found: RecoveredReplica) -> None:
         if found.engine is not None:

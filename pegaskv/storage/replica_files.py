@@ -152,14 +152,17 @@ class ReplicaFiles:
     def adopt(self) -> None:
         """Put what is in `engine.restored` in the engine's place; both must be closed.
 
-        What was there is kept beside it until the next time.
+        What was there is kept beside it until the next time. An error in the middle leaves
+        nothing lost: another call goes on.
         """
         disk, path = self._disk, self._path
-        damaged = path / "engine.damaged"
-        disk.remove_tree(damaged)
-        disk.rename(self.engine_path, damaged)
-        disk.fsync_dir(path)
-        disk.rename(self._restored, self.engine_path)
+        if disk.exists(self._restored):
+            damaged = path / "engine.damaged"
+            if disk.exists(self.engine_path):
+                disk.remove_tree(damaged)
+                disk.rename(self.engine_path, damaged)
+                disk.fsync_dir(path)
+            disk.rename(self._restored, self.engine_path)
         disk.fsync_dir(path)
 
     def _checkpoint(self, number: int) -> Path:

@@ -555,3 +555,36 @@ def test_an_unmarked_manifest_is_written_only_when_it_changes() -> None:
     assert directory.manifest(FIRST) == replace(
         ReplicaManifest(FIRST, 1, created_at_us=1), os_acknowledged=True
     )
+
+
+def test_an_exchange_of_engines_that_fails_at_any_io_is_finished_by_another_call() -> None:
+    failed = 0
+    for step in range(50):
+        disk = new_disk()
+        directory = opened(disk)
+        directory.create_replica(FIRST, 1, created_at_us=1)
+        factory = MemoryFactory(disk)
+        engine = factory.open(directory.engine_path(FIRST))
+        write_row(engine, 1, b"key", b"old")
+        engine.close()
+        files = directory.files(FIRST)
+        other = files.open_empty(factory)
+        write_row(other, 2, b"key", b"new")
+        other.close()
+        disk.plan(step, Fault.FAIL)
+        try:
+            files.adopt()
+        except OSError:
+            failed += 1
+            if step % 2:
+                files.adopt()
+            else:
+                # A crash there, and a start.
+                disk, directory = after_power_cut(disk)
+                factory = MemoryFactory(disk)
+        found = rows_of(factory.open(directory.engine_path(FIRST)))
+        assert found in ([(b"key", b"new")], [(b"key", b"old")])
+        assert found == [(b"key", b"new")] or not step % 2
+        if disk.planned:
+            break
+    assert failed > 3

@@ -53,7 +53,7 @@ class CopiedRange:
         clock: Clock,
         worker: Worker,
         give_up_at_ms: int,
-        on_corruption: Callable[[Replica, BaseException], None],
+        on_corruption: Callable[[Replica, BaseException], RequestError],
     ) -> None:
         self._connection = connection
         self._request_id = request_id

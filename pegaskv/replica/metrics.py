@@ -20,7 +20,8 @@ _PER_TABLE: Final = {
     "tombstones_swept": "Tombstones removed once no late write can need them.",
 }
 _PLAIN: Final = {
-    "replicas_closed": "Replicas that wait for an operator.",
+    "replicas_closed": "Replicas that do not serve: they wait for an operator or for the disk.",
+    "replicas_damaged": "Replicas with rows that cannot be read any more.",
     "rows_expired_total": "Expired rows removed.",
     "disk_free_bytes": "Free bytes on the data disk.",
     "disk_full": "1 while writes are refused.",

@@ -62,7 +62,7 @@ class ReadHandlers:
         clock: Clock,
         worker: Worker,
         scans_waiting_max: int,
-        on_corruption: Callable[[Replica, BaseException], None],
+        on_corruption: Callable[[Replica, BaseException], RequestError],
     ) -> None:
         self._replicas = replicas
         self._closed = closed
@@ -101,7 +101,7 @@ class ReadHandlers:
         try:
             row = replica.get(_pack_length(len(hash_key)) + hash_key + sort_key)
         except CorruptionError as error:
-            raise self._corrupt(replica, error) from error
+            raise self._on_corruption(replica, error) from error
         if row is None or ((row[:4] != _NEVER or row[11] & 1) and not is_visible(row, self._now())):
             connection.out.append((request_id, 0, None))
             return
@@ -196,7 +196,7 @@ class ReadHandlers:
                 now=self._now(),
             )
         except CorruptionError as error:
-            raise self._corrupt(replica, error) from error
+            raise self._on_corruption(replica, error) from error
         connection.out_bytes += sum(map(len, found))
         connection.out.append((message[0], 0, complete, found, last))
 
@@ -288,7 +288,7 @@ class ReadHandlers:
         if isinstance(error, RequestError):
             return error
         if isinstance(error, CorruptionError):
-            return self._corrupt(replica, error)
+            return self._on_corruption(replica, error)
         if isinstance(error, MemoryError):
             return Busy(
                 f"no memory to read from partition {replica.gpid}",
@@ -296,15 +296,11 @@ class ReadHandlers:
             )
         return InternalError(f"reading partition {replica.gpid} failed: {error}")
 
-    def _corrupt(self, replica: Replica, error: CorruptionError) -> RequestError:
-        self._on_corruption(replica, error)
-        return InternalError(f"a table file of partition {replica.gpid} is damaged: {error}")
-
     def _get(self, replica: Replica, key: bytes) -> bytes | None:
         try:
             return replica.get(key)
         except CorruptionError as error:
-            raise self._corrupt(replica, error) from error
+            raise self._on_corruption(replica, error) from error
 
     def _target(self, message: list[Any], length: int) -> tuple[Replica, list[Any]]:
         """Return the serving replica that a message names, and the fields behind it."""

@@ -58,7 +58,7 @@ class ReceivedHandlers:
         clock: Clock,
         worker: Worker,
         scans_waiting_max: int,
-        on_corruption: Callable[[Replica, BaseException], None],
+        on_corruption: Callable[[Replica, BaseException], RequestError],
     ) -> None:
         self._replicas = replicas
         self._closed = closed

@@ -119,7 +119,7 @@ def log_received(
 def as_request_error(
     replica: Replica,
     error: BaseException,
-    on_corruption: Callable[[Replica, BaseException], None],
+    on_corruption: Callable[[Replica, BaseException], RequestError],
 ) -> RequestError:
     """Return what a peer is told of an error that reading the tables met."""
     if isinstance(error, RequestError):
@@ -127,8 +127,7 @@ def as_request_error(
     if isinstance(error, MemoryError):
         return Busy(f"no memory for partition {replica.gpid}", details={"retry_after_ms": 200})
     if isinstance(error, CorruptionError):
-        on_corruption(replica, error)
-        return InternalError(f"a table file of partition {replica.gpid} is damaged: {error}")
+        return on_corruption(replica, error)
     return InternalError(f"reading partition {replica.gpid} failed: {error}")
 
 

@@ -4,14 +4,19 @@ While this is tried the replica keeps its committed rows in memory and refuses w
 An engine is tried after a pause that doubles with each failure of the last ten
 minutes. With one replica nobody else has the rows, so it is tried for ever. While the
 disk is full the old engine stays: it takes no writes and answers reads.
+
+Tables that do not open, or that cannot take what the log has, are exchanged for the last
+checkpoint, or made anew from a log that has everything. When that does not help either the
+replica is closed: trying again would change nothing.
 """
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from pegaskv.base.errors import CorruptionError, PegasKVError
-from pegaskv.replica.recovery import apply_records
+from pegaskv.replica.recovery import DamagedTables, bring_up_from_log, whole_history
 from pegaskv.replica.replica import Replica
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
@@ -31,7 +36,8 @@ _PAUSE_MS_MAX: Final = 30_000
 class Reopening:
     """One replica's way back to an engine; `run` ends when it has one, or is gone.
 
-    `failures` are the times of its failures, and outlive this object.
+    `failures` are the times of its failures, and outlive this object. `adopt`: an engine that
+    was found whole lies ready to take the old one's place.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Reopening:
         failures: list[int],
         disk_has_room: Callable[[], Awaitable[bool]],
         is_gone: Callable[[], bool],
+        adopt: bool = False,
     ) -> None:
         self._replica = replica
         self._log = log
@@ -56,6 +63,9 @@ class Reopening:
         self._failures = failures
         self._disk_has_room = disk_has_room
         self._is_gone = is_gone
+        self._adopt = adopt
+        # The tables were opened and could not take what the log has.
+        self._distrusted = False
 
     async def run(self) -> None:
         """Try until the replica has an engine again."""
@@ -68,6 +78,16 @@ class Reopening:
                 return
             try:
                 engine = await self._opened_again()
+            except DamagedTables as error:
+                if self._distrusted:
+                    replica.close_for(
+                        f"its tables are damaged, and its checkpoint too: {error}; start with "
+                        "--accept-loss to go on without the rows that cannot be read"
+                    )
+                    _log.error("partition %s stays closed: %s", replica.gpid, replica.closed)
+                    return
+                self._distrusted = True
+                continue
             except (PegasKVError, OSError, MemoryError) as error:
                 reason = str(error) or "no memory"
                 _log.error("the storage of partition %s does not open: %s", replica.gpid, reason)
@@ -110,24 +130,41 @@ class Reopening:
         except (OSError, PegasKVError) as error:
             # It failed before; what it lacks is in the log.
             _log.warning("the failed storage of %s closed with: %s", gpid, error)
+        if self._adopt:
+            self._directory.files(gpid).adopt()
+            self._adopt = False
         try:
+            if self._distrusted:
+                raise CorruptionError("its tables do not take what the log has")
             engine = self._factory.open(self._directory.engine_path(gpid))
-        except CorruptionError:
-            engine = self._directory.restore_checkpoint(gpid, self._factory)
+        except CorruptionError as error:
+            engine = self._another(error, committed)
         try:
-            self._bring_up(engine, committed)
+            bring_up_from_log(engine, self._log, gpid, committed)
+        except DamagedTables as error:
+            engine.close()
+            with suppress(OSError):
+                self._directory.files(gpid).note_damage(str(error))
+            raise
         except BaseException:
             engine.close()
             raise
         return engine
 
-    def _bring_up(self, engine: Engine, committed: int) -> None:
-        state = engine.state()
+    def _another(self, error: CorruptionError, committed: int) -> Engine:
+        """Open the checkpoint instead, or an engine that takes all from the log. Blocks."""
         gpid = self._replica.gpid
-        records = self._log.read(gpid, state.decree + 1, 1 << 40, ballot=state.ballot)
-        apply_records(engine, [record for record in records if record.decree <= committed])
-        if engine.state().decree < committed:
-            raise CorruptionError(
-                f"its tables end at decree {engine.state().decree} and the log lacks those up "
-                f"to {committed}"
-            )
+        files = self._directory.files(gpid)
+        try:
+            return files.restore_checkpoint(self._factory)
+        except CorruptionError as second:
+            try:
+                records = self._log.read(gpid, 1, 1 << 40, through=committed)
+                missing = whole_history(records)
+            except CorruptionError as third:
+                missing = str(third)
+            if missing:
+                if self._distrusted:
+                    raise DamagedTables(f"{error} ({second}; {missing})") from None
+                raise CorruptionError(f"{error} ({second}; {missing})") from None
+        return files.start_over(self._factory)

@@ -63,12 +63,14 @@ def mutation_controls(payload: bytes) -> list[tuple[OperationKind, list[bytes]]]
 class History:
     """What a restart found of one replica above its tables: to apply, and to propose again.
 
-    `gap` says why the history cannot be whole, or is empty; the rest is what lies before it.
+    `gap` says why the history cannot be whole, or is empty; `gap_at` is the first decree that
+    is missing, the rest is what lies before it.
     """
 
     committed: list[LogRecord]
     tail: list[Mutation]
     gap: str = ""
+    gap_at: int = 0
 
 
 def split_history(valid: Iterable[LogRecord], flushed_decree: int) -> History:
@@ -78,11 +80,12 @@ def split_history(valid: Iterable[LogRecord], flushed_decree: int) -> History:
     the commit point of its time; what lies above the highest of them was prepared only.
     """
     records = [record for record in valid if record.decree > flushed_decree]
-    gap = ""
+    gap, gap_at = "", 0
     for place, record in enumerate(records):
         expected = flushed_decree + 1 + place
         if record.decree != expected:
             gap = f"the log lacks decrees {expected} to {record.decree - 1} of this replica"
+            gap_at = expected
             records = records[:place]
             break
     commit_point = max((record.committed for record in records), default=flushed_decree)
@@ -98,4 +101,4 @@ def split_history(valid: Iterable[LogRecord], flushed_decree: int) -> History:
         for record in records
         if record.decree > commit_point
     ]
-    return History(committed, tail, gap)
+    return History(committed, tail, gap, gap_at)

@@ -11,8 +11,8 @@ the engine. Plain reads see committed rows only.
 The engine gets committed rows late and many at once, since a LevelDB write costs ten
 times as much as a row in it: until then they are in `applying`, where reads look first.
 When a write would be made to wait, it goes through a thread. A failed engine write ends
-the engine, not the replica: committed rows stay in `applying`, reads go on, writes are
-refused, and the stub opens the engine again.
+the engine, not the replica: committed rows stay in `applying`, reads and scans go on,
+writes are refused, and `repairs` sees to the engine.
 """
 
 from collections import deque
@@ -41,6 +41,7 @@ from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, Deactivated
 from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_controls, mutation_rows
@@ -64,13 +65,14 @@ _MISSING: Final[Any] = object()
 
 
 class Replica:
-    """A partition's replica.
+    """A partition's replica; `read_only` says why it takes no writes until an operator acts.
 
     Invariants: `serving` implies that the machine serves and nothing closed the replica;
     `in_flight` holds the batches of exactly the decrees in the machine's window.
     """
 
-    # Counts, over the life of this object.
+    read_only = ""
+
     reads = 0
     writes = 0
     scans = 0
@@ -79,7 +81,6 @@ class Replica:
     conflicts_overwritten = 0
     rows_removed_by_copies = 0
     tombstones_swept = 0
-
     # Whether what the sweep removes may have come since its last pass.
     expires = True
     earliest_expiry = 0
@@ -185,16 +186,18 @@ class Replica:
         On the loop, at once unless the engine is behind. The caller closes the snapshot.
         """
         self.apply_now()
-        if not self.unapplied:
-            use(NotReady(f"partition {self.gpid} is reopening") if self.reopening else self._view())
-        elif self.engine_failed is not None:
+        if self.reopening:
             use(NotReady(f"partition {self.gpid} is reopening its storage"))
+        elif not self.unapplied or self.engine_failed is not None:
+            use(self._view())
         else:
             self._snapshots.append((self.unapplied[-1].decree, use))
 
     def _view(self) -> Snapshot | BaseException:
         try:
-            return self.engine.snapshot()
+            snapshot = self.engine.snapshot()
+            # What the engine does not take is seen beside it.
+            return OverlaidSnapshot(snapshot, self.applying) if self.applying else snapshot
         except (OSError, MemoryError, PegasKVError) as error:
             return error
 
@@ -224,8 +227,7 @@ class Replica:
         if self.follower and self.serving:
             raise FollowerTable(
                 f"table {self.gpid[0]} is the target of a duplication and takes no writes",
-                hint="write at the source; or open it: open_table, switch_dup, or by its own "
-                "duplication back",
+                hint="write at the source, or open it: open_table, switch_dup, a duplication back",
             )
         self.admit_received(size)
 
@@ -235,6 +237,8 @@ class Replica:
             raise self.refusal()
         if self.disk_full:
             raise DiskFull(f"partition {self.gpid} refuses writes: the disk is nearly full")
+        if self.read_only:
+            raise PartitionClosed(f"partition {self.gpid} takes no writes: {self.read_only}")
         if self.engine_failed is not None:
             raise Busy(
                 f"partition {self.gpid} is reopening its storage after {self.engine_failed}",
@@ -516,7 +520,8 @@ class Replica:
             return
         self.engine_failed = error
         self._in_thread = 0
-        self._refuse_snapshots(f"partition {self.gpid} is reopening its storage")
+        while self._snapshots:
+            self._snapshots.popleft()[1](self._view())
         self._on_engine_failed(self, error)
 
     def _refuse_snapshots(self, reason: str) -> None:

@@ -34,13 +34,13 @@ def replica_reports(
     return tuple(sorted(reports, key=attrgetter("gpid")))
 
 
-def replica_state(replica: Replica) -> dict[str, Any]:
-    """Return what `app` shows of an open replica."""
+def replica_state(replica: Replica, damage: str = "") -> dict[str, Any]:
+    """Return what `app` shows of an open replica; `damage`: why rows of it are lost, if any."""
     return {
         "status": replica.machine.status.value,
         "serving": replica.serving,
         "closed": replica.closed,
-        "storage_error": str(replica.engine_failed or ""),
+        "storage_error": str(replica.engine_failed or damage),
         "ballot": replica.machine.ballot,
         "committed_decree": replica.machine.committed,
         "durability": replica.durability.value,

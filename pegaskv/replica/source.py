@@ -134,9 +134,12 @@ class ReplicaSource:
             elif taken.done():
                 snapshot.close()
             else:
-                # The engine is at rest here: this is the snapshot's own state.
+                # The engine is at rest here, so this is the snapshot's own state; one that
+                # takes no writes has the rest laid over it.
                 state = replica.engine.state()
                 decree, clock_us = state.decree, state.last_timestamp_us
+                if replica.unapplied:
+                    decree = replica.unapplied[-1].decree
                 taken.set_result(snapshot)
 
         replica.snapshot_then(take)

@@ -11,7 +11,7 @@ barrier of that ballot is committed.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -28,7 +28,8 @@ from pegaskv.base.types import (
 from pegaskv.codec.messages_meta import NodeReport, TablePush
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.net.connection import Handler
-from pegaskv.replica.control import give_orders, on_pin_changed, propose_control
+from pegaskv.replica.control import give_orders, on_pin_changed
+from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.expiry import Sweeper
 from pegaskv.replica.front import Front
 from pegaskv.replica.machine import ReplicaMachine
@@ -37,10 +38,11 @@ from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.read_handlers import ReadHandlers
 from pegaskv.replica.received import ReceivedHandlers
 from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
-from pegaskv.replica.reopening import Reopening
+from pegaskv.replica.repairs import Repairs
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.source import ReplicaSource
+from pegaskv.replica.waiting import WaitingReplicas
 from pegaskv.replica.workers import Workers
 from pegaskv.replica.writes import WriteHandlers
 from pegaskv.runtime.clock import Clock
@@ -50,6 +52,7 @@ from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import Engine, EngineFactory
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.mutation_log import MutationLog
+from pegaskv.storage.replica_files import Accepted
 
 __all__ = ["ReplicaStub", "Workers"]
 
@@ -104,7 +107,13 @@ class ReplicaStub:
         self._orders: dict[int, TablePush] = {}
         self._configuring = asyncio.Lock()
         self._next_incarnation = 1
-        self._engine_failures: dict[Gpid, list[int]] = {}
+        self._repairs: Repairs | None = None
+        self._waiting: WaitingReplicas | None = None
+        self._durability = DurabilityChanges(directory, workers.upkeep)
+        # What a closed partition was assigned last, for when it can be opened.
+        self._assigned: dict[Gpid, PartitionConfiguration] = {}
+        # Damage of the log that is older than any replica which is made from now on.
+        self._old_damage: frozenset[str] = frozenset()
         self._sweeper = Sweeper(
             clock=clock, worker=workers.upkeep, interval_ms=options.expiry_sweep_interval_ms
         )
@@ -138,6 +147,7 @@ class ReplicaStub:
         self._log = recovered.log
         self._recovered = recovered.replicas
         self._next_incarnation = recovered.next_incarnation
+        self._old_damage = recovered.damage
         loop = asyncio.get_running_loop()
         self._front = Front(
             log=self._log,
@@ -145,13 +155,35 @@ class ReplicaStub:
             call_later=loop.call_later,
             on_fatal=self._on_log_failed,
         )
+        self._repairs = Repairs(
+            log=self._log,
+            directory=self._directory,
+            factory=self._engine_factory,
+            clock=self._clock,
+            worker=self._workers.upkeep,
+            scope=self._scope,
+            disk_has_room=self._disk_has_room,
+            is_gone=self._is_gone,
+        )
+        self._waiting = WaitingReplicas(
+            self._recovered,
+            log=self._log,
+            directory=self._directory,
+            factory=self._engine_factory,
+            clock=self._clock,
+            worker=self._workers.upkeep,
+            on_opened=self._on_opened_late,
+        )
         await self._look_at_disk()
+        # What the start of the log has freed may be room enough.
+        await self._waiting.look()
         clock, options = self._clock, self._options
         for name, function, pause_ms in (
             ("disk", self._look_at_disk, options.disk_check_interval_ms),
             ("sync os tables", self._sync_os_tables, options.os_sync_interval_ms),
             ("flush", self._flush_due, options.flush_interval_ms),
             ("expiry", self._sweep, 1_000),
+            ("waiting replicas", self._waiting.look, 500),
         ):
             self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
 
@@ -163,6 +195,8 @@ class ReplicaStub:
 
         """
         self._stopping = True
+        if self._repairs is not None:
+            self._repairs.stopping = True
         for replica in self._replicas.values():
             replica.set_available(False)
         front, log = self._front, self._log
@@ -172,7 +206,7 @@ class ReplicaStub:
             while self._clock.monotonic_ms() < give_up_at and not (
                 front.idle
                 and not self._unsynced
-                and all(replica.idle for replica in self._replicas.values())
+                and all(one.idle or one.engine_failed for one in self._replicas.values())
             ):
                 front.sync_os_tables()
                 await self._clock.sleep_ms(5)
@@ -211,16 +245,18 @@ class ReplicaStub:
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of all data operations."""
+        assert self._repairs is not None
+        on_corruption = self._repairs.on_corruption
         reads = ReadHandlers(
             self._replicas,
             self._closed,
             clock=self._clock,
             worker=self._workers.scan,
             scans_waiting_max=self._options.scans_waiting_max,
-            on_corruption=self._on_corruption,
+            on_corruption=on_corruption,
         )
         writes = WriteHandlers(
-            self._replicas, self._closed, clock=self._clock, on_corruption=self._on_corruption
+            self._replicas, self._closed, clock=self._clock, on_corruption=on_corruption
         )
         received = ReceivedHandlers(
             self._replicas,
@@ -228,7 +264,7 @@ class ReplicaStub:
             clock=self._clock,
             worker=self._workers.scan,
             scans_waiting_max=self._options.scans_waiting_max,
-            on_corruption=self._on_corruption,
+            on_corruption=on_corruption,
         )
         return reads.handlers() | writes.handlers() | received.handlers()
 
@@ -244,6 +280,11 @@ class ReplicaStub:
         reports = replica_reports(self._replicas, self._recovered)
         return NodeReport(self._directory.node_id, address, reports)
 
+    @property
+    def damaged(self) -> Mapping[Gpid, str]:
+        """Of which partitions rows cannot be read any more, and why."""
+        return {} if self._repairs is None else self._repairs.damaged
+
     def replica_state(self, gpid: Gpid) -> dict[str, Any]:
         """Return what `app` shows of a replica; empty when it is not here."""
         replica = self._replicas.get(gpid)
@@ -252,7 +293,7 @@ class ReplicaStub:
             if recovered is None:
                 return {}
             return {"status": "inactive", "closed": recovered.closed}
-        return replica_state(replica)
+        return replica_state(replica, self.damaged.get(gpid, ""))
 
     # --- Configuration -----------------------------------------------------------------
 
@@ -305,6 +346,7 @@ class ReplicaStub:
                 self._recovered[gpid] = recovered
             if recovered.engine is None or recovered.closed:
                 self._closed[gpid] = recovered.closed
+                self._assigned[gpid] = configuration
                 return None
             replica = self._make_replica(table, gpid, recovered, recovered.engine)
             del self._recovered[gpid]
@@ -317,6 +359,20 @@ class ReplicaStub:
         replica.on_serving = serving.set
         replica.assign(configuration.ballot)
         return serving
+
+    async def _on_opened_late(self, gpid: Gpid) -> None:
+        """Give a replica that waited for its storage what it was assigned meanwhile."""
+        async with self._configuring:
+            configuration = self._assigned.pop(gpid, None)
+            table = self._tables.get(gpid.table_id)
+            if configuration is None or table is None or gpid not in self._recovered:
+                return
+            serving = await self._become_primary(table, configuration, first=False)
+            if serving is None:
+                return
+            self._closed.pop(gpid, None)
+        await serving.wait()
+        self._apply_table(self._tables.get(gpid.table_id, table))
 
     async def _first_or_missing(self, gpid: Gpid, *, first: bool) -> RecoveredReplica:
         if not first:
@@ -335,6 +391,8 @@ class ReplicaStub:
             except KeyError:
                 now_us = self._clock.wall_us()
                 manifest = directory.create_replica(gpid, number, created_at_us=now_us)
+            if self._old_damage:
+                directory.files(gpid).accept(Accepted(manifest.incarnation, self._old_damage))
             return manifest.incarnation, factory.open(directory.engine_path(gpid))
 
         incarnation, engine = await self._workers.upkeep.run(create)
@@ -346,6 +404,7 @@ class ReplicaStub:
         self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica, engine: Engine
     ) -> Replica:
         assert self._front is not None
+        assert self._repairs is not None
         replica = Replica(
             gpid,
             machine=ReplicaMachine(
@@ -365,7 +424,7 @@ class ReplicaStub:
             wake=self._front.wake,
             lag=self._front.lag,
             call_soon=self._front.call_soon,
-            on_engine_failed=self._on_engine_failed,
+            on_engine_failed=self._repairs.on_engine_failed,
             on_control=self._on_control,
         )
         replica.disk_full = self._disk_full
@@ -378,6 +437,8 @@ class ReplicaStub:
             row_reader=self._workers.scan,
             on_released=self._look_at_log,
         )
+        if recovered.damage:
+            self._repairs.on_known_damage(replica, recovered.damage)
         return replica
 
     def _apply_table(self, table: TableInfo) -> None:
@@ -387,56 +448,21 @@ class ReplicaStub:
             replica.set_available(table.status is TableStatus.AVAILABLE and not self._stopping)
             replica.default_ttl = int(table.envs.get("default_ttl", "0"))
             wanted = Durability(table.envs.get("durability", Durability.FSYNC.value))
-            if wanted is not replica.wanted_durability and replica.machine.serving:
-                replica.wanted_durability = wanted
-                if wanted is Durability.FSYNC:
-                    # From here on commits wait; the order itself is the first that does.
-                    replica.fsync = True
-                propose_control(replica, OperationKind.DURABILITY, [wanted.value.encode()])
-            elif replica.durability is Durability.OS and replica.fsync:
-                self._allow_os(replica)
+            self._durability.want(replica, wanted)
 
     def _on_control(self, replica: Replica, kind: OperationKind, fields: list[bytes]) -> None:
-        if kind is not OperationKind.DURABILITY:
-            assert self._log is not None
-            on_pin_changed(self._log, replica, fields[0])
-            self._collect_due = True
+        if kind is OperationKind.DURABILITY:
+            self._durability.on_ordered(replica, Durability(fields[0].decode()))
             return
-        replica.durability = Durability(fields[0].decode())
-        if replica.durability is Durability.OS:
-            self._allow_os(replica)
-        else:
-            self._mark_os(replica, acknowledged=False)
-
-    def _allow_os(self, replica: Replica) -> None:
-        """Acknowledge without a sync once the manifest says so: its tail may be lost."""
-
-        def marked() -> None:
-            replica.fsync = replica.wanted_durability is Durability.FSYNC
-
-        self._mark_os(replica, acknowledged=True, then=marked)
-
-    def _mark_os(
-        self, replica: Replica, *, acknowledged: bool, then: Callable[[], None] | None = None
-    ) -> None:
-        replica.durability_marks += 1
-        mark = replica.durability_marks
-
-        def done(_: None, error: BaseException | None) -> None:
-            if error is not None:
-                _log.error("partition %s stays in fsync mode: %s", replica.gpid, error)
-            elif then is not None and mark == replica.durability_marks:
-                # A later mark may say the opposite.
-                then()
-
-        self._workers.upkeep.submit(
-            lambda: self._directory.mark_os_acknowledged(replica.gpid, acknowledged), done
-        )
+        assert self._log is not None
+        on_pin_changed(self._log, replica, fields[0])
+        self._collect_due = True
 
     async def _remove_table(self, table_id: int) -> None:
         """Close and trash the replicas of a table that was purged."""
         assert self._log is not None
         assert self._front is not None
+        assert self._repairs is not None
         # Those that are in the directory alone are left of a purge that failed.
         here = [
             *self._replicas,
@@ -458,9 +484,10 @@ class ReplicaStub:
             await self._workers.upkeep.run(partial(self._delete_replica, gpid, when))
             self._log.forget(gpid)
             self._closed.pop(gpid, None)
-            self._engine_failures.pop(gpid, None)
             self._sweeper.forget(gpid)
             self._sources.pop(gpid, None)
+            self._assigned.pop(gpid, None)
+            self._repairs.forget(gpid)
         self._tables.pop(table_id, None)
         self._orders.pop(table_id, None)
         self._collect_due = True
@@ -508,10 +535,12 @@ class ReplicaStub:
     async def _flush_due(self) -> None:
         """Flush what holds too much log, then give up log that nobody needs."""
         assert self._log is not None
+        assert self._repairs is not None
+        may_publish = self._repairs.may_publish
         due = self._log.flush_candidates(self._clock.monotonic_ms())
         for gpid in due:
             replica = self._replicas.get(gpid)
-            if replica is not None and replica.engine_failed is None:
+            if replica is not None and replica.engine_failed is None and may_publish(gpid):
                 await self._flush(replica)
         if not due and not self._collect_due:
             return
@@ -540,31 +569,6 @@ class ReplicaStub:
     async def _sweep(self) -> None:
         await self._sweeper.sweep_due(list(self._replicas.values()))
 
-    # --- Engines that failed -------------------------------------------------------------
-
-    def _on_corruption(self, replica: Replica, error: BaseException) -> None:
-        if replica.engine_failed is None and not self._stopping:
-            replica.fail_engine(error)
-
-    def _on_engine_failed(self, replica: Replica, error: BaseException) -> None:
-        _log.error(
-            "the storage of partition %s failed, it is opened again: %s", replica.gpid, error
-        )
-        if not self._stopping and not self._scope.closed:
-            assert self._log is not None
-            reopening = Reopening(
-                replica,
-                log=self._log,
-                directory=self._directory,
-                factory=self._engine_factory,
-                clock=self._clock,
-                worker=self._workers.upkeep,
-                failures=self._engine_failures.setdefault(replica.gpid, []),
-                disk_has_room=self._disk_has_room,
-                is_gone=partial(self._is_gone, replica),
-            )
-            self._scope.start(f"reopen {replica.gpid}", reopening.run())
-
     async def _disk_has_room(self) -> bool:
         await self._look_at_disk()
         return not self._disk_full
@@ -579,17 +583,15 @@ class ReplicaStub:
         closed = [replica.closed for replica in self._replicas.values()]
         closed += [recovered.closed for recovered in self._recovered.values()]
         front = self._front
+        names = {table.table_id: table.name for table in self._tables.values()}
         return replica_metrics(
             self._replicas.values(),
-            self._table_name,
+            lambda table_id: names.get(table_id, str(table_id)),
             replicas_closed=sum(1 for reason in closed if reason),
+            replicas_damaged=len(self.damaged),
             rows_expired_total=self._sweeper.rows_expired,
             disk_free_bytes=self.free_bytes,
             disk_full=int(self._disk_full),
             log_appends_total=front.ticks if front is not None else 0,
             log_syncs_total=front.syncs if front is not None else 0,
         )
-
-    def _table_name(self, table_id: int) -> str:
-        table = self._tables.get(table_id)
-        return table.name if table is not None else str(table_id)

@@ -14,7 +14,6 @@ from xxhash import xxh3_64_intdigest
 
 from pegaskv.base.errors import (
     CorruptionError,
-    InternalError,
     InvalidArgument,
     InvalidData,
     RequestError,
@@ -71,7 +70,7 @@ class WriteHandlers:
         closed: dict[tuple[int, int], str],
         *,
         clock: Clock,
-        on_corruption: Callable[[Replica, BaseException], None],
+        on_corruption: Callable[[Replica, BaseException], RequestError],
     ) -> None:
         self._replicas = replicas
         self._closed = closed
@@ -337,10 +336,7 @@ class WriteHandlers:
         try:
             return replica.current(hash_key, sort_key)
         except CorruptionError as error:
-            self._on_corruption(replica, error)
-            raise InternalError(
-                f"a table file of partition {replica.gpid} is damaged: {error}"
-            ) from error
+            raise self._on_corruption(replica, error) from error
 
     def _target(self, message: list[Any], length: int) -> tuple[Replica, list[Any]]:
         """Return the replica that a message names, and the fields behind it."""

@@ -350,6 +350,10 @@ class Standalone:
         reasons = [f"partition {each.gpid} is closed: {each.closed}" for each in closed[:10]]
         if len(closed) > 10:
             reasons.append(f"{len(closed) - 10} more partitions are closed")
+        damaged = list(self._stub.damaged.items())
+        reasons += [f"partition {gpid} has damaged tables: {why}" for gpid, why in damaged[:10]]
+        if len(damaged) > 10:
+            reasons.append(f"{len(damaged) - 10} more partitions have damaged tables")
         values = {
             metric.name: metric.samples[0][1]
             for source in (self._stub.metrics, self._meta.metrics)

@@ -17,6 +17,7 @@ directory that is not ours, or of another format, is refused before anything is 
 Nothing here is ever deleted but leftovers, old checkpoints and old trash.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ from pegaskv.storage.replica_files import ReplicaFiles
 
 __all__ = ["DataDirectory", "ReplicaManifest"]
 
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TITLE: Final = "pegaskv data directory"
 
 # What may stand in a directory before FORMAT does: a creation that was cut short.
@@ -390,7 +392,22 @@ class DataDirectory:
         return False, False
 
     def _write_boot(self, *, clean: bool) -> None:
-        self._disk.write_atomic(self.path / "boot", seal([BOOT_FORMAT, self._boot_id, clean]))
+        path, data = self.path / "boot", seal([BOOT_FORMAT, self._boot_id, clean])
+        before = self._disk.read_bytes(path) if self._disk.exists(path) else b""
+        if before == data:
+            return
+        try:
+            self._disk.write_atomic(path, data)
+        except OSError as error:
+            if error.errno not in _NO_ROOM or len(before) != len(data):
+                raise
+            # In place it needs no room. If it is torn it counts as a power cut, which is safe.
+            file = self._disk.open(path, writable=True)
+            try:
+                file.write_at(0, data)
+                file.fdatasync()
+            finally:
+                file.close()
 
 
 def _check_ours(disk: Disk, path: Path) -> None:
@@ -439,7 +456,12 @@ def _take_lock(disk: Disk, path: Path, process_id: int | None) -> DiskLock:
         try:
             file.truncate(0)
             if process_id is not None:
-                file.write_at(0, f"{process_id}\n".encode())
+                # For people only: a full disk is no reason not to start.
+                try:
+                    file.write_at(0, f"{process_id}\n".encode())
+                except OSError as error:
+                    if error.errno not in _NO_ROOM:
+                        raise
         finally:
             file.close()
     return lock

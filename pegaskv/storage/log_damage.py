@@ -70,6 +70,11 @@ class DamageReport:
     intact: frozenset[Key]
     others_too: bool
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells this report from others: its files; one that was lost itself has none."""
+        return self.files or ("an unreadable report",)
+
     def loss(self, key: Key) -> Loss | None:
         """Return what the replica may have lost; None when it is proved to have lost nothing."""
         known = self.losses.get(key)
@@ -105,6 +110,24 @@ class Damage:
             return ""
         files = ", ".join(name for report in self.reports for name in report.files)
         return f"{loss} may be lost; the damaged part is kept as {files}"
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What `without` leaves nothing of."""
+        return frozenset(name for report in self.reports for name in report.names)
+
+    def files_of(self, gpid: Gpid, incarnation: int) -> frozenset[str]:
+        """Name the kept files of every report in which a replica may have lost something."""
+        return frozenset(
+            name
+            for report in self.reports
+            if report.loss((*gpid, incarnation)) is not None
+            for name in report.names
+        )
+
+    def without(self, files: frozenset[str]) -> "Damage":
+        """Leave out the reports whose files are all among these."""
+        return Damage(tuple(each for each in self.reports if not files.issuperset(each.names)))
 
     def still_wanted(self, wanted: Wanted) -> "Damage":
         """Leave out what no replica needs any more."""

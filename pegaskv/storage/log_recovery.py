@@ -55,6 +55,7 @@ from pegaskv.storage.log_segments import (
     make_header,
     parse_name,
     read_runs,
+    room_may_come,
     segment_path,
     write_cold,
 )
@@ -195,7 +196,14 @@ class _Recovery:
         self._result.highest_incarnation = self._index.highest_incarnation
         # Up to here nothing was changed.
         self._store_report(damage)
-        self._rewrite(rewritten)
+        try:
+            self._rewrite(rewritten)
+        except OSError as error:
+            if not room_may_come(error):
+                raise
+            self._make_room(spares, rewritten)
+            spares = []
+            self._rewrite(rewritten)
         for found in damaged:
             disk.rename(found.path, found.path.with_name(found.path.name + _ASIDE))
         for found in [*rewritten, *spares]:
@@ -383,9 +391,25 @@ class _Recovery:
         path = self._directory / _REPORT
         if damage.reports:
             self._result.damage = damage
-            self._disk.write_atomic(path, encode_reports(damage.reports))
+            data = encode_reports(damage.reports)
+            if not self._disk.exists(path) or self._disk.read_bytes(path) != data:
+                self._disk.write_atomic(path, data)
         elif self._disk.exists(path):
             settle_damage(self._disk, self._directory)
+
+    def _make_room(self, spares: list[_Found], rewritten: list[_Found]) -> None:
+        """Give back what is allocated and holds nothing: on a full disk it is what there is."""
+        for found in spares:
+            self._disk.unlink(found.path)
+        for found in rewritten:
+            if found.footer is None and not found.gaps and found.size > found.end:
+                # Behind its last block there are zeros, and what nobody was told of.
+                file = self._disk.open(found.path, writable=True)
+                try:
+                    file.truncate(found.end)
+                finally:
+                    file.close()
+        self._disk.fsync_dir(self._directory)
 
     def _rewrite(self, rewritten: list[_Found]) -> None:
         """Copy what can be read of these segments to a cold one, durably."""

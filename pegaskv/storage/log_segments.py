@@ -8,7 +8,7 @@ copies, which is complete from the moment it has its name; `.tmp` was never fini
 import contextlib
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,7 @@ __all__ = [
     "BLOCK_BYTES",
     "OpenSegment",
     "close_segment",
+    "create_first",
     "create_segment",
     "grow_segment",
     "log_failure",
@@ -57,6 +58,8 @@ __all__ = [
 # How much copied records go into one block, and how much of a segment is zeroed at once: a sync
 # that waits behind it in the worker waits a millisecond or two.
 BLOCK_BYTES: Final = 1024 * 1024
+
+_SEGMENT_BYTES_LEAST: Final = 12 * 1024
 
 # A full disk, and a process or machine at its limit of files or memory.
 _SHORTAGES: Final = frozenset(
@@ -124,6 +127,26 @@ def grow_segment(disk: Disk, segment: OpenSegment, capacity: int) -> bool:
         discard_segment(disk, segment)
         raise
     return True
+
+
+def create_first(
+    disk: Disk, directory: Path, make_header: Callable[[], SegmentHeader], size: int
+) -> OpenSegment:
+    """Make a segment of `size` bytes, ready for records; on a full disk a smaller one.
+
+    The records that open the replicas find room in it, so that they can be read.
+    """
+    while True:
+        segment = create_segment(disk, directory, make_header())
+        try:
+            while not grow_segment(disk, segment, size):
+                pass
+        except OSError as error:
+            size //= 4
+            if not room_may_come(error) or size < _SEGMENT_BYTES_LEAST:
+                raise
+        else:
+            return segment
 
 
 def discard_segment(disk: Disk, segment: OpenSegment) -> None:

@@ -31,6 +31,7 @@ from pegaskv.storage.log_damage import Damage, Loss
 from pegaskv.storage.log_format import (
     DATA_START,
     LogRecord,
+    SegmentHeader,
     encode_block,
     encode_footer,
     footer_bytes,
@@ -44,6 +45,7 @@ from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, sett
 from pegaskv.storage.log_segments import (
     OpenSegment,
     close_segment,
+    create_first,
     create_segment,
     discard_segment,
     grow_segment,
@@ -170,10 +172,7 @@ class MutationLog:
         )
         index.strict = True
         try:
-            segment = log._create()
-            while not grow_segment(disk, segment, options.log_segment_bytes):
-                pass
-            log._install(segment)
+            log._install(create_first(disk, directory, log._next_header, options.log_segment_bytes))
         except OSError as error:
             if not room_may_come(error):
                 raise
@@ -350,17 +349,16 @@ class MutationLog:
         self._segment = segment
         self._base = position_of(number, 0)
         self._end = DATA_START
-        size = self._options.log_segment_bytes
+        size = min(self._options.log_segment_bytes, segment.capacity)
         self._switch_at = segment.capacity - size // _RESERVE_SHARE
         # The header is durable, and so is every segment before it.
         self._synced = self._appended = self._base | DATA_START
         self._index.open_segment(number)
         self._ready = True
 
-    def _create(self) -> OpenSegment:
-        """Begin the next segment's file; blocks. What it claims as synced was so before."""
-        header = make_header(self._disk, self._clock, self._take_number(), self._synced)
-        return create_segment(self._disk, self._directory, header)
+    def _next_header(self) -> SegmentHeader:
+        """Return the header of the next segment; what it claims as synced was so before."""
+        return make_header(self._disk, self._clock, self._take_number(), self._synced)
 
     def _take_number(self) -> int:
         number = self._next_number
@@ -378,7 +376,7 @@ class MutationLog:
         ):
             return
         self._preparing = True
-        header = make_header(self._disk, self._clock, self._take_number(), self._synced)
+        header = self._next_header()
         self._background.submit(
             lambda: create_segment(self._disk, self._directory, header), self._grow
         )

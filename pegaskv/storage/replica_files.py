@@ -110,6 +110,11 @@ class ReplicaFiles:
         self._disk.remove_tree(self._restored)
         return factory.open_checkpoint(self._checkpoint(numbers[-1]), self._restored)
 
+    def open_empty(self, factory: EngineFactory) -> Engine:
+        """Open an empty engine beside the one that is in use, for `adopt` as well."""
+        self._disk.remove_tree(self._restored)
+        return factory.open(self._restored)
+
     def restore_checkpoint(self, factory: EngineFactory) -> Engine:
         """Put the last checkpoint in the place of an engine that does not open; open it.
 
@@ -123,34 +128,41 @@ class ReplicaFiles:
 
     def start_over(self, factory: EngineFactory) -> Engine:
         """Put an empty engine in the place of one that does not open; open it."""
-        self._disk.remove_tree(self._restored)
-        self._disk.make_dirs(self._restored)
+        self.open_empty(factory).close()
         self.adopt()
         return factory.open(self.engine_path)
 
-    def salvage(self, factory: EngineFactory) -> list[tuple[bytes, bytes]]:
+    def salvage(
+        self, factory: EngineFactory, known: ReplicaState | None = None
+    ) -> list[tuple[bytes, bytes]]:
         """Put what can be read of a closed engine in its place; return where rows are lost.
+
+        `known` is a state that its tables had; that of the last checkpoint is known anyway.
 
         Raises:
             CorruptionError: nothing can be told from what is left.
 
         """
         self._disk.remove_tree(self._restored)
-        lost = factory.salvage(self.engine_path, self._restored, self.checkpoint_state())
+        known = max(known or ReplicaState(), self.checkpoint_state(), key=lambda each: each.decree)
+        lost = factory.salvage(self.engine_path, self._restored, known)
         self.adopt()
         return lost
 
     def adopt(self) -> None:
         """Put what is in `engine.restored` in the engine's place; both must be closed.
 
-        What was there is kept beside it until the next time.
+        What was there is kept beside it until the next time. An error in the middle leaves
+        nothing lost: another call goes on.
         """
         disk, path = self._disk, self._path
-        damaged = path / "engine.damaged"
-        disk.remove_tree(damaged)
-        disk.rename(self.engine_path, damaged)
-        disk.fsync_dir(path)
-        disk.rename(self._restored, self.engine_path)
+        if disk.exists(self._restored):
+            damaged = path / "engine.damaged"
+            if disk.exists(self.engine_path):
+                disk.remove_tree(damaged)
+                disk.rename(self.engine_path, damaged)
+                disk.fsync_dir(path)
+            disk.rename(self._restored, self.engine_path)
         disk.fsync_dir(path)
 
     def _checkpoint(self, number: int) -> Path:

@@ -29,7 +29,7 @@ from pegaskv.storage.mutation_log import MutationLog
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Life, World
 
-__all__ = ["Connection", "Engine", "Engines", "Server", "play"]
+__all__ = ["Connection", "Engine", "Engines", "Server", "play", "play_lives"]
 
 DATA: Final = Path("/data")
 GPID: Final = Gpid(1, 0)
@@ -97,9 +97,14 @@ class Engines:
         self.opened: dict[Path, Engine] = {}
         self.openings = 0
         self.failures: list[Exception] = []
+        # Whose openings fail; None is everybody's.
+        self.failing: Path | None = None
+        # What a salvage meets, and what it says is lost.
+        self.salvage_error: Exception | None = None
+        self.lost: list[tuple[bytes, bytes]] = []
 
     def open(self, path: Path) -> Engine:
-        if self.failures:
+        if self.failures and self.failing in (None, path):
             raise self.failures.pop(0)
         if path in self.opened:
             raise OSError(errno.EBUSY, "an engine is open in this directory", str(path))
@@ -111,6 +116,13 @@ class Engines:
         inner = MemoryFactory(self.disk).open_checkpoint(checkpoint, path)
         engine = self.opened[path] = Engine(inner, self)
         return engine
+
+    def salvage(self, path: Path, target: Path, known: ReplicaState) -> list[tuple[bytes, bytes]]:
+        assert path not in self.opened
+        if self.salvage_error is not None:
+            raise self.salvage_error
+        MemoryFactory(self.disk).salvage(path, target, known)
+        return list(self.lost)
 
 
 class Connection:
@@ -308,11 +320,28 @@ def play(
     scenario: Callable[[World, Life], Coroutine[Any, Any, T]], *, seed: int = 1, **overrides: Any
 ) -> T:
     """Run a test on a node with a disk."""
+    (found,) = play_lives(scenario, seed=seed, **overrides)
+    return found
+
+
+def play_lives(
+    *scenarios: Callable[[World, Life], Coroutine[Any, Any, T]],
+    seed: int = 1,
+    power: bool = False,
+    **overrides: Any,
+) -> list[T]:
+    """Run each part of a test in a process of its own, killed at its end, or by a power cut."""
     settled: dict[str, Any] = {"worker_us": (5, 50), "worker_slow": 0.0, "wall_offset_us": 0}
     with World(seed, disk=SimulatedDisk, **settled | overrides) as world:
-        life = world.node("server").spawn()
+        node = world.node("server")
 
-        async def main() -> T:
-            return await life.task(scenario(world, life))
+        async def main() -> list[T]:
+            found = []
+            for scenario in scenarios:
+                if found:
+                    node.crash(power=power)
+                life = node.spawn()
+                found.append(await life.task(scenario(world, life)))
+            return found
 
         return world.run(main())

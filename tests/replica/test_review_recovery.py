@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from pegaskv.base.errors import CorruptionError
 from pegaskv.base.types import Gpid
 from pegaskv.codec.mutations import encode_mutation, encode_operation
 from pegaskv.codec.operations import Operation
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.mutation_log import LogRecord
-from tests.replica.stub_world import DATA, Server, play
+from tests.replica.stub_world import DATA, Server, play, play_lives
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Life, World
 
@@ -168,41 +167,99 @@ def test_timestamps_grow_over_a_barrier_and_a_restart_when_the_clock_goes_back()
     play(scenario)
 
 
-def test_a_start_with_accepted_loss_keeps_the_report_for_replicas_that_it_could_not_open(
+def test_an_accepted_loss_stays_accepted_while_another_replica_keeps_the_report_alive(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def scenario(world: World, life: Life) -> None:
-        options = LogOptions(log_segment_bytes=64 * 1024, flush_age_ms=1 << 40)
+    options = LogOptions(log_segment_bytes=64 * 1024, flush_age_ms=1 << 40)
+    caplog.set_level(logging.CRITICAL)
+    other, later = Gpid(2, 0), Gpid(3, 0)
+    good: list[bytes] = []
+
+    def closed(server: Server) -> dict[Gpid, str]:
+        return {each.gpid: each.closed for each in server.stub.node_report("").replicas}
+
+    async def damaged(world: World, life: Life) -> None:
         server = await opened(life, first=True, log_options=options)
         await server.serve(2, first=True)
         for number in range(20):
             await server.ask(Operation.SET, b"h", b"k", bytes(8_000), 0, table_id=2)
             await server.set(b"%d" % number, bytes(8_000))
         await server.stop()
-        log = server.directory.log_path
-        segments = sorted(name for name in life.disk.list(log) if name.endswith(".log"))
-        # The last block, so that nothing behind it shows a gap; one segment is made ahead.
-        last = segments[-2]
-        segment = life.disk.open(log / last, writable=True)
-        segment.write_at(segment.size() - 1_000, b"\xff" * 64)
+        disk, log = life.disk, server.directory.log_path
+        segments = sorted(name for name in disk.list(log) if name.endswith(".log"))
+        # The last block of each, so that nothing behind it shows a gap; one segment is made ahead.
+        segment = disk.open(log / segments[-2], writable=True)
+        for before_end in (1_000, 10_000):
+            segment.write_at(segment.size() - before_end, b"\xff" * 64)
         segment.close()
         # As after a crash, the tables of both have nothing; the manifest of one is damaged.
-        for gpid in (GPID, Gpid(2, 0)):
+        for gpid in (GPID, other):
             rows = server.directory.engine_path(gpid) / "rows"
-            if life.disk.exists(rows):
-                life.disk.unlink(rows)
-        server = Server(life, log_options=options)
-        server.engines.failures = [CorruptionError("planned")]
-        with caplog.at_level(logging.CRITICAL):
-            await server.start(accept_loss=True)
-        closed = {each.gpid: each.closed for each in server.stub.node_report("").replicas}
-        assert "planned" in closed[GPID]
-        assert not closed[Gpid(2, 0)]
-        await server.stop()
+            if disk.exists(rows):
+                disk.unlink(rows)
+        manifest = server.directory.replica_path(GPID) / "manifest"
+        good.append(disk.read_bytes(manifest))
+        disk.write_atomic(manifest, b"bad")
+
+    async def refused(world: World, life: Life) -> None:
         server = Server(life, log_options=options)
         await server.start()
-        closed = {each.gpid: each.closed for each in server.stub.node_report("").replicas}
-        assert "--accept-loss" in closed[GPID], closed
+        assert "--accept-loss" in closed(server)[other]
+
+    async def accepted(world: World, life: Life) -> None:
+        server = Server(life, log_options=options)
+        await server.start(accept_loss=True)
+        assert not closed(server)[other]
+        # A table that is made now has lost nothing.
+        await server.serve(3, first=True)
+        # It is killed before anything was built on what was accepted; the other is mended.
+        manifest = server.directory.replica_path(GPID) / "manifest"
+        life.disk.write_atomic(manifest, good[0])
+
+    async def without_the_flag(world: World, life: Life) -> None:
+        server = Server(life, log_options=options)
+        await server.start()
+        assert "--accept-loss" in closed(server)[GPID]
+        assert not closed(server)[other]
+        assert not closed(server)[later]
+        await server.serve(2)
+        assert (await server.ask(Operation.GET, b"h", b"k", table_id=2))[0] == 0
+
+    async def the_last_one(world: World, life: Life) -> None:
+        server = Server(life, log_options=options)
+        report = DATA / "log" / "damage.json"
+        assert life.disk.exists(report)
+        await server.start(accept_loss=True)
+        assert not any(closed(server).values())
+        assert not life.disk.exists(report)
+
+    play_lives(damaged, refused, accepted, without_the_flag, the_last_one)
+
+
+def test_an_accepted_gap_stays_accepted_after_a_crash_before_anything_was_written() -> None:
+    async def gap(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        await server.set(b"a", b"1")
+        replica = server.replica()
+        decree, ballot = replica.machine.committed, replica.machine.ballot
+        row = encode_operation(1, 0, [b"\0\1hghost", b"\0\0\0\0" + bytes(7) + b"\2ghost"])
+        payload = encode_mutation(1, [row])
+        server.log.append(
+            [
+                LogRecord(1, 0, replica.incarnation, ballot, each, each - 1, 1, payload)
+                for each in range(decree + 2, decree + 6)
+            ]
+        )
         await server.stop()
 
-    play(scenario)
+    async def accepted(world: World, life: Life) -> None:
+        server = Server(life)
+        await server.start(accept_loss=True)
+        assert not server.stub.node_report("").replicas[0].closed
+
+    async def without_the_flag(world: World, life: Life) -> None:
+        server = await opened(life)
+        assert await server.get(b"a") == b"1"
+        assert await server.get(b"ghost") is None
+
+    play_lives(gap, accepted, without_the_flag)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -143,7 +144,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused() -> None:
 
 
 def test_every_io_error_at_open_names_the_directory_and_leaves_it_free() -> None:
-    failed = 0
+    failed = tolerated = 0
     for step in range(200):
         disk = new_disk()
         disk.plan(step, Fault.FULL if step % 2 else Fault.FAIL)
@@ -152,17 +153,43 @@ def test_every_io_error_at_open_names_the_directory_and_leaves_it_free() -> None
         except DirectoryUnusable as error:
             refused = error
         else:
-            assert disk.planned == 1
-            break
+            if disk.planned:
+                break
+            # The process id is for people only; without room there is none.
+            tolerated += 1
+            continue
         failed += 1
         assert str(ROOT) in str(refused)
         assert refused.hint
         # Nothing stays locked, and the next try finishes what this one began.
         assert opened(disk).list_replicas() == []
     assert failed > 10
+    assert tolerated <= 1
 
 
 # Who we are, and how we stopped.
+
+
+@pytest.mark.parametrize("crash", [after_kill, after_power_cut])
+def test_a_full_disk_is_no_reason_not_to_open_and_no_crash_on_it_is_taken_for_a_clean_stop(
+    crash: Callable[[SimulatedDisk], tuple[SimulatedDisk, DataDirectory]],
+) -> None:
+    disk = new_disk()
+    directory = opened(disk)
+    directory.create_replica(FIRST, 1, created_at_us=1)
+    if crash is after_kill:
+        directory.mark_os_acknowledged(FIRST, True)
+    directory.mark_clean_stop()
+    directory.close()
+    disk.set_capacity(1)
+    directory = opened(disk)
+    assert directory.was_clean_stop
+    # A crash now, and the disk still full.
+    disk, directory = crash(disk)
+    assert not directory.was_clean_stop
+    directory.mark_clean_stop()
+    directory.close()
+    assert opened(disk).was_clean_stop
 
 
 def test_a_node_has_one_id_for_ever() -> None:
@@ -528,3 +555,36 @@ def test_an_unmarked_manifest_is_written_only_when_it_changes() -> None:
     assert directory.manifest(FIRST) == replace(
         ReplicaManifest(FIRST, 1, created_at_us=1), os_acknowledged=True
     )
+
+
+def test_an_exchange_of_engines_that_fails_at_any_io_is_finished_by_another_call() -> None:
+    failed = 0
+    for step in range(50):
+        disk = new_disk()
+        directory = opened(disk)
+        directory.create_replica(FIRST, 1, created_at_us=1)
+        factory = MemoryFactory(disk)
+        engine = factory.open(directory.engine_path(FIRST))
+        write_row(engine, 1, b"key", b"old")
+        engine.close()
+        files = directory.files(FIRST)
+        other = files.open_empty(factory)
+        write_row(other, 2, b"key", b"new")
+        other.close()
+        disk.plan(step, Fault.FAIL)
+        try:
+            files.adopt()
+        except OSError:
+            failed += 1
+            if step % 2:
+                files.adopt()
+            else:
+                # A crash there, and a start.
+                disk, directory = after_power_cut(disk)
+                factory = MemoryFactory(disk)
+        found = rows_of(factory.open(directory.engine_path(FIRST)))
+        assert found in ([(b"key", b"new")], [(b"key", b"old")])
+        assert found == [(b"key", b"new")] or not step % 2
+        if disk.planned:
+            break
+    assert failed > 3

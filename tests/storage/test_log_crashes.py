@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from pegaskv.base.types import Gpid
+from pegaskv.storage import mutation_log
 from pegaskv.storage.log_format import LogRecord
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.log_recovery import RecoveredLog
@@ -230,11 +231,13 @@ async def test_a_start_that_ends_at_any_of_its_ios_loses_nothing(fault: Fault) -
     assert stopped > 15
 
 
-@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.TEAR])
+@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.TEAR, Fault.FULL])
 async def test_after_a_failed_append_or_sync_nothing_is_taken_and_nothing_confirmed(
-    fault: Fault,
+    fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = 0
+    # There is room again at once, and the log looks at once.
+    monkeypatch.setattr(mutation_log, "_FULL_PAUSE_MS", 0)
+    broken = finished = 0
     for io in range(await ios_of_a_whole_play()):
         disk = SimulatedDisk(Random(io))
         disk.plan(io, fault)
@@ -259,4 +262,6 @@ async def test_after_a_failed_append_or_sync_nothing_is_taken_and_nothing_confir
         disk = power_cut(disk)
         play.check(opened(disk, OPTIONS)[1], all_written=False)
         assert play.acknowledged == acknowledged
+        finished += play.acknowledged == len(play.blocks) and not play.broken
     assert broken > 20
+    assert finished > 20 or fault is not Fault.FULL

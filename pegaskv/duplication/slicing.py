@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from pegaskv.base.errors import CorruptionError
+from pegaskv.codec.keys import RESERVED_PREFIX
 from pegaskv.codec.mutations import OperationKind, encode_mutation
 
 __all__ = ["Content", "content_of", "slice_for"]
@@ -16,8 +17,10 @@ _HEADER: Final = Struct(">BQI")
 _OPERATION: Final = Struct(">IQB")
 _WRITE: Final = int(OperationKind.WRITE)
 _RECEIVED: Final = int(OperationKind.RECEIVED)
-# A RECEIVED operation this short holds its progress and no row.
-_PROGRESS_ONLY_BYTES: Final = 80
+# How the body of a RECEIVED operation begins that holds its progress and no row: an array of
+# two, and a reserved key of less than 256 bytes.
+_PAIR: Final = b"\x92\xc4"
+_RESERVED: Final = slice(3, 3 + len(RESERVED_PREFIX))
 
 
 class Content(NamedTuple):
@@ -38,9 +41,11 @@ def content_of(payload: bytes) -> Content:
         length, _hash, kind = _OPERATION.unpack_from(payload, position)
         if kind == _WRITE:
             own += 1
-        elif kind == _RECEIVED and length > _PROGRESS_ONLY_BYTES:
-            received = True
-        position += _OPERATION.size + length
+        position += _OPERATION.size
+        if kind == _RECEIVED and not received:
+            start = payload[position : position + 8]
+            received = not start.startswith(_PAIR) or start[_RESERVED] != RESERVED_PREFIX
+        position += length
     if position != len(payload):
         raise CorruptionError("the lengths of a mutation's operations do not add up")
     return Content(own, own == count, received)

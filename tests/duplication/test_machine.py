@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from pegaskv.codec.keys import RESERVED_PREFIX
 from pegaskv.codec.messages_duplication import ShippedRecord
 from pegaskv.codec.mutations import (
     OperationKind,
@@ -13,6 +14,7 @@ from pegaskv.codec.mutations import (
     encode_operation,
 )
 from pegaskv.duplication.machine import Batch, LogMachine, Lost, target_indices
+from pegaskv.duplication.slicing import content_of
 
 WRITE, RECEIVED = OperationKind.WRITE, OperationKind.RECEIVED
 
@@ -22,8 +24,8 @@ def write(number: int, partition_hash: int) -> bytes:
 
 
 def received(rows: int) -> bytes:
-    fields = [b"p" * 30, b"progress"] + [b"foreign key", b"a row of another cluster"] * rows
-    return encode_operation(RECEIVED, 0, fields)
+    progress = [RESERVED_PREFIX + b"progress/" + bytes(24), bytes(16)]
+    return encode_operation(RECEIVED, 0, [b"key", b"a row"] * rows + progress)
 
 
 @dataclass
@@ -219,3 +221,9 @@ def test_an_operation_for_another_partition_stays_out_of_its_batch() -> None:
     }
     assert found == {0: [1], 3: [2, 3]}
     assert {batch.target for batch in machine.empty_batches()} == {1, 2}
+
+
+def test_a_removal_that_came_in_is_more_than_progress() -> None:
+    removal = encode_operation(RECEIVED, 0, [b"k", None])
+    assert content_of(encode_mutation(1, [removal])).received_rows
+    assert not content_of(encode_mutation(1, [received(0)])).received_rows

@@ -184,7 +184,9 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "table, created, [warning, ...]",
     ),
     Operation.DROP_TABLE: OperationSpec(
-        "name, reserve seconds (-1 = server's default), if not exists (fail | ok)", "table or nil"
+        "name, reserve seconds (-1 = server's default), if not exists (fail | ok), "
+        "force (may be left out): although it takes part in a duplication",
+        "table or nil",
     ),
     Operation.RECALL_TABLE: OperationSpec("table id, new name or nil", "table"),
     Operation.RENAME_TABLE: OperationSpec("old name, new name", "table"),
@@ -200,12 +202,13 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.SERVER_INFO: OperationSpec("", "{name: value}"),
     Operation.ADD_DUPLICATION: OperationSpec(
         "table name, remote cluster, remote table or nil (= the same name), "
-        "copy existing rows, remote replica count (0 = the table's), {option: value}",
+        "copy existing rows, remote replica count (0 = the table's), "
+        "{option: value} (mesh, merge, keep: bool)",
         "duplication, [warning, ...]",
     ),
     Operation.MODIFY_DUPLICATION: OperationSpec(
         "table name, duplication id, action (pause | start | copy | remove | fail_mode), "
-        "argument (of fail_mode: slow | skip) or nil",
+        "argument (of fail_mode: slow | skip; of copy: keep) or nil",
         "duplication, [warning, ...]",
     ),
     Operation.QUERY_DUPLICATION: OperationSpec("table name", "[duplication, ...]"),
@@ -221,11 +224,12 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.ENSURE_DUPLICATION: OperationSpec(
         "duplication uuid, source cluster uuid, source cluster id, source cluster name, "
         "source table id, table name, wanted (create | merge | existing), partition count, "
-        "replica count, {env: value}",
+        "replica count, {env: value}, {option: value} (may be left out; mesh: bool, "
+        "table_id: the id of the table that is meant)",
         "outcome (CREATED | ALREADY_YOURS | EXISTS_FOREIGN), table id, partition count, "
         "cluster id, cluster uuid, a sentence",
     ),
-    Operation.FORGET_DUPLICATION: OperationSpec("table id, duplication uuid", "found"),
+    Operation.FORGET_DUPLICATION: OperationSpec("table id (0 = any), duplication uuid", "found"),
 }
 
 assert set(OPERATIONS) == set(Operation)

@@ -8,9 +8,9 @@ after a pause that doubles, with what changed since. Acknowledged means: by vers
 
 from dataclasses import dataclass, field
 
-from pegaskv.base.types import Gpid, TableInfo
+from pegaskv.base.types import Gpid, TableStatus
 from pegaskv.codec.messages_meta import NodeReport, TablePush
-from pegaskv.meta.cluster import Cluster
+from pegaskv.meta.cluster import Cluster, TableRecord
 from pegaskv.meta.effects import Effect, Push, PushLater
 from pegaskv.meta.options import MetaOptions
 
@@ -39,6 +39,8 @@ class Node:
     node_id: str
     address: str
     ballots: dict[Gpid, int]
+    # Tables with replicas that did not open when it started: they obey nothing yet.
+    closed: set[int] = field(default_factory=set)
     lines: dict[int, _Line] = field(default_factory=dict)
 
 
@@ -58,7 +60,8 @@ class Delivery:
     def on_reported(self, report: NodeReport) -> Node:
         """A node has started: it knows nothing of what was pushed before."""
         ballots = {replica.gpid: replica.ballot for replica in report.replicas}
-        node = Node(report.node_id, report.address, ballots)
+        closed = {replica.gpid.table_id for replica in report.replicas if replica.closed}
+        node = Node(report.node_id, report.address, ballots, closed)
         self.nodes[report.node_id] = node
         return node
 
@@ -82,10 +85,9 @@ class Delivery:
         line = node.lines.setdefault(table_id, _Line())
         if line.push is not None or line.waiting or line.acknowledged >= table.version:
             return []
-        info = table.info()
         line.push_id = self.next_push_id
         self.next_push_id += 1
-        line.push = self._push(info, line, purged=table.purging)
+        line.push = self._push(table, line)
         return [Push(line.push_id, node_id, line.push)]
 
     def on_due(self, node_id: str, table_id: int) -> list[Effect]:
@@ -125,6 +127,17 @@ class Delivery:
                 return False
         return True
 
+    def obeyed(self, table_id: int) -> bool:
+        """Whether all that is stored about a table is in the logs of its replicas."""
+        table = self._cluster.tables.get(table_id)
+        if table is None or table.purging:
+            return True
+        return (
+            table.status is TableStatus.AVAILABLE
+            and self.acknowledged(table_id, table.version)
+            and not any(table_id in node.closed for node in self.nodes.values())
+        )
+
     def failure(self, table_id: int) -> str:
         """Return why a node could not take the table's last push, or nothing."""
         for node_id, node in self.nodes.items():
@@ -157,15 +170,17 @@ class Delivery:
         node = self.nodes.get(node_id)
         return None if node is None else node.lines.get(table_id)
 
-    def _push(self, info: TableInfo, line: _Line, *, purged: bool) -> TablePush:
-        if info.expires_at or purged:
-            # A dropped table is assigned to nobody; it gets new ballots when it returns.
-            line.changed, line.first = set(), set()
-            return TablePush(info, purged=purged)
-        records = self._cluster.partitions[info.table_id]
-        changed = tuple(
-            records[index].configuration() for index in sorted(line.changed) if index in records
-        )
-        first = frozenset(line.first)
+    def _push(self, table: TableRecord, line: _Line) -> TablePush:
+        info = table.info()
+        orders = self._cluster.orders(table.table_id)
+        sources = tuple(one.order for one in table.sources)
+        changed, first = line.changed, frozenset(line.first)
         line.changed, line.first = set(), set()
-        return TablePush(info, changed, first)
+        if info.expires_at or table.purging:
+            # A dropped table is assigned to nobody; it gets new ballots when it returns.
+            return TablePush(info, purged=table.purging, duplications=orders, sources=sources)
+        records = self._cluster.partitions[info.table_id]
+        partitions = tuple(
+            records[index].configuration() for index in sorted(changed) if index in records
+        )
+        return TablePush(info, partitions, first, duplications=orders, sources=sources)

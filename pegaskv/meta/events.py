@@ -8,24 +8,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pegaskv.codec.messages_duplication import EnsureAnswer, ProgressReport
 from pegaskv.codec.messages_meta import NodeReport
+from pegaskv.meta.remotes import RemoteClusterInfo
 
 __all__ = [
+    "AddCluster",
+    "AddDuplication",
     "ClearEnvs",
     "CollectDue",
     "Committed",
     "CreateTable",
     "DeleteEnvs",
     "DropTable",
+    "EnsureDuplication",
+    "Ensured",
     "Event",
+    "ForgetDuplication",
+    "Forgotten",
+    "ModifyDuplication",
     "NodeReported",
+    "OpenTable",
     "PushDue",
     "PushEnded",
     "RecallTable",
+    "RemotesChanged",
+    "RemoveCluster",
     "RenameTable",
+    "ReportProgress",
     "Request",
     "SetEnvs",
+    "SourceRequest",
     "Started",
+    "TableRequest",
+    "TargetRequest",
 ]
 
 
@@ -64,6 +80,7 @@ class DropTable:
     name: str
     reserve_seconds: int
     missing_is_fine: bool
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +129,125 @@ class ClearEnvs:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenTable:
+    """Somebody wants to write to a table that a duplication made."""
+
+    request_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddDuplication:
+    """Somebody wants a table on another cluster; it gets `new_uuid`."""
+
+    request_id: int
+    table: str
+    remote_cluster: str
+    remote_table: str | None
+    checkpoint: bool
+    # 0 = as many as the table has.
+    remote_replica_count: int
+    mesh: bool
+    merge: bool
+    keep: bool
+    new_uuid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModifyDuplication:
+    """Somebody wants a duplication otherwise; `stalled` = it does not go on at the moment."""
+
+    request_id: int
+    table: str
+    dupid: int
+    action: str
+    argument: str | None
+    new_uuid: bytes
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddCluster:
+    """Somebody makes another cluster known."""
+
+    request_id: int
+    info: RemoteClusterInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveCluster:
+    """Somebody wants a cluster forgotten."""
+
+    request_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureDuplication:
+    """Another cluster wants to send its table `source_table_id` here.
+
+    `known_table_id` is the table here that it means, 0 = the one that has this name.
+    """
+
+    request_id: int
+    uuid: bytes
+    cluster_uuid: str
+    cluster_id: int
+    cluster_name: str
+    source_table_id: int
+    name: str
+    wanted: str
+    partition_count: int
+    replica_count: int
+    envs: Mapping[str, str]
+    mesh: bool = False
+    known_table_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDuplication:
+    """Another cluster has removed a duplication to this one; table id 0 = it never knew it."""
+
+    request_id: int
+    table_id: int
+    uuid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReportProgress:
+    """Duplications of this cluster went on, or never can."""
+
+    request_id: int
+    reports: tuple[ProgressReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """A target has answered."""
+
+    request_id: int
+    dupid: int
+    uuid: bytes
+    answer: EnsureAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A target has forgotten a removed duplication."""
+
+    request_id: int
+    dupid: int
+    uuid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RemotesChanged:
+    """The configuration was read again; these are all its clusters."""
+
+    clusters: Mapping[str, RemoteClusterInfo]
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The last `Commit` is stored, at `revision`."""
 
@@ -141,8 +277,29 @@ class CollectDue:
     """It is time to look for dropped tables that nobody can recall any more."""
 
 
-Request: TypeAlias = (
-    CreateTable | DropTable | RecallTable | RenameTable | SetEnvs | DeleteEnvs | ClearEnvs
+TableRequest: TypeAlias = (
+    CreateTable
+    | DropTable
+    | RecallTable
+    | RenameTable
+    | SetEnvs
+    | DeleteEnvs
+    | ClearEnvs
+    | OpenTable
 )
+SourceRequest: TypeAlias = (
+    AddDuplication
+    | ModifyDuplication
+    | AddCluster
+    | RemoveCluster
+    | ReportProgress
+    | Ensured
+    | Forgotten
+)
+TargetRequest: TypeAlias = EnsureDuplication | ForgetDuplication
 
-Event: TypeAlias = Started | NodeReported | Request | Committed | PushEnded | PushDue | CollectDue
+Request: TypeAlias = TableRequest | SourceRequest | TargetRequest
+
+Event: TypeAlias = (
+    Started | NodeReported | Request | Committed | PushEnded | PushDue | CollectDue | RemotesChanged
+)

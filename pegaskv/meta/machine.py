@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-from pegaskv.base.errors import InvalidArgument, RequestError, Unavailable
+from pegaskv.base.errors import InvalidArgument, RequestError
 from pegaskv.base.types import Gpid, TableStatus
 from pegaskv.codec.messages_meta import NodeReport
 from pegaskv.meta import envs, tables
@@ -43,15 +43,23 @@ from pegaskv.meta.events import (
     DropTable,
     Event,
     NodeReported,
+    OpenTable,
     PushDue,
     PushEnded,
     RecallTable,
+    RemotesChanged,
     RenameTable,
-    Request,
     SetEnvs,
+    SourceRequest,
     Started,
+    TableRequest,
+    TargetRequest,
 )
+from pegaskv.meta.host import Identity
 from pegaskv.meta.options import MetaOptions
+from pegaskv.meta.sources import Sources
+from pegaskv.meta.targets import Targets
+from pegaskv.meta.waiting import Need, Waiter, Waiters
 
 __all__ = ["MetaMachine"]
 
@@ -64,19 +72,6 @@ class _Pending:
     then: Callable[[], list[Effect]] | None
 
 
-@dataclass(slots=True)
-class _Waiter:
-    """A request that is answered when the nodes know `version` of its table.
-
-    One that waits for a creation is answered when the table is available too.
-    """
-
-    request_id: int
-    version: int
-    more: tuple[Any, ...]
-    creation: bool = False
-
-
 class MetaMachine:
     """The tables of one cluster; `step` is its only door.
 
@@ -84,12 +79,22 @@ class MetaMachine:
     commit that could be committed; at most one commit is under way.
     """
 
-    def __init__(self, cluster: Cluster, options: MetaOptions, *, next_push_id: int = 1) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        options: MetaOptions,
+        *,
+        next_push_id: int = 1,
+        identity: Identity = Identity(),  # noqa: B008 - it cannot be changed
+    ) -> None:
         self.cluster = cluster
         self.delivery = Delivery(cluster, options, next_push_id=next_push_id)
+        self.identity = identity
+        self.sources = Sources(self)
+        self.targets = Targets(self, options)
         self._options = options
         self._pending: _Pending | None = None
-        self._now = 0
+        self.now = 0
         # Work that the records ask for.
         self._half_made: list[int] = []
         self._unassigned: dict[int, dict[int, str]] = {}
@@ -99,7 +104,7 @@ class MetaMachine:
         # Of tables whose assignment takes more than one commit.
         self._assigned: dict[int, tuple[set[int], set[int]]] = {}
         # Requests.
-        self._waiters: dict[int, list[_Waiter]] = {}
+        self._waiters = Waiters(cluster, self.delivery)
         self._reports: dict[str, tuple[int, set[int]]] = {}
 
     @property
@@ -109,7 +114,7 @@ class MetaMachine:
 
     def step(self, event: Event, *, unix_seconds: int) -> list[Effect]:
         """Take one event; return what must be done, in this order."""
-        self._now = unix_seconds
+        self.now = unix_seconds
         # The result of a commit comes before any other event.
         assert (self._pending is not None) == isinstance(event, Committed)
         try:
@@ -139,10 +144,16 @@ class MetaMachine:
                 return self.delivery.on_due(node_id, table_id)
             case CollectDue():
                 return self._on_collect_due()
+            case RemotesChanged():
+                return self.sources.on_remotes_changed(event)
             case _:
+                if isinstance(event, SourceRequest):
+                    return self.sources.on_request(event)
+                if isinstance(event, TargetRequest):
+                    return self.targets.on_request(event)
                 return self._on_request(event)
 
-    def _on_request(self, event: Request) -> list[Effect]:
+    def _on_request(self, event: TableRequest) -> list[Effect]:
         match event:
             case CreateTable():
                 return self._on_create(event)
@@ -164,6 +175,8 @@ class MetaMachine:
             case ClearEnvs(request_id, name, prefix):
                 table = tables.find_available(self.cluster, name)
                 return self._set_envs(request_id, table, envs.cleared(table.envs, prefix))
+            case OpenTable(request_id, name):
+                return self._on_open(request_id, name)
             case _:
                 assert_never(event)
 
@@ -171,6 +184,9 @@ class MetaMachine:
         """Assert the invariants; tests call this after every step."""
         if self.ready:
             self.cluster.check()
+        if self._pending is None:
+            assert not self.sources.has_work
+            assert not self.targets.has_work
         self.delivery.check(settled=self._pending is None)
         if self._pending is None:
             assert not self._half_made
@@ -179,9 +195,7 @@ class MetaMachine:
             assert not self._opened
             assert not self._to_purge
             assert not self._to_remove
-        for table_id, waiters in self._waiters.items():
-            assert waiters
-            assert table_id in self.cluster.tables
+        self._waiters.check()
 
     # Starting, and nodes.
 
@@ -192,9 +206,10 @@ class MetaMachine:
                 self._half_made.append(table.table_id)
             elif table.purging:
                 self._consider_removal(table)
+        self.sources.on_started()
         if self.cluster.record is None:
             record = ClusterRecord(new_uuid, self.cluster.next_table_id)
-            effects += self._store(Change(cluster=record))
+            effects += self.store(Change(cluster=record))
         return effects
 
     def _on_node_reported(self, request_id: int, report: NodeReport) -> list[Effect]:
@@ -230,7 +245,7 @@ class MetaMachine:
         assert record is not None
         if strange[-1] >= record.next_table_id:
             following = replace(record, next_table_id=strange[-1] + 1)
-            effects += self._store(Change(cluster=following))
+            effects += self.store(Change(cluster=following))
         return effects
 
     def _plan(self, table: TableRecord, only: str | None = None) -> bool:
@@ -274,8 +289,6 @@ class MetaMachine:
             return self._on_create_existing(event, table, count, replicas, values)
         tables.check_replica_count(replicas, len(self.delivery.nodes))
         tables.check_room(self.cluster, count, options)
-        record = self.cluster.record
-        assert record is not None
         table = TableRecord(
             table_id=self.cluster.next_table_id,
             name=name,
@@ -283,9 +296,18 @@ class MetaMachine:
             partition_count=count,
             replica_count=replicas,
             envs=values,
-            created_at=self._now,
+            created_at=self.now,
         )
-        first = range(min(count, CHANGE_OPERATIONS_MAX - 2))
+        more = (True, envs.warnings(values, replicas))
+        return self.begin_creation(event.request_id, table, more, Need.AVAILABLE)
+
+    def begin_creation(
+        self, request_id: int, table: TableRecord, more: tuple[Any, ...], need: Need
+    ) -> list[Effect]:
+        """Store a new table, with the next id, and make it."""
+        record = self.cluster.record
+        assert record is not None
+        first = range(min(table.partition_count, CHANGE_OPERATIONS_MAX - 2))
         change = Change(
             cluster=replace(record, next_table_id=table.table_id + 1),
             tables=(table,),
@@ -293,12 +315,11 @@ class MetaMachine:
         )
 
         def then() -> list[Effect]:
-            more = (True, envs.warnings(values, replicas))
-            self._wait(table.table_id, _Waiter(event.request_id, 1, more, creation=True))
+            self._waiters.add(table.table_id, Waiter(request_id, table.version, more, need))
             self._half_made.append(table.table_id)
             return []
 
-        return self._store(change, then)
+        return self.store(change, then)
 
     def _on_create_existing(
         self,
@@ -312,9 +333,9 @@ class MetaMachine:
         if event.same_is_fine and not other:
             more = (False, envs.warnings(table.envs, table.replica_count))
             if table.status is TableStatus.CREATING:
-                waiter = _Waiter(event.request_id, table.version, more, creation=True)
-                self._wait(table.table_id, waiter)
-                return self._settle(table.table_id)
+                waiter = Waiter(event.request_id, table.version, more, need=Need.AVAILABLE)
+                self._waiters.add(table.table_id, waiter)
+                return self._waiters.settle(table.table_id)
             return [Answer(event.request_id, table.info(), more)]
         if table.status is TableStatus.CREATING:
             raise tables.being_created(table, self.delivery.failure(table.table_id))
@@ -325,16 +346,25 @@ class MetaMachine:
         if event.missing_is_fine and self.cluster.named(event.name) is None:
             return [Answer(event.request_id, None)]
         table = tables.find_available(self.cluster, event.name)
+        if not event.force:
+            tables.check_takes_no_part(self.cluster, table)
         dropped = table.changed(
             status=TableStatus.DROPPED,
-            dropped_at=self._now,
+            dropped_at=self.now,
             # Never 0, which would mean "not dropped".
-            expires_at=max(1, self._now + reserve),
+            expires_at=max(1, self.now + reserve),
         )
         return self._change_table(event.request_id, dropped)
 
+    def _on_open(self, request_id: int, name: str) -> list[Effect]:
+        table = tables.find_available(self.cluster, name)
+        more = (tables.open_warnings(table),)
+        if not table.follower:
+            return [Answer(request_id, table.info(), more)]
+        return self._change_table(request_id, table.changed(follower=False), more)
+
     def _on_recall(self, request_id: int, table_id: int, new_name: str | None) -> list[Effect]:
-        table = tables.recallable(self.cluster, table_id, self._now)
+        table = tables.recallable(self.cluster, table_id, self.now)
         name = table.name if new_name is None else tables.check_name(new_name)
         tables.name_taken(
             self.cluster, name, hint=f"recall it under another name: `recall {table_id} NEW_NAME`"
@@ -345,11 +375,11 @@ class MetaMachine:
             # As after a restart: whoever served it does not go on in its old role.
             self._plan(back)
             if table_id not in self._unassigned:
-                return self._told(request_id, back.table_id)
-            self._wait(table_id, _Waiter(request_id, back.version + 1, ()))
+                return self.told(request_id, back.table_id)
+            self._waiters.add(table_id, Waiter(request_id, back.version + 1, ()))
             return []
 
-        return self._store(Change(tables=(back,)), then)
+        return self.store(Change(tables=(back,)), then)
 
     def _on_rename(self, request_id: int, name: str, new_name: str) -> list[Effect]:
         table = tables.find_available(self.cluster, name)
@@ -371,30 +401,37 @@ class MetaMachine:
         self, request_id: int, table: TableRecord, more: tuple[Any, ...] = ()
     ) -> list[Effect]:
         """Store a table, tell its nodes, and answer when they know."""
-        return self._store(
-            Change(tables=(table,)), lambda: self._told(request_id, table.table_id, more)
+        return self.store(
+            Change(tables=(table,)), lambda: self.told(request_id, table.table_id, more)
         )
 
-    def _told(self, request_id: int, table_id: int, more: tuple[Any, ...] = ()) -> list[Effect]:
+    def told(
+        self,
+        request_id: int,
+        table_id: int,
+        more: tuple[Any, ...] = (),
+        need: Need = Need.STORED,
+    ) -> list[Effect]:
+        """Tell a table's nodes what is stored, and answer the request when they know."""
         version = self.cluster.tables[table_id].version
-        self._wait(table_id, _Waiter(request_id, version, more))
+        self._waiters.add(table_id, Waiter(request_id, version, more, need))
         effects = self.delivery.change(table_id, set(), first=set())
-        return effects + self._settle(table_id)
+        return effects + self._waiters.settle(table_id)
 
     # Time.
 
     def _on_collect_due(self) -> list[Effect]:
+        self.sources.on_time()
         for table in self.cluster.tables.values():
-            expired = table.status is TableStatus.DROPPED and table.expires_at <= self._now
+            expired = table.status is TableStatus.DROPPED and table.expires_at <= self.now
             if expired and not table.purging:
                 self._to_purge.append(table.table_id)
         return []
 
     # Commits.
 
-    def _store(
-        self, change: Change, then: Callable[[], list[Effect]] | None = None
-    ) -> list[Effect]:
+    def store(self, change: Change, then: Callable[[], list[Effect]] | None = None) -> list[Effect]:
+        """Commit a change; `then` says what follows."""
         assert self._pending is None
         touched = len(change.touched())
         assert 0 < touched <= CHANGE_OPERATIONS_MAX
@@ -421,6 +458,10 @@ class MetaMachine:
                 effects += self._begin_purge()
             elif self._to_remove:
                 effects += self._remove_records(self._to_remove[0])
+            elif self.sources.has_work:
+                effects += self.sources.next_commit()
+            elif self.targets.has_work:
+                effects += self.targets.next_commit()
             else:
                 break
         return effects
@@ -433,7 +474,7 @@ class MetaMachine:
             self._plan(table)
             return []
         partitions = tuple(PartitionRecord(Gpid(table_id, index)) for index in missing)
-        return self._store(Change(partitions=partitions))
+        return self.store(Change(partitions=partitions))
 
     def _assign(self) -> list[Effect]:
         """Give out new ballots, of several tables at once; whole tables are then pushed."""
@@ -462,22 +503,21 @@ class MetaMachine:
                 del self._unassigned[table_id]
                 done.append(table_id)
         change = Change(tables=tuple(changed_tables), partitions=tuple(changed))
-        return self._store(change, lambda: self._on_assigned(done))
+        return self.store(change, lambda: self._on_assigned(done))
 
     def _on_assigned(self, table_ids: list[int]) -> list[Effect]:
         effects: list[Effect] = []
         for table_id in table_ids:
             indices, first = self._assigned.pop(table_id)
             version = self.cluster.tables[table_id].version
-            for waiter in self._waiters.get(table_id, ()):
-                # Whoever waits for the table waits for its partitions.
-                waiter.version = version
+            # Whoever waits for the table waits for its partitions.
+            self._waiters.raise_version(table_id, version)
             effects += self.delivery.change(table_id, indices, first=first)
         return effects
 
     def _make_available(self, table_id: int) -> list[Effect]:
         table = self.cluster.tables[table_id].changed(status=TableStatus.AVAILABLE)
-        return self._store(
+        return self.store(
             Change(tables=(table,)),
             lambda: self.delivery.change(table_id, set(), first=set()),
         )
@@ -491,25 +531,26 @@ class MetaMachine:
             for table_id in batch:
                 effects += self.delivery.change(table_id, set(), first=set())
                 self._consider_removal(self.cluster.tables[table_id])
+                self.sources.on_table_changed(table_id)
             return effects
 
         marked = tuple(self.cluster.tables[one].changed(purging=True) for one in batch)
-        return self._store(Change(tables=marked), then)
+        return self.store(Change(tables=marked), then)
 
     def _remove_records(self, table_id: int) -> list[Effect]:
         """Remove the partitions' records in batches, and the table's with the last of them."""
         left = list(self.cluster.partitions[table_id])
         batch = tuple(Gpid(table_id, index) for index in left[: CHANGE_OPERATIONS_MAX - 1])
         if len(batch) < len(left):
-            return self._store(Change(removed_partitions=batch))
+            return self.store(Change(removed_partitions=batch))
         self._to_remove.remove(table_id)
 
         def then() -> list[Effect]:
             self.delivery.forget(table_id)
-            waiters = self._waiters.pop(table_id, [])
-            return [Answer(one.request_id, None, one.more) for one in waiters]
+            self.sources.on_table_changed(table_id)
+            return self._waiters.end(table_id)
 
-        return self._store(Change(removed_partitions=batch, removed_table=table_id), then)
+        return self.store(Change(removed_partitions=batch, removed_table=table_id), then)
 
     def _consider_removal(self, table: TableRecord) -> None:
         """Remove the records when every node has removed its rows."""
@@ -529,7 +570,9 @@ class MetaMachine:
                 self._opened.append(table_id)
             elif table.purging:
                 self._consider_removal(table)
-        effects += self._settle(table_id)
+            self.sources.on_table_changed(table_id)
+            self.targets.on_obeyed(table_id)
+        effects += self._waiters.settle(table_id)
         report = self._reports.get(node_id)
         if report is not None and self.delivery.quiet(node_id, table_id):
             report[1].discard(table_id)
@@ -541,44 +584,3 @@ class MetaMachine:
         request_id, left = self._reports.pop(node_id)
         assert not left
         return [Answer(request_id, None)]
-
-    def _wait(self, table_id: int, waiter: _Waiter) -> None:
-        self._waiters.setdefault(table_id, []).append(waiter)
-
-    def _settle(self, table_id: int) -> list[Effect]:
-        """Answer the requests that have waited long enough."""
-        waiters = self._waiters.pop(table_id, [])
-        table = self.cluster.tables.get(table_id)
-        if not waiters or table is None:
-            return []
-        failure = self.delivery.failure(table_id)
-        effects: list[Effect] = []
-        left: list[_Waiter] = []
-        for waiter in waiters:
-            creating = waiter.creation and table.status is TableStatus.CREATING
-            known = self.delivery.acknowledged(table_id, waiter.version)
-            if known and not creating:
-                effects.append(Answer(waiter.request_id, table.info(), waiter.more))
-            elif failure and waiter.creation:
-                effects.append(Refuse(waiter.request_id, _not_opened(table, failure)))
-            elif failure or not self._reachable(table_id):
-                # It is stored, and that is what was asked for: the node is told when it can be.
-                effects.append(Answer(waiter.request_id, table.info(), waiter.more))
-            else:
-                left.append(waiter)
-        if left:
-            self._waiters[table_id] = left
-        return effects
-
-    def _reachable(self, table_id: int) -> bool:
-        return all(one in self.delivery.nodes for one in self.cluster.members(table_id))
-
-
-def _not_opened(table: TableRecord, failure: str) -> Unavailable:
-    return Unavailable(
-        f"table `{table.name}` is recorded with id {table.table_id}, and its partitions could "
-        f"not be opened yet: {failure}",
-        hint="the server goes on trying; `ls` shows when the table is available",
-        details={"maybe_applied": True},
-        maybe_applied=True,
-    )

@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
+from types import MappingProxyType
 from typing import Any, Final, Protocol, assert_never
 from uuid import UUID
 
@@ -28,9 +29,14 @@ from pegaskv.base.errors import (
     Unavailable,
 )
 from pegaskv.base.metrics import Metric
-from pegaskv.base.types import Gpid, TableInfo, TableStatus
-from pegaskv.codec.messages_meta import NodeReport, TablePush, table_to_wire
-from pegaskv.codec.operations import Operation
+from pegaskv.base.types import TableInfo
+from pegaskv.codec.messages_duplication import (
+    EnsureAnswer,
+    PartitionProgress,
+    ProgressReport,
+    RemoteWork,
+)
+from pegaskv.codec.messages_meta import NodeReport, TablePush
 from pegaskv.coordination.store import (
     Conflict,
     Fence,
@@ -40,21 +46,34 @@ from pegaskv.coordination.store import (
     Session,
     StoreUnavailable,
 )
-from pegaskv.meta import views
+from pegaskv.meta import remotes, views
 from pegaskv.meta.cluster import Cluster
+from pegaskv.meta.duplication_views import (
+    DuplicationState,
+    RemoteState,
+    Views,
+    remote_work,
+)
 from pegaskv.meta.effects import Answer, Commit, Effect, Push, PushLater, Refuse, Warn
 from pegaskv.meta.events import (
     CollectDue,
     Committed,
+    Ensured,
     Event,
+    Forgotten,
     NodeReported,
     PushDue,
     PushEnded,
+    RemotesChanged,
+    ReportProgress,
+    Request,
     Started,
 )
+from pegaskv.meta.handlers import Handlers, Reply
+from pegaskv.meta.host import Identity
 from pegaskv.meta.machine import MetaMachine
 from pegaskv.meta.options import MetaOptions
-from pegaskv.meta.requests import no_fields, one_flag, one_name, read_request
+from pegaskv.meta.remotes import ConfiguredCluster
 from pegaskv.net.connection import Handler
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.mailbox import Mailbox
@@ -69,21 +88,16 @@ _SESSION_TTL_MS: Final = 10_000
 # Beside requests: ends of pushes and pauses, which are bounded by tables and nodes.
 _OTHER_EVENTS_MAX: Final = 65_536
 
-_CHANGES: Final = (
-    Operation.CREATE_TABLE,
-    Operation.DROP_TABLE,
-    Operation.RECALL_TABLE,
-    Operation.RENAME_TABLE,
-    Operation.SET_ENVS,
-    Operation.DELETE_ENVS,
-    Operation.CLEAR_ENVS,
-)
-
 # All other events are requests.
-_UNASKED: Final = (Started, NodeReported, Committed, PushEnded, PushDue, CollectDue)
-
-# What a request gets: its answer's table and further fields, or an error.
-_Reply = Callable[[TableInfo | None, tuple[Any, ...], RequestError | None], None]
+_UNASKED: Final = (
+    Started,
+    NodeReported,
+    Committed,
+    PushEnded,
+    PushDue,
+    CollectDue,
+    RemotesChanged,
+)
 
 
 class ReplicaControl(Protocol):
@@ -94,29 +108,7 @@ class ReplicaControl(Protocol):
         ...
 
 
-class Connection(Protocol):
-    """What a handler needs of a client's connection."""
-
-    out: list[Any]
-
-    def defer(self) -> None:
-        """The request at hand is answered later."""
-        ...
-
-    def finish(self, reply: tuple[Any, ...]) -> None:
-        """Answer a deferred request."""
-        ...
-
-    def flush(self) -> None:
-        """Send the answers."""
-        ...
-
-    def error(self, request_id: int, error: RequestError) -> tuple[Any, ...]:
-        """Return the reply that carries `error`."""
-        ...
-
-
-def _no_state(gpid: Gpid) -> dict[str, Any]:
+def _no_state(*whose: Any) -> dict[str, Any]:
     return {}
 
 
@@ -124,7 +116,10 @@ class MetaService:
     """The one leading meta server of a cluster.
 
     `nodes` is the door to each replica server by its id; `replica_state` returns what
-    TABLE_INFO shows of a replica. Tasks run in `scope`, which is closed before `stop`. The
+    TABLE_INFO shows of a replica, `duplication_state` of a partition (and a uuid), and
+    `remote_state` of a duplication (id and uuid) that waits for its target. `remote_clusters`
+    are those of the configuration. `on_remote_work` is called when `remote_work` may be other
+    than before. Tasks run in `scope`, which is closed before `stop`. The
     store stays the caller's, who closes it after this service.
     """
 
@@ -140,19 +135,39 @@ class MetaService:
         cluster_name: str,
         cluster_id: int,
         replica_state: views.ReplicaState = _no_state,
+        remote_clusters: Mapping[str, ConfiguredCluster] = MappingProxyType({}),
+        duplication_state: DuplicationState = _no_state,
+        remote_state: RemoteState = _no_state,
+        on_remote_work: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._nodes = nodes
         self._clock = clock
         self._random = random
         self._options = options
-        self._cluster_name = cluster_name
-        self._cluster_id = cluster_id
-        self._replica_state = replica_state
+        self._machine = MetaMachine(Cluster(), options)
+        self._identity = Identity(cluster_name, cluster_id)
+        self._configured = remotes.configured(remote_clusters)
+        self._on_remote_work = on_remote_work
+        self._remote_work: list[RemoteWork] = []
+        self._seen_generation = -1
+        self._duplications = Views(
+            lambda: self._machine.cluster,
+            duplication_state=duplication_state,
+            remote_state=remote_state,
+        )
+        self._handlers = Handlers(
+            lambda: self._machine,
+            queue=self._queue,
+            random=random,
+            options=options,
+            replica_state=replica_state,
+            duplications=self._duplications,
+            trouble=lambda: self._down,
+        )
         self._scope = scope
         limit = options.requests_max + _OTHER_EVENTS_MAX
         self._mailbox: Mailbox[Event] = Mailbox("the meta server", limit=limit)
-        self._machine = MetaMachine(Cluster(), options)
         self._session: Session | None = None
         self._fence: Fence | None = None
         # Why changes are refused at the moment.
@@ -161,7 +176,7 @@ class MetaService:
         # The last that was taken of each node, and who waits for the answer.
         self._reports: dict[str, NodeReported] = {}
         self._reporting: dict[int, asyncio.Event] = {}
-        self._requests: dict[int, _Reply] = {}
+        self._requests: dict[int, Reply] = {}
         self._last_request_id = 0
         self.commits = 0
         self.commit_failures = 0
@@ -211,20 +226,12 @@ class MetaService:
 
     def handlers(self) -> dict[int, Handler]:
         """Return what answers each operation of the meta server."""
-        table: dict[int, Handler] = {
-            Operation.QUERY_CONFIG: self._query_config,
-            Operation.LIST_TABLES: self._list_tables,
-            Operation.TABLE_INFO: self._table_info,
-            Operation.LIST_NODES: self._list_nodes,
-            Operation.CLUSTER_INFO: self._cluster_info,
-        }
-        for operation in _CHANGES:
-            table[operation] = self._change
-        return table
+        return self._handlers.table()
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what this server counts."""
         yield from views.state_metrics(self._machine)
+        yield from self._duplications.metrics()
         for name, text, count in (
             ("commits", "Commits to the meta store.", self.commits),
             ("commit_failures", "Commits whose outcome was unknown.", self.commit_failures),
@@ -275,6 +282,7 @@ class MetaService:
                 effects.extend(self._step(Committed(await self._commit(effect))))
             else:
                 self._perform(effect)
+        self._look_at_remote_work()
 
     def _step(self, event: Event) -> list[Effect]:
         return self._machine.step(event, unix_seconds=self._clock.wall_us() // 1_000_000)
@@ -336,12 +344,16 @@ class MetaService:
         if self._fence is None:
             if self._session is None or self._session.lost.is_set():
                 self._session = await self._store.session(_SESSION_TTL_MS)
-            name = self._cluster_name.encode()
+            name = self._identity.name.encode()
             self._fence = await self._store.campaign(_ELECTION, self._session, name)
         records, _ = await self._store.list("")
         cluster = Cluster.load({key: (one.value, one.revision) for key, one in records.items()})
         next_push_id = self._machine.delivery.next_push_id
-        self._machine = MetaMachine(cluster, self._options, next_push_id=next_push_id)
+        cluster.configured = dict(self._configured)
+        self._seen_generation = -1
+        self._machine = MetaMachine(
+            cluster, self._options, next_push_id=next_push_id, identity=self._identity
+        )
         new_uuid = UUID(int=self._random.getrandbits(128), version=4)
         await self._take(Started(str(new_uuid)))
 
@@ -377,7 +389,7 @@ class MetaService:
 
     # Requests.
 
-    def _await_reply(self, reply: _Reply) -> int:
+    def _await_reply(self, reply: Reply) -> int:
         self._last_request_id += 1
         self._requests[self._last_request_id] = reply
         return self._last_request_id
@@ -401,69 +413,77 @@ class MetaService:
         for request_id in list(self._requests):
             self._reply(request_id, None, (), error)
 
-    def _change(self, connection: Connection, message: list[Any]) -> None:
-        """Queue a change; the answer comes when it is stored and in force."""
-        wire_id, operation, _, *fields = message
+    def _queue(self, event: Callable[[int], Request], reply: Reply) -> None:
+        """Queue a request; `reply` is called when it is stored and in force, or refused."""
+        self._check_usable()
+        if len(self._requests) >= self._options.requests_max:
+            raise Busy(f"{len(self._requests)} changes of tables are under way")
+        # A request that cannot be read is none.
+        self._mailbox.put_nowait(event(self._last_request_id + 1))
+        self._await_reply(reply)
+
+    def _check_usable(self) -> None:
         if self._stopped:
             raise _stopping()
         if self._down is not None:
             raise _down(self._down)
-        if len(self._requests) >= self._options.requests_max:
-            raise Busy(f"{len(self._requests)} changes of tables are under way")
+
+    # Duplications.
+
+    def set_remote_clusters(self, clusters: Mapping[str, ConfiguredCluster]) -> None:
+        """Take the clusters of a configuration that was read again."""
+        self._configured = remotes.configured(clusters)
+        self._mailbox.put_nowait(RemotesChanged(self._configured))
+
+    async def report_progress(self, reports: list[ProgressReport]) -> list[PartitionProgress]:
+        """Store what duplications have done; return what is stored of those that go on.
+
+        Raises:
+            RequestError: nothing is known of it; report again.
+
+        """
+        (stored,) = await self._do(lambda request_id: ReportProgress(request_id, tuple(reports)))
+        return list(stored)
+
+    def remote_work(self) -> list[RemoteWork]:
+        """Return what has to be done at other clusters now."""
+        return list(self._remote_work)
+
+    async def ensured(self, dupid: int, uuid: bytes, answer: EnsureAnswer) -> None:
+        """Store what a target answered. Raises RequestError: tell it again."""
+        await self._do(lambda request_id: Ensured(request_id, dupid, uuid, answer))
+
+    async def forgotten(self, dupid: int, uuid: bytes) -> None:
+        """Store that a target has forgotten a duplication. Raises RequestError: tell it again."""
+        await self._do(lambda request_id: Forgotten(request_id, dupid, uuid))
+
+    async def _do(self, event: Callable[[int], Request]) -> tuple[Any, ...]:
+        """Queue what this process asks for itself; return its answer."""
+        self._check_usable()
+        answered: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
 
         def reply(
             table: TableInfo | None, more: tuple[Any, ...], error: RequestError | None
         ) -> None:
+            if answered.done():
+                return
             if error is not None:
-                connection.finish(connection.error(wire_id, error))
+                answered.set_exception(error)
             else:
-                shown = None if table is None else table_to_wire(table)
-                connection.finish((wire_id, 0, shown, *more))
-            connection.flush()
+                answered.set_result(more)
 
-        event = read_request(Operation(operation), self._last_request_id + 1, fields)
-        self._mailbox.put_nowait(event)
-        assert self._await_reply(reply) == event.request_id
-        connection.defer()
+        self._mailbox.put_nowait(event(self._await_reply(reply)))
+        return await answered
 
-    def _query_config(self, connection: Connection, message: list[Any]) -> None:
-        name = one_name(message[3:])
-        connection.out.append((message[0], 0, *views.query_config(self._machine, name)))
-
-    def _table_info(self, connection: Connection, message: list[Any]) -> None:
-        name = one_name(message[3:])
-        fields = views.table_info(self._machine, name, self._replica_state)
-        connection.out.append((message[0], 0, *fields))
-
-    def _list_tables(self, connection: Connection, message: list[Any]) -> None:
-        with_dropped = one_flag(message[3:], "with dropped")
-        found = views.list_tables(self._machine.cluster, with_dropped=with_dropped)
-        connection.out.append((message[0], 0, found))
-
-    def _list_nodes(self, connection: Connection, message: list[Any]) -> None:
-        no_fields(message[3:])
-        connection.out.append((message[0], 0, views.list_nodes(self._machine)))
-
-    def _cluster_info(self, connection: Connection, message: list[Any]) -> None:
-        no_fields(message[3:])
-        connection.out.append((message[0], 0, self._describe()))
-
-    def _describe(self) -> Mapping[str, Any]:
+    def _look_at_remote_work(self) -> None:
+        """Tell whoever does it when there is other work than before."""
         cluster = self._machine.cluster
-        dropped = [one for one in cluster.tables.values() if one.status is TableStatus.DROPPED]
-        return {
-            "cluster_name": self._cluster_name,
-            "cluster_id": self._cluster_id,
-            "cluster_uuid": self.cluster_uuid,
-            "nodes_alive": len(self._machine.delivery.nodes),
-            "tables": len(cluster.tables) - len(dropped),
-            "dropped_tables": len(dropped),
-            "partitions": cluster.partition_count,
-            "default_partition_count": self._options.default_partition_count,
-            "default_replica_count": self._options.default_replica_count,
-            "drop_reserve_seconds": self._options.drop_reserve_seconds,
-            "meta_store": "usable" if self._down is None else str(self._down),
-        }
+        if self._machine.ready and cluster.generation != self._seen_generation:
+            self._seen_generation = cluster.generation
+            work = remote_work(cluster, self._identity)
+            if work != self._remote_work:
+                self._remote_work = work
+                self._on_remote_work()
 
 
 def _stopping() -> NotReady:

@@ -23,6 +23,7 @@ from pegaskv.base.options import nearest
 from pegaskv.base.types import TableStatus
 from pegaskv.codec.messages_meta import table_to_wire
 from pegaskv.meta.cluster import Cluster, TableRecord
+from pegaskv.meta.duplications import Source
 from pegaskv.meta.options import RESERVE_SECONDS_MAX, MetaOptions
 
 __all__ = [
@@ -31,11 +32,14 @@ __all__ = [
     "check_partition_count",
     "check_replica_count",
     "check_room",
+    "check_takes_no_part",
     "differences",
     "exists",
     "find",
     "find_available",
+    "find_by_id",
     "name_taken",
+    "open_warnings",
     "recallable",
     "reserve_seconds",
 ]
@@ -98,6 +102,36 @@ def check_room(cluster: Cluster, partition_count: int, options: MetaOptions) -> 
         )
 
 
+def check_takes_no_part(cluster: Cluster, table: TableRecord) -> None:
+    """Raise InvalidArgument when a table is the source or the target of a duplication."""
+    parts = [
+        f"it is duplicated to cluster `{one.remote_cluster}` (duplication {one.dupid})"
+        for one in cluster.book.of_table(table.table_id)
+    ]
+    parts += [f"it gets the rows of {_named(one)}" for one in table.live_sources]
+    if parts:
+        raise InvalidArgument(
+            f"table `{table.name}` takes part in a duplication: {'; '.join(parts)}",
+            hint="`remove_dup` ends a duplication, at the cluster that it comes from; "
+            "`drop --force` drops the table all the same",
+        )
+
+
+def open_warnings(table: TableRecord) -> list[str]:
+    """Return what somebody who opens a table should know."""
+    return [
+        f"{_named(one)} goes on to send its rows here; what is written here does not go "
+        "there unless the table is duplicated there"
+        for one in table.live_sources
+        if table.follower
+    ]
+
+
+def _named(source: Source) -> str:
+    order = source.order
+    return f"table {order.table_id} of cluster `{order.cluster_name}`"
+
+
 def reserve_seconds(wanted: int, options: MetaOptions) -> int:
     """Return how long a dropped table is kept; -1 asks for the default."""
     if wanted == -1:
@@ -120,6 +154,17 @@ def find(cluster: Cluster, name: str) -> TableRecord:
     table = cluster.named(name)
     if table is None:
         raise TableNotFound(f"no table is named `{name[:80]}`", hint=_hint(cluster, name))
+    return table
+
+
+def find_by_id(cluster: Cluster, table_id: int) -> TableRecord:
+    """Return the table with this id. Raises TableNotFound: there is none, or it is dropped."""
+    table = cluster.tables.get(table_id)
+    if table is None:
+        raise TableNotFound(f"no table has the id {table_id}")
+    if table.status is TableStatus.DROPPED:
+        hint = "" if table.purging else f"`recall {table_id}` brings it back"
+        raise TableNotFound(f"table `{table.name}` (id {table_id}) was dropped", hint=hint)
     return table
 
 

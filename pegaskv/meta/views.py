@@ -14,6 +14,7 @@ from pegaskv.codec.messages_meta import table_to_wire
 from pegaskv.meta import tables
 from pegaskv.meta.cluster import Cluster, PartitionRecord, TableRecord
 from pegaskv.meta.delivery import Node
+from pegaskv.meta.duplication_views import Views, source_map
 from pegaskv.meta.machine import MetaMachine
 
 __all__ = [
@@ -28,12 +29,16 @@ __all__ = [
 ReplicaState = Callable[[Gpid], dict[str, Any]]
 
 
-def query_config(machine: MetaMachine, name: str) -> tuple[Any, ...]:
-    """Return the reply's fields: who serves each partition, by address.
+def query_config(machine: MetaMachine, name: str | int) -> tuple[Any, ...]:
+    """Return the reply's fields for a table by name or id: who serves each partition, by address.
 
     Raises TableNotFound or BusyCreating.
     """
-    table = tables.find(machine.cluster, name)
+    cluster = machine.cluster
+    if isinstance(name, int):
+        table = tables.find_by_id(cluster, name)
+    else:
+        table = tables.find(cluster, name)
     if table.status is TableStatus.CREATING:
         raise tables.being_created(table, machine.delivery.failure(table.table_id))
     address = {node.node_id: node.address for node in machine.delivery.nodes.values()}
@@ -49,7 +54,9 @@ def query_config(machine: MetaMachine, name: str) -> tuple[Any, ...]:
     return (table.table_id, table.partition_count, table.version, partitions)
 
 
-def table_info(machine: MetaMachine, name: str, replica_state: ReplicaState) -> tuple[Any, ...]:
+def table_info(
+    machine: MetaMachine, name: str, replica_state: ReplicaState, duplications: Views
+) -> tuple[Any, ...]:
     """Return the reply's fields: the table, and who serves each partition, by node id."""
     table = tables.find(machine.cluster, name)
     missing = set(machine.cluster.missing(table))
@@ -59,7 +66,10 @@ def table_info(machine: MetaMachine, name: str, replica_state: ReplicaState) -> 
         if index in missing:
             state = {**state, "closed": "its record is missing at the meta server"}
         partitions.append([index, one.ballot, one.primary, list(one.secondaries), state])
-    return (table_to_wire(table.info()), partitions)
+    shown = table_to_wire(table.info())
+    shown["sources"] = source_map(table)
+    shown["duplications"] = duplications.of_table(name)
+    return (shown, partitions)
 
 
 def list_tables(cluster: Cluster, *, with_dropped: bool) -> list[dict[str, Any]]:

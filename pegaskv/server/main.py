@@ -22,11 +22,11 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pegaskv.base.errors import (
     ConfigurationError,
@@ -42,6 +42,9 @@ from pegaskv.server.listening import ListenError
 from pegaskv.server.logs import escape, set_up_logs
 from pegaskv.server.memory_budget import free_memory
 from pegaskv.storage.local_disk import LocalDisk
+
+if TYPE_CHECKING:
+    from pegaskv.server.standalone import Standalone
 
 __all__ = ["ExitStatus", "main"]
 
@@ -79,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, data, accept_loss=arguments.accept_loss))
+            serving = _serve(
+                config,
+                data,
+                accept_loss=arguments.accept_loss,
+                read_again=lambda: _config(arguments),
+            )
+            return runner.run(serving)
     except KeyboardInterrupt:
         # Before the signals were in our hands; nothing was served.
         return _fail(ExitStatus.OTHER, "interrupted while starting", style)
@@ -95,11 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
-async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
+async def _serve(
+    config: Config, data: Path, *, accept_loss: bool, read_again: Callable[[], Config]
+) -> int:
     # Imported here: --version and a wrong flag need none of it.
     from pegaskv.server.standalone import Standalone
 
-    with StopSignals(on_hangup=_on_hangup) as signals:
+    # Somebody has changed [clusters]; or the terminal is gone, which is no reason to end.
+    with StopSignals(on_hangup=lambda: _read_clusters_again(server, read_again)) as signals:
         server = Standalone(
             config,
             data,
@@ -123,9 +135,15 @@ async def _serve(config: Config, data: Path, *, accept_loss: bool) -> int:
     return ExitStatus.CLEAN_STOP
 
 
-def _on_hangup() -> None:
-    # The terminal is gone, or somebody rotates logs: neither is a reason to end.
-    _log.info("SIGHUP: there is nothing to read again, and the log goes to stderr as before")
+def _read_clusters_again(server: "Standalone", read: Callable[[], Config]) -> None:
+    try:
+        config = read()
+    except ConfigurationError as error:
+        _log.error("SIGHUP: the configuration is not taken, the old one holds: %s", error)
+        return
+    server.read_clusters_again(config)
+    known = ", ".join(sorted(config.clusters)) or "none"
+    _log.info("SIGHUP: [clusters] was read again: %s; other options need a new start", known)
 
 
 def _say_ready(address: str, http_address: str) -> None:

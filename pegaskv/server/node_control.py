@@ -1,4 +1,4 @@
-"""This process's replica server as its meta server sees it: replicas first, then duplications.
+"""A process's replica server as its meta server sees it: replicas first, then duplications.
 
 A push is in force when the replicas have obeyed it (pins are committed, sources are
 listed) and the duplications know it; only then does `configure` return.

@@ -182,9 +182,30 @@ class Standalone:
         self._store = await EmbeddedStore.open(
             self._disk, directory.meta_path, worker=work["meta store"]
         )
+        door = LateMetaDoor()
+        remotes = RemoteClusters(self._make_remote)
+        stub = self._stub
+        self._duplications = DuplicationService(
+            sources=stub,
+            meta=door,
+            remotes=remotes,
+            clock=self._clock,
+            random=self._random,
+            scope=self._scope,
+            options=config.duplication,
+            free_bytes=lambda: stub.free_bytes,
+        )
+        coordinator = Coordinator(
+            meta=door,
+            remotes=remotes,
+            clock=self._clock,
+            random=self._random,
+            scope=self._scope,
+            options=config.duplication,
+        )
         self._meta = MetaService(
             self._store,
-            nodes={directory.node_id: self._stub},
+            nodes={directory.node_id: NodeControl(stub, self._duplications)},
             clock=self._clock,
             random=self._random,
             options=dataclasses.replace(
@@ -193,10 +214,33 @@ class Standalone:
             ),
             cluster_name=config.cluster.name,
             cluster_id=config.cluster.id,
-            replica_state=self._stub.replica_state,
+            replica_state=stub.replica_state,
             scope=self._scope,
+            remote_clusters=config.clusters,
+            duplication_state=self._duplications.state,
+            remote_state=coordinator.state,
+            on_remote_work=coordinator.poke,
         )
+        door.meta = self._meta
         await self._meta.start()
+        coordinator.poke()
+
+    def _make_remote(self, metas: str) -> RemoteCluster:
+        options = self._config.duplication
+        return RemoteCluster(
+            metas,
+            network=self._network,
+            clock=self._clock,
+            random=self._random,
+            scope=self._scope,
+            timeout_ms=options.timeout_ms,
+            window_bytes=options.window_bytes,
+        )
+
+    def read_clusters_again(self, config: Config) -> None:
+        """Take the remote clusters of a configuration that was read again."""
+        if self._meta is not None:
+            self._meta.set_remote_clusters(config.clusters)
 
     def _worker(self, name: str) -> Worker:
         worker = self._make_worker(name)
@@ -242,6 +286,8 @@ class Standalone:
         sources = [self._acceptor.metrics, self._stub.metrics, lag.metrics]
         if self._meta is not None:
             sources.append(self._meta.metrics)
+        if self._duplications is not None:
+            sources.append(self._duplications.metrics)
         self._http = HttpServer(
             sources,
             health=self.health,
@@ -263,6 +309,7 @@ class Standalone:
         for name, step in (
             ("listening", self._stop_listening),
             ("http", self._stop_http),
+            ("duplications", self._stop_duplications),
             ("background work", self._scope.close),
             ("tables", self._stop_meta),
             ("replicas", self._stop_stub),
@@ -304,6 +351,10 @@ class Standalone:
     async def _stop_http(self) -> None:
         if self._http is not None:
             await self._http.stop()
+
+    async def _stop_duplications(self) -> None:
+        if self._duplications is not None:
+            await self._duplications.stop()
 
     async def _stop_meta(self) -> None:
         if self._meta is not None:

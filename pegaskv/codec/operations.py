@@ -225,7 +225,8 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "duplication uuid, source cluster uuid, source cluster id, source cluster name, "
         "source table id, table name, wanted (create | merge | existing), partition count, "
         "replica count, {env: value}, {option: value} (may be left out; mesh: bool, "
-        "table_id: the id of the table that is meant)",
+        "table_id: the id of the table that is meant; dupid, attempt: a later attempt of one "
+        "duplication is never replaced by an earlier one)",
         "outcome (CREATED | ALREADY_YOURS | EXISTS_FOREIGN), table id, partition count, "
         "cluster id, cluster uuid, a sentence",
     ),

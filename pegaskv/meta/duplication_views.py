@@ -199,7 +199,12 @@ def _ensure_fields(
         table.partition_count,
         entry.remote_replica_count or table.replica_count,
         dict(table.envs),
-        {"mesh": entry.mesh, "table_id": entry.remote_table_id},
+        {
+            "mesh": entry.mesh,
+            "table_id": entry.remote_table_id,
+            "dupid": entry.dupid,
+            "attempt": entry.attempt,
+        },
     )
 
 

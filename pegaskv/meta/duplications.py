@@ -169,9 +169,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What may come into a table; part of its record. An ended one is told to the replicas."""
+    """What may come into a table; part of its record. An ended one is told to the replicas.
+
+    `dupid` and `attempt` are the other side's: of one duplication, later attempts go before
+    earlier ones that come late.
+    """
 
     order: SourceOrder
+    dupid: int = 0
+    attempt: int = 0
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -194,6 +200,8 @@ class Source:
             "cluster_name": order.cluster_name,
             "table_id": order.table_id,
             "ended": order.ended,
+            "dupid": self.dupid,
+            "attempt": self.attempt,
         }
 
 
@@ -463,5 +471,6 @@ def read_sources(value: Any) -> tuple[Source, ...]:
             as_count(fields.pop("table_id")),
             _flag(fields.pop("ended")),
         )
-        found.append(Source(order, fields))
+        dupid, attempt = fields.pop("dupid", 0), fields.pop("attempt", 0)
+        found.append(Source(order, as_count(dupid), as_count(attempt), fields))
     return tuple(found)

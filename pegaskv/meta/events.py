@@ -202,6 +202,9 @@ class EnsureDuplication:
     envs: Mapping[str, str]
     mesh: bool = False
     known_table_id: int = 0
+    # The other side's, 0 when it does not say.
+    dupid: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ _TEXT_MAX: Final = 4_096
 _NUMBER_MAX: Final = 1 << 32
 _ENVS_MAX: Final = 1_000
 
+_ENSURE_OPTIONS: Final = {"mesh": bool, "table_id": int, "dupid": int, "attempt": int}
 _MATCHES: Final = ("all", "exact", "anywhere", "prefix", "postfix")
 
 
@@ -178,7 +179,7 @@ def _modify_duplication(request_id: int, fields: list[Any], new_uuid: bytes) -> 
 
 
 def _ensure_duplication(request_id: int, fields: list[Any]) -> Request:
-    options = _options(fields.pop(), {"mesh": bool, "table_id": int}) if len(fields) == 11 else {}
+    options = _options(fields.pop(), _ENSURE_OPTIONS) if len(fields) == 11 else {}
     _count_is(
         fields,
         10,
@@ -205,6 +206,8 @@ def _ensure_duplication(request_id: int, fields: list[Any]) -> Request:
         _map(fields[9], "envs"),
         options.get("mesh", False),
         _number(options.get("table_id", 0), "option table_id"),
+        _number(options.get("dupid", 0), "option dupid"),
+        _number(options.get("attempt", 0), "option attempt"),
     )
 
 

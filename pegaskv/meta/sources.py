@@ -169,8 +169,11 @@ class Sources:
         # A follower that goes back to where it comes from is no follower any more.
         follower = table.follower and not back
         more = ((table.table_id, entry.dupid), _warnings(table, event, two_way=bool(back)))
+        if event.checkpoint:
+            return self._store_entry(entry, event.request_id, more, need=None, follower=follower)
+        # Nothing that is written after the answer may be missed: every partition has its pin.
         return self._store_entry(
-            entry, event.request_id, more, wait=not event.checkpoint, follower=follower
+            entry, event.request_id, more, need=Need.IN_FORCE, follower=follower
         )
 
     def _remote(self, name: str) -> RemoteClusterInfo:
@@ -230,18 +233,17 @@ class Sources:
         request_id: int,
         more: tuple[object, ...],
         *,
-        wait: bool = True,
+        need: Need | None = Need.STORED,
         follower: bool | None = None,
-        need: Need = Need.STORED,
     ) -> list[Effect]:
-        """Store an entry, tell the table's nodes, and answer: at once, or when they know."""
+        """Store an entry, tell the table's nodes, and answer: when they know, or at once (None)."""
         host = self._host
         table = host.cluster.tables[entry.table_id]
         changed = table.changed() if follower is None else table.changed(follower=follower)
 
         def then() -> list[Effect]:
             self._look_at([entry])
-            if wait:
+            if need is not None:
                 return host.told(request_id, table.table_id, more, need)
             answer = Answer(request_id, None, more)
             return [answer, *host.delivery.change(table.table_id, set(), first=set())]
@@ -284,7 +286,7 @@ class Sources:
             remote_partition_count=answer.partition_count,
             remote_cluster_uuid=answer.cluster_uuid,
         )
-        return self._store_entry(ensured, event.request_id, (), wait=False)
+        return self._store_entry(ensured, event.request_id, (), need=None)
 
     def _on_forgotten(self, event: Forgotten) -> list[Effect]:
         for entry in self._host.cluster.book.all():
@@ -474,6 +476,9 @@ class Sources:
         host = self._host
         batch = self._to_push[:CHANGE_OPERATIONS_MAX]
         del self._to_push[: len(batch)]
+        batch = [one for one in batch if one in host.cluster.tables]
+        if not batch:
+            return []
         changed = tuple(host.cluster.tables[one].changed() for one in batch)
 
         def then() -> list[Effect]:

@@ -82,6 +82,8 @@ class Targets:
             if source.order.cluster_uuid != event.cluster_uuid:
                 continue
             if source.order.table_id == event.source_table_id:
+                if source.dupid == event.dupid and source.attempt > event.attempt:
+                    raise _removed(table)
                 return self._replace(event, table, source)
             if event.wanted != "create":
                 raise InvalidArgument(
@@ -90,7 +92,8 @@ class Targets:
                     f"{event.source_table_id} cannot go there too",
                     hint="choose another remote table",
                 )
-        if event.wanted == "create":
+        if event.wanted == "create" or event.known_table_id not in (0, table.table_id):
+            # Of the name that was meant, but not the table.
             return self._foreign(event, table)
         return self._adopt(event, table)
 
@@ -132,9 +135,7 @@ class Targets:
         if (order.cluster_uuid, order.table_id) != (event.cluster_uuid, event.source_table_id):
             raise InvalidArgument("this duplication uuid belongs to another table")
         if order.ended:
-            raise DuplicationNotListed(
-                f"the duplication to table `{table.name}` was removed", hint="add a new one"
-            )
+            raise _removed(table)
         if table.status is TableStatus.DROPPED:
             raise _dropped(table)
         return self._told(event, table, "it is listed")
@@ -217,7 +218,9 @@ class Targets:
                 event.cluster_uuid,
                 event.cluster_name,
                 event.source_table_id,
-            )
+            ),
+            event.dupid,
+            event.attempt,
         )
         return replace(
             table,
@@ -239,6 +242,12 @@ class Targets:
             Change(tables=(table.changed(sources=sources),)),
             lambda: self._host.told(event.request_id, table.table_id, (True,)),
         )
+
+
+def _removed(table: TableRecord) -> DuplicationNotListed:
+    return DuplicationNotListed(
+        f"this duplication to table `{table.name}` was removed or replaced", hint="add a new one"
+    )
 
 
 def _dropped(table: TableRecord) -> TableNotFound:

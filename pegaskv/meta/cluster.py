@@ -46,15 +46,21 @@ _PARTITIONS: Final = "partitions/"
 
 @dataclass(frozen=True, slots=True)
 class ClusterRecord:
-    """What there is once: the uuid made at the first start, and the next table id."""
+    """What there is once: the uuid made at the first start, the next table id, the last dupid."""
 
     uuid: str
     next_table_id: int = 1
+    last_dupid: int = 0
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         """Return the bytes that are stored."""
-        return pack_record(self.unknown, {"uuid": self.uuid, "next_table_id": self.next_table_id})
+        fields = {
+            "uuid": self.uuid,
+            "next_table_id": self.next_table_id,
+            "last_dupid": self.last_dupid,
+        }
+        return pack_record(self.unknown, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +376,8 @@ class Cluster:
         if key == _CLUSTER_KEY:
             fields = unpack_record(key, value)
             uuid, following = fields.pop("uuid"), fields.pop("next_table_id")
-            self.record = ClusterRecord(as_text(uuid), as_count(following), fields)
+            last_dupid = as_count(fields.pop("last_dupid", 0))
+            self.record = ClusterRecord(as_text(uuid), as_count(following), last_dupid, fields)
         elif key.startswith(_TABLES):
             table_id = int(key.removeprefix(_TABLES))
             self.tables[table_id] = _read_table(table_id, unpack_record(key, value))

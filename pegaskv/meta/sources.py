@@ -10,6 +10,7 @@ that nothing that is refused changes anything; and that progress never goes back
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from pegaskv.base.errors import DuplicationExists, InvalidArgument
@@ -153,7 +154,7 @@ class Sources:
             wanted = "merge"
         entry = Entry(
             table_id=table.table_id,
-            dupid=host.cluster.book.next_dupid(host.now),
+            dupid=self._next_dupid(),
             uuid=event.new_uuid,
             remote_cluster=remote.name,
             remote_cluster_id=remote.cluster_id,
@@ -175,6 +176,13 @@ class Sources:
         return self._store_entry(
             entry, event.request_id, more, need=Need.IN_FORCE, follower=follower
         )
+
+    def _next_dupid(self) -> int:
+        """Return the second of now, or if need be a later one: no id is given twice."""
+        cluster = self._host.cluster
+        assert cluster.record is not None
+        last = max(cluster.record.last_dupid, cluster.book.last_dupid)
+        return max(last + 1, self._host.now)
 
     def _remote(self, name: str) -> RemoteClusterInfo:
         identity = self._host.identity
@@ -238,7 +246,8 @@ class Sources:
     ) -> list[Effect]:
         """Store an entry, tell the table's nodes, and answer: when they know, or at once (None)."""
         host = self._host
-        table = host.cluster.tables[entry.table_id]
+        table, cluster = host.cluster.tables[entry.table_id], host.cluster.record
+        assert cluster is not None
         changed = table.changed() if follower is None else table.changed(follower=follower)
 
         def then() -> list[Effect]:
@@ -248,7 +257,9 @@ class Sources:
             answer = Answer(request_id, None, more)
             return [answer, *host.delivery.change(table.table_id, set(), first=set())]
 
-        return host.store(Change(tables=(changed,), book=(entry,)), then)
+        given = None if entry.dupid <= cluster.last_dupid else entry.dupid
+        record = None if given is None else replace(cluster, last_dupid=given)
+        return host.store(Change(record, tables=(changed,), book=(entry,)), then)
 
     def _on_modify(self, event: ModifyDuplication) -> list[Effect]:
         host = self._host

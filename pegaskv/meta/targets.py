@@ -82,7 +82,7 @@ class Targets:
             if source.order.cluster_uuid != event.cluster_uuid:
                 continue
             if source.order.table_id == event.source_table_id:
-                if source.dupid == event.dupid and source.attempt > event.attempt:
+                if (source.dupid, source.attempt) > (event.dupid, event.attempt):
                     raise _removed(table)
                 return self._replace(event, table, source)
             if event.wanted != "create":

@@ -7,6 +7,7 @@ from typing import Any
 
 from pegaskv.base.errors import RequestError
 from pegaskv.base.types import Gpid, TableInfo, TableStatus
+from pegaskv.codec.messages_duplication import SourceOrder
 from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
 from pegaskv.meta.cluster import CHANGE_OPERATIONS_MAX, Cluster
 from pegaskv.meta.effects import Answer, Commit, Effect, Push, PushLater, Refuse, Warn
@@ -19,8 +20,10 @@ from pegaskv.meta.events import (
     PushEnded,
     Started,
 )
+from pegaskv.meta.host import Identity
 from pegaskv.meta.machine import MetaMachine
 from pegaskv.meta.options import MetaOptions
+from pegaskv.meta.remotes import RemoteClusterInfo
 
 __all__ = ["UUID", "Crash", "Meta", "ReplicaServer", "create", "drop"]
 
@@ -74,6 +77,10 @@ class ReplicaServer:
     tables: dict[int, TableInfo] = field(default_factory=dict)
     purged: list[int] = field(default_factory=list)
     created: int = 0
+    # In the logs of the replicas: the pins (False = broken), and who may send.
+    pins: dict[Gpid, dict[bytes, bool]] = field(default_factory=dict)
+    listed: dict[Gpid, dict[bytes, SourceOrder]] = field(default_factory=dict)
+    orders: dict[int, TablePush] = field(default_factory=dict)
 
     def restart(self) -> None:
         self.closed, self.open = set(), set()
@@ -89,12 +96,16 @@ class ReplicaServer:
             self.purged.append(table_id)
             for gpid in [one for one in self.replicas if one.table_id == table_id]:
                 del self.replicas[gpid]
+                self.pins.pop(gpid, None)
+                self.listed.pop(gpid, None)
                 self.open.discard(gpid)
+            self.orders.pop(table_id, None)
             return
         if push.table.version <= self.versions.get(table_id, 0):
             return
         self.versions[table_id] = push.table.version
         self.tables[table_id] = push.table
+        self.orders[table_id] = push
         if push.table.status is TableStatus.DROPPED:
             assert not push.partitions
             self.open = {gpid for gpid in self.open if gpid.table_id != table_id}
@@ -113,6 +124,25 @@ class ReplicaServer:
                 continue
             self.replicas[gpid] = one.ballot
             self.open.add(gpid)
+        for gpid in sorted(self.open):
+            if gpid.table_id == table_id:
+                self._obey(gpid, push)
+
+    def _obey(self, gpid: Gpid, push: TablePush) -> None:
+        pins = self.pins.setdefault(gpid, {})
+        listed = self.listed.setdefault(gpid, {})
+        for order in push.duplications:
+            if not order.ended:
+                pins.setdefault(order.uuid, True)
+            elif order.broken:
+                pins[order.uuid] = False
+            else:
+                pins.pop(order.uuid, None)
+        for source in push.sources:
+            if source.ended:
+                listed.pop(source.uuid, None)
+            else:
+                listed[source.uuid] = source
 
 
 class Meta:
@@ -124,7 +154,12 @@ class Meta:
         *,
         options: MetaOptions | None = None,
         now: int = 1_700_000_000,
+        uuid: str = UUID,
+        identity: Identity = Identity("here", 7),  # noqa: B008 - it cannot be changed
+        configured: Mapping[str, RemoteClusterInfo] | None = None,
     ) -> None:
+        self.uuid, self.identity = uuid, identity
+        self.configured = dict(configured or {})
         self.records = records if records is not None else Records()
         self.options = options if options is not None else MetaOptions()
         self.now = now
@@ -134,15 +169,23 @@ class Meta:
         self.refusals: dict[int, RequestError] = {}
         self.warnings: list[str] = []
         self.machine = self._load()
-        self.feed(Started(UUID))
+        self.feed(Started(uuid))
 
     def _load(self) -> MetaMachine:
         cluster = Cluster.load(self.records.entries)
-        return MetaMachine(cluster, self.options)
+        cluster.configured = dict(self.configured)
+        return MetaMachine(cluster, self.options, identity=self.identity)
 
     def restart(self) -> "Meta":
         """The next process, with what the store holds."""
-        return Meta(self.records, options=self.options, now=self.now)
+        return Meta(
+            self.records,
+            options=self.options,
+            now=self.now,
+            uuid=self.uuid,
+            identity=self.identity,
+            configured=self.configured,
+        )
 
     def feed(self, event: Event) -> list[Effect]:
         """Take an event; return its effects without commits."""
@@ -227,6 +270,11 @@ def create(
 
 
 def drop(
-    request_id: int, name: str, *, reserve: int = -1, missing_is_fine: bool = False
+    request_id: int,
+    name: str,
+    *,
+    reserve: int = -1,
+    missing_is_fine: bool = False,
+    force: bool = False,
 ) -> DropTable:
-    return DropTable(request_id, name, reserve, missing_is_fine)
+    return DropTable(request_id, name, reserve, missing_is_fine, force)

@@ -55,7 +55,7 @@ def test_fields_of_newer_software_are_kept_when_a_record_is_written_again() -> N
     cluster = Cluster.load(records)
     assert cluster.record is not None
     changed = Change(
-        ClusterRecord("uuid", 13, cluster.record.unknown),
+        ClusterRecord("uuid", 13, unknown=cluster.record.unknown),
         (cluster.tables[3].changed(name="people"),),
         (cluster.partitions[3][1],),
     )

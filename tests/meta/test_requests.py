@@ -5,15 +5,24 @@ import pytest
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.codec.operations import Operation
 from pegaskv.meta.events import (
+    AddCluster,
+    AddDuplication,
     ClearEnvs,
     CreateTable,
     DeleteEnvs,
     DropTable,
+    ForgetDuplication,
+    ModifyDuplication,
+    OpenTable,
     RecallTable,
+    RemoveCluster,
     RenameTable,
     SetEnvs,
 )
+from pegaskv.meta.remotes import RemoteClusterInfo
 from pegaskv.meta.requests import no_fields, one_flag, one_name, read_request
+
+UUID = b"0123456789abcdef"
 
 GOOD: list[tuple[Operation, list[Any], Any]] = [
     (
@@ -24,6 +33,40 @@ GOOD: list[tuple[Operation, list[Any], Any]] = [
     (Operation.CREATE_TABLE, ["", 0, 1, {}, "same"], CreateTable(5, "", 0, 1, {}, True)),
     (Operation.DROP_TABLE, ["a", -1, "fail"], DropTable(5, "a", -1, False)),
     (Operation.DROP_TABLE, ["a", 0, "ok"], DropTable(5, "a", 0, True)),
+    (Operation.DROP_TABLE, ["a", 0, "ok", True], DropTable(5, "a", 0, True, True)),
+    (Operation.OPEN_TABLE, ["a"], OpenTable(5, "a")),
+    (
+        Operation.ADD_DUPLICATION,
+        ["a", "beta", None, True, 0, {"mesh": True, "keep": False}],
+        AddDuplication(5, "a", "beta", None, True, 0, True, False, False, UUID),
+    ),
+    (
+        Operation.ADD_DUPLICATION,
+        ["a", "beta", "b", False, 3, {"merge": True}],
+        AddDuplication(5, "a", "beta", "b", False, 3, False, True, False, UUID),
+    ),
+    (
+        Operation.MODIFY_DUPLICATION,
+        ["a", 9, "pause", None],
+        ModifyDuplication(5, "a", 9, "pause", None, UUID),
+    ),
+    (
+        Operation.MODIFY_DUPLICATION,
+        ["a", 9, "fail_mode", "skip"],
+        ModifyDuplication(5, "a", 9, "fail_mode", "skip", UUID),
+    ),
+    (
+        Operation.MODIFY_DUPLICATION,
+        ["a", 9, "copy", "keep"],
+        ModifyDuplication(5, "a", 9, "copy", "keep", UUID),
+    ),
+    (
+        Operation.ADD_CLUSTER,
+        ["beta", "h:1", 2, "", ""],
+        AddCluster(5, RemoteClusterInfo("beta", "h:1", 2)),
+    ),
+    (Operation.REMOVE_CLUSTER, ["beta"], RemoveCluster(5, "beta")),
+    (Operation.FORGET_DUPLICATION, [0, UUID], ForgetDuplication(5, 0, UUID)),
     (Operation.RECALL_TABLE, [7, None], RecallTable(5, 7, None)),
     (Operation.RECALL_TABLE, [7, "b"], RecallTable(5, 7, "b")),
     (Operation.RENAME_TABLE, ["a", "b"], RenameTable(5, "a", "b")),
@@ -41,7 +84,7 @@ STRANGE = [None, True, False, -2, 1 << 40, 1.0, "", "x" * 5_000, b"a", [], ["a",
 def test_a_good_request_becomes_its_event(
     operation: Operation, fields: list[Any], event: Any
 ) -> None:
-    assert read_request(operation, 5, fields) == event
+    assert read_request(operation, 5, [*fields], new_uuid=UUID) == event
 
 
 @pytest.mark.parametrize(("operation", "fields", "event"), GOOD)

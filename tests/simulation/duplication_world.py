@@ -32,6 +32,8 @@ TABLE: Final = "t"
 CALL_S: Final = 5.0
 # After everything has healed: DS_LOG and all confirmed within this virtual time.
 HEALED_WITHIN_S: Final = 60.0
+# Two clocks differ by twice as much at the most, and by what they began with.
+_WALL_ERROR_US_MAX: Final = 120_000_000
 
 Rows = dict[tuple[bytes, bytes], tuple[bytes, int | None]]
 
@@ -46,6 +48,7 @@ class Cluster:
         self.node: Node = world.node(name)
         self.clients = world.node(f"client {name}").spawn()
         self.others: list[Cluster] = []
+        self.wall_error_us = 0
         self.log = self._log_options(world.random(f"config {name}"))
 
     @property
@@ -178,7 +181,7 @@ class _Play:
             self.b.start()
         else:
             # The target is not there yet: the duplication waits for it.
-            self.world.loop.call_later(self.world_s(1_500), self.b.start)
+            self.a.clients.task(self._start_late())
         client = await self.a.connected()
         await client.admin.create_table(TABLE, story.source_partitions, timeout=300.0)
         table = await client.table(TABLE)
@@ -197,8 +200,10 @@ class _Play:
         await self._settle()
         return self.run
 
-    def world_s(self, milliseconds: int) -> float:
-        return milliseconds / 1_000
+    async def _start_late(self) -> None:
+        await self.world.sleep_ms(1_500)
+        if not self.b.node.alive:
+            self.b.start()
 
     async def _fill(self, table: Table, count: int) -> None:
         for number in range(count):
@@ -275,11 +280,18 @@ class _Play:
                     await self.world.sleep_ms(self.random.choice([50, 900]))
                     victim.node.resume()
             case 4:
-                victim.node.jump_wall(self.random.choice([-2_000_000, 3_000_000, 60_000_000]))
+                self._jump(victim)
             case 5:
                 network.reset(self.a.node.address, self.b.node.address)
             case _:
                 await self._second_add(victim)
+
+    def _jump(self, cluster: Cluster) -> None:
+        """Set a clock wrong: by less than a target refuses, which is another test."""
+        by_us = self.random.choice([-60_000_000, -2_000_000, 3_000_000, 60_000_000])
+        if abs(cluster.wall_error_us + by_us) <= _WALL_ERROR_US_MAX:
+            cluster.wall_error_us += by_us
+            cluster.node.jump_wall(by_us)
 
     async def _second_add(self, cluster: Cluster) -> None:
         """Adding once more in any phase changes nothing."""
@@ -310,7 +322,7 @@ class _Play:
     async def _write(self, cluster: Cluster, number: int) -> None:
         random = self.world.random(f"writer {cluster.name} {number} {self.world.now_ms}")
         client = await cluster.connected()
-        table = await client.table(TABLE)
+        table = await client.table(TABLE, timeout=60.0)
         sequence = 0
         while self.writing:
             sequence += 1
@@ -369,8 +381,10 @@ class _Play:
             # What the second pass shipped back is not shipped again.
             await clients[0].admin.wait_duplicated(TABLE, timeout=HEALED_WITHIN_S)
         # Rows with short lives are gone everywhere, whatever the clocks say.
-        await self.world.sleep_ms(70_000)
-        here, there = [await rows_of(await client.table(TABLE)) for client in clients]
+        await self.world.sleep_ms(400_000)
+        here, there = [
+            await rows_of(await client.table(TABLE, timeout=60.0)) for client in clients
+        ]
         self.run.compared += len(here)
         for key in sorted({*here, *there}):
             if here.get(key) != there.get(key):
@@ -406,6 +420,7 @@ def _is_log(status: Any) -> bool:
 
 def simulate_duplication(seed: int, story: Story | None = None, **overrides: Any) -> DuplicationRun:
     """Run one seed to its end."""
+    overrides.setdefault("wall_offset_us", 2_000_000)
     with World(seed, disk=SimulatedDisk, **overrides) as world:
         play = _Play(world, story or Story.draw(world.random("story")))
         world.run(play.play(), limit_ms=3_600_000)

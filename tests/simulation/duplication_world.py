@@ -322,7 +322,13 @@ class _Play:
     async def _write(self, cluster: Cluster, number: int) -> None:
         random = self.world.random(f"writer {cluster.name} {number} {self.world.now_ms}")
         client = await cluster.connected()
-        table = await client.table(TABLE, timeout=60.0)
+        while self.writing:
+            # The server may go down without a word between hello and this.
+            try:
+                table = await client.table(TABLE, timeout=2.0)
+            except RequestError:
+                continue
+            break
         sequence = 0
         while self.writing:
             sequence += 1

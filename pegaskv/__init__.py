@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pegaskv.blocking as blocking
     import pegaskv.errors as errors
+    from pegaskv.base.types import DuplicationStatus as DuplicationStatus
+    from pegaskv.base.types import FailMode as FailMode
     from pegaskv.base.version import VERSION as __version__
     from pegaskv.client.client import Client as Client
     from pegaskv.client.client import connect as connect
+    from pegaskv.client.duplications import Duplication as Duplication
     from pegaskv.client.options import Check as Check
     from pegaskv.client.options import CheckResult as CheckResult
     from pegaskv.client.options import ClientOptions as ClientOptions
@@ -36,6 +39,9 @@ __all__ = [
     "Client",
     "ClientOptions",
     "Delete",
+    "Duplication",
+    "DuplicationStatus",
+    "FailMode",
     "Filter",
     "MultiGetResult",
     "Put",
@@ -52,6 +58,7 @@ __all__ = [
 
 _CLIENT = "pegaskv.client.client"
 _OPTIONS = "pegaskv.client.options"
+_TYPES = "pegaskv.base.types"
 
 # Name -> module and the name there; None is the module itself.
 _HOMES: dict[str, tuple[str, str | None]] = {
@@ -63,6 +70,9 @@ _HOMES: dict[str, tuple[str, str | None]] = {
     "Row": (_OPTIONS, "Row"),
     "SortKeys": (_OPTIONS, "SortKeys"),
     "Delete": (_OPTIONS, "Delete"),
+    "Duplication": ("pegaskv.client.duplications", "Duplication"),
+    "DuplicationStatus": (_TYPES, "DuplicationStatus"),
+    "FailMode": (_TYPES, "FailMode"),
     "Filter": (_OPTIONS, "Filter"),
     "Put": (_OPTIONS, "Put"),
     "RangeOptions": (_OPTIONS, "RangeOptions"),

@@ -54,7 +54,7 @@ class Figures:
         )
         yield "exit status of the second add_dup", f"{self.second_add_status}"
         yield "rows compared on both clusters", f"{self.compared}"
-        yield "rows that differ", f"{self.differ}"
+        yield "rows that differ between the clusters", f"{self.differ}"
 
 
 class _Act:

@@ -119,19 +119,22 @@ def requested(event: AddDuplication, table: TableRecord) -> dict[str, Any]:
     }
 
 
-def differences(entry: Entry, event: AddDuplication, table: TableRecord) -> list[str]:
-    """Return how the entry differs from what was asked for, in words."""
-    found = []
+def differences(entry: Entry, event: AddDuplication, table: TableRecord) -> dict[str, str]:
+    """Return how the entry differs from what was asked for: a sentence for each field."""
+    found = {}
     wanted = requested(event, table)
     # Not given means: as it is.
     if event.remote_table is not None and entry.remote_table != event.remote_table:
-        found.append(f"its remote table is `{entry.remote_table}`, not `{event.remote_table}`")
+        sentence = f"its remote table is `{entry.remote_table}`, not `{event.remote_table}`"
+        found["remote_table"] = sentence
     if entry.checkpoint != event.checkpoint:
         copies = "copies" if entry.checkpoint else "does not copy"
-        found.append(f"it {copies} existing rows")
+        found["checkpoint"] = f"it {copies} existing rows"
     count = entry.remote_replica_count or table.replica_count
     if count != wanted["remote_replica_count"]:
-        found.append(f"its remote replica count is {count}, not {wanted['remote_replica_count']}")
+        wanted_count = wanted["remote_replica_count"]
+        sentence = f"its remote replica count is {count}, not {wanted_count}"
+        found["remote_replica_count"] = sentence
     return found
 
 

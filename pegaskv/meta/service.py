@@ -280,6 +280,7 @@ class MetaService:
             if isinstance(effect, Commit):
                 assert not effects
                 effects.extend(self._step(Committed(await self._commit(effect))))
+                self._look_at_remote_work()
             else:
                 self._perform(effect)
         self._look_at_remote_work()
@@ -447,7 +448,7 @@ class MetaService:
 
     def remote_work(self) -> list[RemoteWork]:
         """Return what has to be done at other clusters now."""
-        return list(self._remote_work)
+        return remote_work(self._machine.cluster, self._identity) if self._machine.ready else []
 
     async def ensured(self, dupid: int, uuid: bytes, answer: EnsureAnswer) -> None:
         """Store what a target answered. Raises RequestError: tell it again."""
@@ -480,7 +481,7 @@ class MetaService:
         cluster = self._machine.cluster
         if self._machine.ready and cluster.generation != self._seen_generation:
             self._seen_generation = cluster.generation
-            work = remote_work(cluster, self._identity)
+            work = self.remote_work()
             if work != self._remote_work:
                 self._remote_work = work
                 self._on_remote_work()

@@ -208,14 +208,14 @@ class Sources:
                     f"already, by duplication {entry.dupid} to table `{entry.remote_table}`"
                 )
                 if other:
-                    text += f"; it is not what was asked for: {'; '.join(other)}"
+                    text += f"; it is not what was asked for: {'; '.join(other.values())}"
                 raise DuplicationExists(
                     text,
                     hint=f"`query_dup {table.name}` shows it; nothing was changed",
                     details={
                         "existing": stored_map(self._host.cluster, entry),
                         "requested": requested(event, table),
-                        "differences": other,
+                        "differences": list(other),
                     },
                 )
 

@@ -103,6 +103,11 @@ class Process:
         self.node = node
         self.options = options
         self.crashes: list[BaseException] = []
+        # What runs of duplications, at the partitions and at other clusters.
+        self.live: dict[str, Any] = {}
+        self.stalled: dict[int, float] = {}
+        self.remote: dict[str, Any] = {}
+        self.remote_work = 0
 
     async def start(self, *, report: bool = True) -> None:
         life = self.life
@@ -121,12 +126,25 @@ class Process:
             cluster_name="here",
             cluster_id=7,
             replica_state=self.node.state,
+            duplication_state=self.duplication_state,
+            remote_state=lambda dupid, uuid: self.remote,
+            on_remote_work=self.on_remote_work,
         )
         await self.service.start()
         self.client = Client(self.service)
         self.node.server.restart()
         if report:
             await self.service.report(self.node.server.report())
+
+    def duplication_state(self, gpid: Gpid, uuid: bytes) -> dict[str, Any]:
+        since = self.stalled.get(gpid.partition_index)
+        if since is None:
+            return dict(self.live)
+        text = f"partition {gpid.partition_index} waits"
+        return {**self.live, "last_error": text, "stalled_since": since}
+
+    def on_remote_work(self) -> None:
+        self.remote_work += 1
 
     async def stop(self) -> None:
         await self.scope.close()

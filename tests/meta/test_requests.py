@@ -20,7 +20,14 @@ from pegaskv.meta.events import (
     SetEnvs,
 )
 from pegaskv.meta.remotes import RemoteClusterInfo
-from pegaskv.meta.requests import no_fields, one_flag, one_name, read_request
+from pegaskv.meta.requests import (
+    no_fields,
+    one_flag,
+    one_name,
+    one_name_or_id,
+    pattern_and_match,
+    read_request,
+)
 
 UUID = b"0123456789abcdef"
 
@@ -133,12 +140,51 @@ def test_a_field_of_another_type_is_refused_and_nothing_else_is_raised(
         (Operation.SET_ENVS, ["a", {str(n): "" for n in range(1_001)}], "envs"),
         (Operation.DELETE_ENVS, ["a", ["x"] * 1_001], "envs"),
         (Operation.CLEAR_ENVS, ["a", b"x"], "prefix"),
+        (Operation.DROP_TABLE, ["a", 1, "ok", 1], "force"),
+        (Operation.ADD_DUPLICATION, ["a", 1, None, True, 0, {}], "remote cluster"),
+        (Operation.ADD_DUPLICATION, ["a", "b", 1, True, 0, {}], "remote table"),
+        (Operation.ADD_DUPLICATION, ["a", "b", None, 1, 0, {}], "copy existing rows"),
+        (Operation.ADD_DUPLICATION, ["a", "b", None, True, -1, {}], "remote replica count"),
+        (Operation.ADD_DUPLICATION, ["a", "b", None, True, 0, []], "options"),
+        (Operation.ADD_DUPLICATION, ["a", "b", None, True, 0, {"mess": True}], "options"),
+        (Operation.ADD_DUPLICATION, ["a", "b", None, True, 0, {b"mesh": True}], "options"),
+        (Operation.ADD_DUPLICATION, ["a", "b", None, True, 0, {"mesh": 1}], "option mesh"),
+        (Operation.MODIFY_DUPLICATION, ["a", True, "pause", None], "duplication id"),
+        (Operation.MODIFY_DUPLICATION, ["a", 1, "stop", None], "action"),
+        (Operation.MODIFY_DUPLICATION, ["a", 1, "pause", "x"], "argument"),
+        (Operation.MODIFY_DUPLICATION, ["a", 1, "fail_mode", None], "argument"),
+        (Operation.MODIFY_DUPLICATION, ["a", 1, "copy", "slow"], "argument"),
+        (Operation.ADD_CLUSTER, ["b", "h:1", "2", "", ""], "cluster id"),
+        (Operation.ADD_CLUSTER, ["b", None, 2, "", ""], "meta servers"),
+        (Operation.ADD_CLUSTER, ["b", "h:1", 2, None, ""], "user"),
+        (Operation.FORGET_DUPLICATION, [0, b"short"], "duplication uuid"),
+        (Operation.FORGET_DUPLICATION, [0, "x" * 16], "duplication uuid"),
     ],
 )
 def test_a_wrong_field_is_named(operation: Operation, fields: list[Any], name: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read_request(operation, 5, fields)
     assert caught.value.message.startswith(f"{name}: ")
+
+
+def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
+    fields = ["a", "b", None, True, 0, {"mess": True}]
+    with pytest.raises(InvalidArgument) as caught:
+        read_request(Operation.ADD_DUPLICATION, 5, fields)
+    assert caught.value.hint == "did you mean `mesh`?"
+
+
+def test_questions_about_duplications_have_their_fields_checked() -> None:
+    assert one_name_or_id(["a"]) == "a"
+    assert one_name_or_id([7]) == 7
+    assert pattern_and_match(["", "all"]) == ("", "all")
+    assert pattern_and_match(["a", "prefix"]) == ("a", "prefix")
+    for wrong in ([], [None], [True], [-1], [1, 2]):
+        with pytest.raises(InvalidArgument):
+            one_name_or_id(wrong)
+    for wrong in ([], ["a"], ["a", "some"], [1, "all"], ["", "exact"]):
+        with pytest.raises(InvalidArgument):
+            pattern_and_match(wrong)
 
 
 def test_questions_have_their_fields_checked_too() -> None:

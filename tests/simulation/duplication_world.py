@@ -388,9 +388,7 @@ class _Play:
             await clients[0].admin.wait_duplicated(TABLE, timeout=HEALED_WITHIN_S)
         # Rows with short lives are gone everywhere, whatever the clocks say.
         await self.world.sleep_ms(400_000)
-        here, there = [
-            await rows_of(await client.table(TABLE, timeout=60.0)) for client in clients
-        ]
+        here, there = [await rows_of(await client.table(TABLE, timeout=60.0)) for client in clients]
         self.run.compared += len(here)
         for key in sorted({*here, *there}):
             if here.get(key) != there.get(key):

@@ -472,6 +472,8 @@ class PartitionRun:
         if remote is None:
             raise _Stop
         await remote.take_room(size)
+        # Also what finds nobody to send it to is waited for.
+        self.trouble.asked()
         try:
             sent = await remote.submit(operation, self.order.remote_table_id, target, fields, size)
         except BaseException:
@@ -479,7 +481,6 @@ class PartitionRun:
             raise
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._answers[answer] = None
-        self.trouble.asked()
 
         def done(reply: "asyncio.Future[Any]") -> None:
             remote.give_room(size)

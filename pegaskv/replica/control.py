@@ -73,7 +73,7 @@ async def give_orders(
         if not replica.machine.serving:
             continue
         for kind, fields in _orders(replica, duplications, sources):
-            _log.info("partition %s: %s %s", replica.gpid, kind.name, fields[0].hex())
+            _log.debug("partition %s: %s %s", replica.gpid, kind.name, fields[0].hex())
             propose_control(replica, kind, fields)
         # Also when there was nothing to do: an earlier push may wait for the log still.
         settled = asyncio.Event()

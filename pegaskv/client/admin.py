@@ -108,18 +108,24 @@ class AdminClient(DuplicationAdmin):
         reserve_seconds: int | None = None,
         *,
         if_not_exists: Literal["fail", "ok"] = "fail",
+        force: bool = False,
         timeout: float | None = None,
     ) -> TableInfo | None:
         """Drop a table; it can be recalled for `reserve_seconds` (None = the server's default).
 
-        With `if_not_exists="ok"` an unknown table is fine, and None is returned.
+        With `if_not_exists="ok"` an unknown table is fine, and None is returned. A table that
+        takes part in a duplication is dropped with `force` only: a duplication from it holds
+        until the table is recalled or purged.
         """
         if if_not_exists not in ("fail", "ok"):
             raise InvalidArgument(f'if_not_exists must be "fail" or "ok", not {if_not_exists!r}')
         if reserve_seconds is not None and as_whole("reserve_seconds", reserve_seconds) < 0:
             raise InvalidArgument(f"reserve_seconds must be 0 or more, not {reserve_seconds}")
         reserve = -1 if reserve_seconds is None else reserve_seconds
-        fields = (as_name(name), reserve, if_not_exists)
+        fields: tuple[Any, ...] = (as_name(name), reserve, if_not_exists)
+        if as_bool("force", force):
+            # A server of before duplications knows three fields.
+            fields += (True,)
         reply, _ = await self._ask(Operation.DROP_TABLE, fields, timeout)
         return None if reply and reply[0] is None else self._table(reply)
 

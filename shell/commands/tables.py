@@ -213,6 +213,12 @@ async def create_table(
             short="-r",
         ),
         Option("if_exists", "fine if there is no such table", Kind.SWITCH, default=False),
+        Option(
+            "force",
+            "also if it takes part in a duplication, which then holds until it is recalled",
+            Kind.SWITCH,
+            default=False,
+        ),
     ),
     examples=("drop users", "drop users -r 3600 --yes", "drop users --if-exists --yes"),
     json="the table as in `ls` (expires_at: until when it can be recalled), null when there "
@@ -220,7 +226,7 @@ async def create_table(
     danger="takes the table away from its clients, and for good once its reserve time is over",
 )
 async def drop_table(
-    context: Context, table: str, reserve_seconds: int | None, if_exists: bool
+    context: Context, table: str, reserve_seconds: int | None, if_exists: bool, force: bool
 ) -> Result:
     """Drop a table, softly."""
     client = await context.client()
@@ -228,6 +234,7 @@ async def drop_table(
         table,
         reserve_seconds,
         if_not_exists="ok" if if_exists else "fail",
+        force=force,
         timeout=context.timeout_s,
     )
     context.forget_table(table)

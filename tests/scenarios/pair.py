@@ -70,13 +70,13 @@ async def _rows(table: pegaskv.Table) -> dict[tuple[bytes, bytes], tuple[bytes, 
 
 
 @contextlib.asynccontextmanager
-async def running_pair(directory: Path, *, http: bool = False) -> AsyncIterator[Pair]:
-    """Both clusters, connected, each knowing the other."""
+async def running_pair(directory: Path, *, options: str = "") -> AsyncIterator[Pair]:
+    """Both clusters, connected, each knowing the other; `options` are more of alpha's."""
     servers = []
     for number, name in enumerate(("alpha", "beta"), 1):
-        server = ServerProcess(
-            directory / name, config=_CONFIG.format(name=name, number=number), http=http
-        )
+        config = _CONFIG.format(name=name, number=number)
+        config += options if name == "alpha" else ""
+        server = ServerProcess(directory / name, config=config)
         if name == "beta":
             # Behind a wildcard clients stay on the address by which they came: the proxy's.
             server.address = "0.0.0.0:0"

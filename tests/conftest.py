@@ -1,5 +1,6 @@
 """What holds for every test: the loop they run on, which are left out, how much chance they try."""
 
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ hypothesis.settings.register_profile(
 def pytest_configure(config: pytest.Config) -> None:
     soak = "soak" in config.option.markexpr
     hypothesis.settings.load_profile("soak" if soak else "test")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Somebody runs the tests in the background of a script. Servers and shells that are
+        # started here would inherit that, and never be interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_asyncio_loop_factories(

@@ -403,6 +403,7 @@ class FakeAdmin(FakeDuplicationAdmin):
         reserve_seconds: int | None = None,
         *,
         if_not_exists: str = "fail",
+        force: bool = False,
         timeout: float,
     ) -> TableInfo | None:
         self.cluster.called("drop_table", timeout)

@@ -8,6 +8,7 @@ compared with what was done. `unreachable` makes it behave as a cluster that is 
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -158,6 +159,8 @@ class FakeTable:
     async def get(self, hash_key: bytes, sort_key: bytes, *, timeout: float) -> bytes | None:
         self.cluster.called("get", timeout)
         if hash_key == b"hang":
+            # Whoever wants to interrupt it must know that it has begun.
+            os.write(2, b"hanging\r\n")
             await asyncio.Event().wait()
         row = self._live().get((hash_key, sort_key))
         return row.value if row else None

@@ -135,7 +135,7 @@ def test_an_interrupt_is_status_130_without_a_traceback(
         assert shell.wait(20) == 130
         said = shell.stderr.read()
         assert b"Traceback" not in said
-        assert said in (b"", b"stdin:2: error: interrupted\n")
+        assert said.removeprefix(b"hanging\r\n") in (b"", b"stdin:2: error: interrupted\n")
 
 
 def test_a_reader_that_leaves_early_ends_it_quietly(environment: dict[str, str]) -> None:
@@ -225,7 +225,7 @@ def test_at_a_terminal_there_is_a_prompt(screen: Screen) -> None:
     screen.child.send("a\r")
     screen.wait_for('"x y"')
     screen.child.send("get hang x\r")
-    screen.wait_for("get hang x")
+    screen.wait_for("hanging")
     screen.child.sendintr()
     screen.wait_for("interrupted")
     screen.child.send("drop users\r")

@@ -8,7 +8,6 @@ deletes, expiries and late writes meet.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -18,16 +17,12 @@ from pegaskv.client import Client, ClientOptions, Table, connect
 from pegaskv.client.ranges import ScanOptions
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.server.config import ClusterOptions, Config, RemoteClusterOptions
-from pegaskv.server.standalone import Standalone
-from pegaskv.storage.log_options import LogOptions
-from pegaskv.storage.memory import MemoryFactory
 from tests.simulation.disk import SimulatedDisk
+from tests.simulation.servers import PORT, serve, tiny_log
 from tests.simulation.world import Life, Node, World
 
 __all__ = ["Cluster", "DuplicationRun", "Story", "rows_of", "simulate_duplication"]
 
-PORT: Final = 34_601
-DATA: Final = Path("/data")
 TABLE: Final = "t"
 CALL_S: Final = 5.0
 # After everything has healed: DS_LOG and all confirmed within this virtual time.
@@ -49,21 +44,12 @@ class Cluster:
         self.clients = world.node(f"client {name}").spawn()
         self.others: list[Cluster] = []
         self.wall_error_us = 0
-        self.log = self._log_options(world.random(f"config {name}"))
+        self.log = tiny_log(world.random(f"config {name}"))
 
     @property
     def address(self) -> str:
         """Where it listens."""
         return f"{self.node.address}:{PORT}"
-
-    @staticmethod
-    def _log_options(random: Random) -> LogOptions:
-        return LogOptions(
-            log_segment_bytes=random.choice([64, 256, 1_024]) * 1_024,
-            flush_partition_bytes=random.choice([2, 16, 256]) * 1_024,
-            flush_total_bytes=random.choice([16, 128, 1_024]) * 1_024,
-            flush_age_ms=random.choice([200, 5_000, 300_000]),
-        )
 
     def start(self) -> None:
         """Start the server; it comes back with what its disk kept."""
@@ -78,20 +64,8 @@ class Cluster:
             },
             replica=ReplicaOptions(expiry_sweep_interval_ms=500),
             storage_log=self.log,
-        ).with_server(listen=f"{life.node.address}:{PORT}", http="none")
-        server = Standalone(
-            config,
-            DATA,
-            clock=life.clock,
-            disk=life.disk,
-            network=life.network,
-            engine_factory=MemoryFactory(life.disk, life.random("engine")),
-            make_worker=life.worker,
-            random=life.random("server"),
-            process_id=life.number,
         )
-        await server.start()
-        await life.world.loop.create_future()
+        await serve(life, config)
 
     async def connected(self) -> Client:
         """A client, as soon as the server answers."""

@@ -7,24 +7,18 @@ at least what was acknowledged (or seen since), at most what was tried.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 from pegaskv.base.errors import Busy, PegasKVError, RequestError
 from pegaskv.client import Client, ClientOptions, Table, connect
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.server.config import Config
-from pegaskv.server.standalone import Standalone
-from pegaskv.storage.log_options import LogOptions
-from pegaskv.storage.memory import MemoryFactory
 from tests.simulation.disk import SimulatedDisk
-from tests.simulation.world import Life, Node, World
+from tests.simulation.servers import PORT, serve, tiny_log
+from tests.simulation.world import Life, World
 
 __all__ = ["Run", "Writer", "simulate"]
 
-PORT: Final = 34_601
-DATA: Final = Path("/data")
 WRITERS: Final = 6
 KINDS: Final = 3
 CALL_S: Final = 5.0
@@ -56,34 +50,11 @@ class Run:
     digest: str = ""
 
 
-def _config(node: Node, random: Random) -> Config:
-    """Tiny limits, so that segments switch and engines flush all the time."""
-    small = LogOptions(
-        log_segment_bytes=random.choice([64, 256, 1_024]) * 1_024,
-        flush_partition_bytes=random.choice([2, 16, 256]) * 1_024,
-        flush_total_bytes=random.choice([16, 128, 1_024]) * 1_024,
-        flush_age_ms=random.choice([200, 5_000, 300_000]),
-    )
-    return Config(
-        replica=ReplicaOptions(expiry_sweep_interval_ms=random.choice([1, 300_000])),
-        storage_log=small,
-    ).with_server(listen=f"{node.address}:{PORT}", http="none")
-
-
 async def _serve(life: Life) -> None:
-    server = Standalone(
-        _config(life.node, life.world.random("config")),
-        DATA,
-        clock=life.clock,
-        disk=life.disk,
-        network=life.network,
-        engine_factory=MemoryFactory(life.disk, life.random("engine")),
-        make_worker=life.worker,
-        random=life.random("server"),
-        process_id=life.number,
-    )
-    await server.start()
-    await life.world.loop.create_future()
+    random = life.world.random("config")
+    log = tiny_log(random)
+    replica = ReplicaOptions(expiry_sweep_interval_ms=random.choice([1, 300_000]))
+    await serve(life, Config(replica=replica, storage_log=log))
 
 
 class _Scenario:

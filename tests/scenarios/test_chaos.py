@@ -140,7 +140,7 @@ async def settled(pair: Pair, sides: list[pegaskv.Client]) -> None:
 @pytest.mark.parametrize("two_way", [False, True], ids=["one way", "two ways"])
 async def test_chaos_and_then_equality(tmp_path: Path, *, two_way: bool) -> None:
     async with running_pair(tmp_path) as pair:
-        await chaos(pair, seconds=8.0, seed=1, two_way=two_way)
+        await chaos(pair, seconds=5.0, seed=1, two_way=two_way)
 
 
 @pytest.mark.soak

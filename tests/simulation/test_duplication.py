@@ -13,7 +13,7 @@ import pytest
 
 from tests.simulation.duplication_world import simulate_duplication
 
-SEEDS: Final = 40
+SEEDS: Final = 24
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -20,7 +20,7 @@ demo: $(STAMP)  ## run the main job on real data and compare every row
 	$(BIN)/python -m tools.demo
 
 test: $(STAMP)  ## all tests; DEBUG=1 adds asyncio's debug mode
-	$(if $(DEBUG),PYTHONASYNCIODEBUG=1) $(BIN)/python $(if $(DEBUG),-X dev -W error) -m pytest -q $(ARGS)
+	$(BIN)/python $(if $(DEBUG),-X dev -W error) -m pytest -q $(ARGS)
 
 lint: $(STAMP)  ## format check, lint, types, import rule, tidy
 	$(BIN)/ruff format --check --quiet .

@@ -1,5 +1,6 @@
 """What holds for every test: the loop they run on, which are left out, how much chance they try."""
 
+import os
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
         # Somebody runs the tests in the background of a script. Servers and shells that are
         # started here would inherit that, and never be interrupted.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Servers and shells under test run as users run them: asyncio's remarks about slow callbacks
+    # on a busy machine would be lines that no user sees.
+    for name in ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONWARNINGS"):
+        os.environ.pop(name, None)
 
 
 def pytest_asyncio_loop_factories(

@@ -1,7 +1,6 @@
 """A real server as a child process: start, kill, start again."""
 
 import contextlib
-import os
 import select
 import signal
 import subprocess
@@ -52,16 +51,8 @@ class ServerProcess:
     def start(self) -> float:
         """Start; return the seconds until the ready line."""
         began = time.monotonic()
-        # Tests run with warnings as errors and debug mode; the server's own are its business.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONWARNINGS")
-        }
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(), stdout=subprocess.PIPE, stderr=log, env=environment
-            )
+            self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=log)
         line = self._first_line()
         assert line.startswith("pegaskv standalone ready on "), f"{line!r}\n{self.log()}"
         words = line.split()

@@ -58,7 +58,7 @@ def _flush_less_than_is_said(patch: pytest.MonkeyPatch) -> None:
     real = LogIndex.mark_flushed
 
     def more(self: LogIndex, gpid: Any, decree: int, now_ms: int) -> None:
-        real(self, gpid, decree + 20, now_ms)
+        real(self, gpid, decree + 200, now_ms)
 
     patch.setattr(LogIndex, "mark_flushed", more)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pegaskv
 from pegaskv.runtime.tasks import TaskScope
-from tools.bench.peers import pegaskv_server, redis_server
-from tools.bench.report import Comparison
+from tools.bench.peers import NO_REDIS, redis_server
+from tools.bench.processes import pegaskv_server
+from tools.bench.report import OURS, Report
 
 __all__ = ["run"]
 
@@ -81,36 +82,40 @@ async def _theirs(port: int) -> tuple[Call, Call, Any]:
     return set_, get, client
 
 
-async def _compare(seconds: float, rounds: int) -> list[Comparison]:
-    comparisons = []
+async def _compare(seconds: float, rounds: int) -> Report:
+    report = Report("client", __doc__ or "")
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(pegaskv_server())
+        port = stack.enter_context(pegaskv_server()).port
         for durability, appendfsync in (("os", None), ("fsync", "always")):
-            redis_port = stack.enter_context(redis_server(appendfsync=appendfsync))
+            peer = stack.enter_context(redis_server(appendfsync=appendfsync))
             our_set, our_get, ours = await _ours(port, durability)
-            sides = {"set": [our_set], "get": [our_get]}
+            sides: dict[str, dict[str, Call]] = {"set": {OURS: our_set}, "get": {OURS: our_get}}
             theirs = None
-            if redis_port is not None:
-                their_set, their_get, theirs = await _theirs(redis_port)
-                sides["set"].append(their_set)
-                sides["get"].append(their_get)
+            if peer is None:
+                report.note(NO_REDIS)
+            else:
+                their_set, their_get, theirs = await _theirs(peer.port)
+                sides["set"]["redis-py"] = their_set
+                sides["get"]["redis-py"] = their_get
             for name, calls in sides.items():
                 if durability == "fsync" and name == "get":
                     continue
                 for tasks in (1, 50):
-                    comparison = Comparison(f"{name}, {durability}, {tasks} tasks", "calls/s")
-                    for call in calls:
-                        await _rate(call, tasks, 0.2)
+                    comparison = report.start(f"{name}, {durability}, {tasks} tasks", "calls/s")
                     for _ in range(rounds):
-                        comparison.add(*[await _rate(call, tasks, seconds) for call in calls])
-                    comparisons.append(comparison)
+                        comparison.add(
+                            {
+                                side: await _rate(call, tasks, seconds)
+                                for side, call in calls.items()
+                            }
+                        )
             await ours.close()
             if theirs is not None:
                 await theirs.aclose()
-    return comparisons
+    return report
 
 
-def run(seconds: float, rounds: int) -> list[Comparison]:
+def run(seconds: float, rounds: int) -> Report:
     """Measure; `seconds` a side and round."""
     import uvloop
 

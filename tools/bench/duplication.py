@@ -14,8 +14,9 @@ from typing import Any
 
 import pegaskv
 from pegaskv.runtime.tasks import TaskScope
-from tools.bench.peers import pegaskv_server, redis_server
-from tools.bench.report import Comparison
+from tools.bench.peers import redis_server
+from tools.bench.processes import pegaskv_server
+from tools.bench.report import OURS, Report
 
 __all__ = ["run"]
 
@@ -142,21 +143,24 @@ class _Redis:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         import redis
 
-        self.port = stack.enter_context(redis_server())
-        replica_port = stack.enter_context(redis_server())
-        self.there = self.port is not None and replica_port is not None
-        if self.there:
-            self.source = redis.Redis(port=self.port or 0)
-            self.target = redis.Redis(port=replica_port or 0)
+        source = stack.enter_context(redis_server())
+        target = stack.enter_context(redis_server())
+        self.there = source is not None and target is not None
+        self.port = 0
+        if source is not None and target is not None:
+            self.port = source.port
+            self.source = redis.Redis(port=source.port)
+            self.target = redis.Redis(port=target.port)
 
     def measure(self, what: Callable[..., Any], *arguments: Any) -> Any:
         return what(self.source, self.target, *arguments) if self.there else None
 
 
-async def _compare(seconds: float, rounds: int) -> list[Comparison]:
+async def _compare(seconds: float, rounds: int) -> Report:
     rows = int(100_000 * seconds)
-    results = {
-        name: Comparison(name, unit)
+    report = Report("duplication", __doc__ or "")
+    p50, p99, empty8, empty64, copy, backlog = [
+        report.start(name, unit)
         for name, unit in (
             ("last write, idle, 50th percentile", "ms"),
             ("last write, idle, 99th percentile", "ms"),
@@ -165,11 +169,10 @@ async def _compare(seconds: float, rounds: int) -> list[Comparison]:
             (f"copy of {rows:,} rows of 100 bytes", "rows/s"),
             (f"backlog of {rows:,} writes of 100 bytes", "writes/s"),
         )
-    }
-    p50, p99, empty8, empty64, copy, backlog = results.values()
+    ]
     with contextlib.ExitStack() as stack:
-        alpha = stack.enter_context(pegaskv_server(cluster="alpha", cluster_id=1))
-        beta = stack.enter_context(pegaskv_server(cluster="beta", cluster_id=2))
+        alpha = stack.enter_context(pegaskv_server(cluster="alpha", cluster_id=1)).port
+        beta = stack.enter_context(pegaskv_server(cluster="beta", cluster_id=2)).port
         redis = _Redis(stack)
         async with (
             pegaskv.connect(f"127.0.0.1:{alpha}", timeout=60) as source,
@@ -179,19 +182,21 @@ async def _compare(seconds: float, rounds: int) -> list[Comparison]:
             clusters = _Clusters(source, target)
             for _ in range(rounds):
                 theirs = redis.measure(_redis_copy, redis.port, rows)
-                copy.add(await _copy(clusters, rows), theirs)
+                copy.add({OURS: await _copy(clusters, rows), "Redis": theirs})
                 ours = await _last_write(clusters)
                 theirs = redis.measure(_redis_last_write)
                 for comparison, share in ((p50, 0.5), (p99, 0.99)):
-                    comparison.add(_rank(ours, share), theirs and _rank(theirs, share))
+                    comparison.add(
+                        {OURS: _rank(ours, share), "Redis": theirs and _rank(theirs, share)}
+                    )
                 for comparison, partitions in ((empty8, 8), (empty64, 64)):
                     name, _ = await clusters.table(partitions)
-                    comparison.add(await clusters.duplicate(name))
-                backlog.add(await _backlog(clusters, rows))
-    return list(results.values())
+                    comparison.add({OURS: await clusters.duplicate(name)})
+                backlog.add({OURS: await _backlog(clusters, rows)})
+    return report
 
 
-def run(seconds: float, rounds: int) -> list[Comparison]:
+def run(seconds: float, rounds: int) -> Report:
     """Measure; a copy and a backlog have 100 000 rows for each of `seconds`."""
     import uvloop
 

@@ -1,32 +1,47 @@
-"""Peers to compare with, and our own server, as processes on free ports.
+"""Peers to compare with, as processes on free ports.
 
 A peer's binary is taken from PATH, else unpacked from its Debian package into
 `.cache/`; nothing is installed, and no service is started.
 """
 
 import contextlib
+import functools
+import re
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-__all__ = ["find_binary", "free_port", "pegaskv_server", "redis_server"]
+from tools.bench.processes import free_port, running
+
+__all__ = ["NO_ETCD", "NO_REDIS", "Peer", "etcd_server", "etcd_version", "redis_server"]
+__all__ += ["redis_version"]
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
+NO_REDIS: Final = "No redis-server on PATH, and no Debian package to be had: its side is left out."
+NO_ETCD: Final = "No etcd on PATH, and no Debian package to be had: its side is left out."
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_REDIS: Final = (
+    "redis-server",
+    ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "liblua5.1-0", "libhiredis0.14"),
+)
+_ETCD: Final = ("etcd", ("etcd-server",))
 
 
-def find_binary(name: str, packages: list[str]) -> list[str] | None:
+@dataclass(frozen=True)
+class Peer:
+    """A peer that runs."""
+
+    port: int
+    pid: int
+
+
+@functools.cache
+def _find_binary(name: str, packages: tuple[str, ...]) -> list[str] | None:
     """Return the command that runs `name`, or None when it cannot be had here."""
     found = shutil.which(name)
     if found:
@@ -41,7 +56,7 @@ def find_binary(name: str, packages: list[str]) -> list[str] | None:
     return ["env", f"LD_LIBRARY_PATH={libraries}", str(binaries[0])]
 
 
-def _unpack(packages: list[str], root: Path) -> bool:
+def _unpack(packages: tuple[str, ...], root: Path) -> bool:
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
         return False
     with tempfile.TemporaryDirectory() as download:
@@ -59,32 +74,28 @@ def _unpack(packages: list[str], root: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _process(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"{command} does not listen on {port}") from None
-                time.sleep(0.02)
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+def _version(command: list[str] | None, pattern: str) -> str | None:
+    if command is None:
+        return None
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(pattern, done.stdout)
+    return found[1] if found else "of unknown version"
+
+
+def redis_version() -> str | None:
+    """The version of the Redis that is measured, or None when there is none."""
+    return _version(_find_binary(*_REDIS), r"v=(\S+)")
+
+
+def etcd_version() -> str | None:
+    """The version of the etcd that is measured, or None when there is none."""
+    return _version(_find_binary(*_ETCD), r"etcd Version: (\S+)")
 
 
 @contextlib.contextmanager
-def redis_server(*, appendfsync: str | None = None) -> Iterator[int | None]:
-    """Yield the port of a Redis, or None when there is none to be had."""
-    command = find_binary(
-        "redis-server",
-        ["redis-server", "redis-tools", "libjemalloc2", "liblzf1", "liblua5.1-0", "libhiredis0.14"],
-    )
+def redis_server(*, appendfsync: str | None = None) -> Iterator[Peer | None]:
+    """Yield a Redis, or None when there is none to be had."""
+    command = _find_binary(*_REDIS)
     if command is None:
         yield None
         return
@@ -93,7 +104,7 @@ def redis_server(*, appendfsync: str | None = None) -> Iterator[int | None]:
         durable = ["--appendonly", "no"]
         if appendfsync is not None:
             durable = ["--appendonly", "yes", "--appendfsync", appendfsync]
-        with _process(
+        started = running(
             [
                 *command,
                 *("--port", str(port), "--bind", "127.0.0.1"),
@@ -101,23 +112,30 @@ def redis_server(*, appendfsync: str | None = None) -> Iterator[int | None]:
                 *durable,
             ],
             port,
-        ):
-            yield port
+        )
+        with started as pid:
+            yield Peer(port, pid)
 
 
 @contextlib.contextmanager
-def pegaskv_server(*, cluster: str = "bench", cluster_id: int = 1) -> Iterator[int]:
-    """Yield the port of a standalone server on an empty directory."""
+def etcd_server() -> Iterator[Peer | None]:
+    """Yield an etcd of one member, or None when there is none to be had."""
+    command = _find_binary(*_ETCD)
+    if command is None:
+        yield None
+        return
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="bench-pegaskv-") as directory:
-        config = Path(directory) / "pegaskv.toml"
-        config.write_text(f'[cluster]\nname = "{cluster}"\nid = {cluster_id}\n')
-        with _process(
+    client, member = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
+    with tempfile.TemporaryDirectory(prefix="bench-etcd-") as directory:
+        started = running(
             [
-                *(sys.executable, "-m", "pegaskv", "standalone", "--http", "none"),
-                *("--data", f"{directory}/data", "--listen", f"127.0.0.1:{port}"),
-                *("--config", str(config)),
+                *command,
+                *("--data-dir", directory, "--name", "bench", "--log-level", "error"),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", member, "--initial-advertise-peer-urls", member),
+                *("--initial-cluster", f"bench={member}"),
             ],
             port,
-        ):
-            yield port
+        )
+        with started as pid:
+            yield Peer(port, pid)

@@ -143,6 +143,9 @@ def recover_replicas(
         background=background_worker,
         wanted=wanted,
     )
+    payloads = [len(record.payload) for found in recovered.records.values() for record in found]
+    if payloads:
+        _log.info("%d bytes of log in %d mutations to replay", sum(payloads), len(payloads))
     for gpid in log.partitions():
         if gpid not in replicas:
             # A table that was purged: nobody will ever read these records.

@@ -8,14 +8,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tools.bench import client, duplication, server
+from tools.bench import client, duplication, memory, partitions, recovery, scan, server
 from tools.bench.report import Report, show
 
 # In the order of the document.
 BENCHES: Final[dict[str, Callable[[float, int], Report]]] = {
     "client": client.run,
     "server": server.run,
+    "scan": scan.run,
     "duplication": duplication.run,
+    "recovery": recovery.run,
+    "partitions": partitions.run,
+    "memory": memory.run,
 }
 
 

@@ -6,8 +6,10 @@ A peer's binary is taken from PATH, else unpacked from its Debian package into
 
 import contextlib
 import functools
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +19,16 @@ from typing import Final
 
 from tools.bench.processes import free_port, running
 
-__all__ = ["NO_ETCD", "NO_REDIS", "Peer", "etcd_server", "etcd_version", "redis_server"]
-__all__ += ["redis_version"]
+__all__ = [
+    "NO_ETCD",
+    "NO_REDIS",
+    "Peer",
+    "RestartableRedis",
+    "etcd_server",
+    "etcd_version",
+    "redis_server",
+    "redis_version",
+]
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
@@ -115,6 +125,31 @@ def redis_server(*, appendfsync: str | None = None) -> Iterator[Peer | None]:
         )
         with started as pid:
             yield Peer(port, pid)
+
+
+class RestartableRedis:
+    """A Redis with an append-only file in a directory that outlives it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self._directory = directory
+        self._stack = contextlib.ExitStack()
+        self._pid: int | None = None
+
+    def start(self) -> None:
+        """Start; it listens afterwards, and may still be loading."""
+        command = _find_binary(*_REDIS)
+        assert command is not None
+        durable = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        self._pid = self._stack.enter_context(running([*command, *where, *durable], self.port))
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
+            self._pid = None
+            self._stack.close()
 
 
 @contextlib.contextmanager

@@ -1,51 +1,98 @@
-"""Duplication between two standalone servers, beside a Redis replica.
+"""Duplication between two standalone servers, beside a Redis and its replica.
 
-What is measured, each round on a fresh table: the time from one write after silence to
-the moment when the other cluster serves it (both sides synced to disk; the peer syncs
-nothing), the time from `add_dup` to DS_LOG for empty tables, rows copied in a second, and
-writes of a paused duplication shipped in a second.
+Times run from the sending of a write at one cluster to the moment when the other one serves it,
+seen by a reader that asks again and again: after silence, and while 5 000 writes a second flow.
+Ours is synced to disk on both sides, Redis syncs nothing. A copy is the time from `add_dup` to
+DS_LOG, or Redis's full sync of a new replica: with the 5 s that it waits by default, and without
+them. A stream is as many rows written in batches of 500 as 8 writers can, until both ends have
+them. A backlog is what was written while a duplication was paused; its peers are the stream, and
+a replica of Redis whose process was stopped meanwhile. Each round has fresh tables.
 """
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import pegaskv
 from pegaskv.runtime.tasks import TaskScope
-from tools.bench.peers import redis_server
+from tools.bench.loading import VALUE, load, names
+from tools.bench.peers import NO_REDIS, Peer, redis_server
 from tools.bench.processes import pegaskv_server
 from tools.bench.report import OURS, Report
 
-__all__ = ["run"]
+__all__ = ["REDIS", "STREAM", "run"]
 
-VALUE = bytes(100)
-WRITES = 200
-SILENCE_S = 0.01
-BATCH = 500
+REDIS: Final = "Redis"
+STREAM: Final = "Redis, stream"
+STOPPED: Final = "Redis, stopped"
+NO_DELAY: Final = "Redis, no delay"
+# Rows of a copy and of a backlog, for each of `seconds` up to one.
+ROWS: Final = 1_000_000
+# Writes after silence, for each of `seconds`.
+IDLE_WRITES: Final = 200
+SILENCE_S: Final = 0.01
+# Writers of the steady load and how often each one writes: 5 000 writes a second.
+WRITERS: Final = 50
+WRITE_EVERY_S: Final = 0.01
+REMOTE: Final = "beta"
 
 
 def _rank(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def _load(table: pegaskv.Table, prefix: bytes, rows: int) -> None:
-    """Write `rows` rows, a few batches at a time."""
-    names = [b"%s%08d" % (prefix, number) for number in range(rows)]
-    batches = [
-        [(name, b"s", VALUE) for name in names[begin : begin + BATCH]]
-        for begin in range(0, rows, BATCH)
-    ]
-    todo = iter(batches)
+@dataclass(frozen=True)
+class _Path:
+    """A write at one end, a read at the other."""
 
-    async def load() -> None:
-        for batch in todo:
-            await table.batch_set(batch)
+    set: Callable[[bytes, bytes], Awaitable[Any]]
+    get: Callable[[bytes], Awaitable[bytes | None]]
 
-    async with TaskScope("load") as scope:
-        for _ in range(8):
-            scope.start("load", load())
+    async def lag_ms(self, number: int) -> float:
+        """Milliseconds from a write until the other end serves it."""
+        name, value = b"marker%d" % (number % 64), b"%d" % number
+        began = time.perf_counter()
+        await self.set(name, value)
+        while await self.get(name) != value:
+            pass
+        return (time.perf_counter() - began) * 1_000
+
+    async def idle(self, writes: int) -> list[float]:
+        """The lag of each of `writes` writes, after silence."""
+        taken: list[float] = []
+        for number in range(writes):
+            await asyncio.sleep(SILENCE_S)
+            taken.append(await self.lag_ms(number))
+        return taken
+
+    async def under_load(self, seconds: float) -> tuple[list[float], float]:
+        """The lag of single writes while others flow, and how many of those did a second."""
+        written = 0
+        end = time.perf_counter() + seconds
+
+        async def write(number: int) -> None:
+            nonlocal written
+            due = time.perf_counter() + WRITE_EVERY_S * number / WRITERS
+            while due < end:
+                await asyncio.sleep(due - time.perf_counter())
+                await self.set(b"load%d.%d" % (number, written % 400), VALUE)
+                written += 1
+                due += WRITE_EVERY_S
+
+        taken: list[float] = []
+        began = time.perf_counter()
+        async with TaskScope("load") as scope:
+            for number in range(WRITERS):
+                scope.start("write", write(number))
+            while time.perf_counter() < end or not taken:
+                taken.append(await self.lag_ms(len(taken)))
+                await asyncio.sleep(0.002)
+        return taken, written / (time.perf_counter() - began)
 
 
 class _Clusters:
@@ -63,142 +110,255 @@ class _Clusters:
     async def duplicate(self, name: str) -> float:
         """Add a duplication; return the seconds to DS_LOG."""
         began = time.perf_counter()
-        await self.source.admin.add_duplication(name, "beta")
+        await self.source.admin.add_duplication(name, REMOTE)
         while True:
             (one,) = await self.source.admin.query_duplication(name)
             if one.status.value == "DS_LOG":
                 return time.perf_counter() - began
             await asyncio.sleep(0.002)
 
+    async def drop(self, name: str) -> None:
+        """End the table at both ends, so that it is in nobody's way."""
+        (one,) = await self.source.admin.query_duplication(name)
+        await self.source.admin.remove_duplication(name, one.dupid)
+        for client in (self.source, self.target):
+            await client.admin.drop_table(name, 0, force=True)
 
-async def _last_write(clusters: _Clusters) -> list[float]:
-    """Milliseconds from each write after silence until the target serves it."""
-    name, table = await clusters.table(8)
-    await clusters.duplicate(name)
-    there = await clusters.target.table(name)
-    taken = []
-    for number in range(WRITES):
-        await asyncio.sleep(SILENCE_S)
-        value = b"%d" % number
-        began = time.perf_counter()
-        await table.set(b"h%d" % (number % 64), b"s", value)
-        while await there.get(b"h%d" % (number % 64), b"s") != value:
-            pass
-        taken.append((time.perf_counter() - began) * 1_000)
-    return taken
+    async def empty(self, partitions: int) -> float:
+        """Seconds to DS_LOG of an empty table."""
+        name, _ = await self.table(partitions)
+        taken = await self.duplicate(name)
+        await self.drop(name)
+        return taken
 
-
-async def _copy(clusters: _Clusters, rows: int) -> float:
-    """Rows a second of a copy."""
-    name, table = await clusters.table(8)
-    await _load(table, b"row", rows)
-    return rows / await clusters.duplicate(name)
-
-
-async def _backlog(clusters: _Clusters, rows: int) -> float:
-    """Writes a second that a duplication catches up."""
-    name, table = await clusters.table(8)
-    await clusters.duplicate(name)
-    (one,) = await clusters.source.admin.query_duplication(name)
-    await clusters.source.admin.pause_duplication(name, one.dupid)
-    await _load(table, b"late", rows)
-    began = time.perf_counter()
-    await clusters.source.admin.start_duplication(name, one.dupid)
-    await clusters.source.admin.wait_duplicated(name, timeout=300)
-    return rows / (time.perf_counter() - began)
-
-
-def _redis_last_write(source: Any, target: Any) -> list[float]:
-    taken = []
-    for number in range(WRITES):
-        time.sleep(SILENCE_S)
-        value = b"%d" % number
-        began = time.perf_counter()
-        source.set(b"h%d" % (number % 64), value)
-        while target.get(b"h%d" % (number % 64)) != value:
-            pass
-        taken.append((time.perf_counter() - began) * 1_000)
-    return taken
-
-
-def _redis_copy(source: Any, target: Any, source_port: int, rows: int) -> float:
-    target.replicaof("NO", "ONE")
-    source.flushall()
-    with source.pipeline(transaction=False) as pipeline:
-        for number in range(rows):
-            pipeline.set(b"row%08d" % number, VALUE)
-        pipeline.execute()
-    began = time.perf_counter()
-    target.replicaof("127.0.0.1", source_port)
-    while target.info("replication").get("master_link_status") != "up":
-        time.sleep(0.002)
-    while target.dbsize() < rows:
-        time.sleep(0.002)
-    return rows / (time.perf_counter() - began)
-
-
-class _Redis:
-    """A Redis with a replica, if there is one to be had."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        import redis
-
-        source = stack.enter_context(redis_server())
-        target = stack.enter_context(redis_server())
-        self.there = source is not None and target is not None
-        self.port = 0
-        if source is not None and target is not None:
-            self.port = source.port
-            self.source = redis.Redis(port=source.port)
-            self.target = redis.Redis(port=target.port)
-
-    def measure(self, what: Callable[..., Any], *arguments: Any) -> Any:
-        return what(self.source, self.target, *arguments) if self.there else None
-
-
-async def _compare(seconds: float, rounds: int) -> Report:
-    rows = int(100_000 * seconds)
-    report = Report("duplication", __doc__ or "")
-    p50, p99, empty8, empty64, copy, backlog = [
-        report.start(name, unit)
-        for name, unit in (
-            ("last write, idle, 50th percentile", "ms"),
-            ("last write, idle, 99th percentile", "ms"),
-            ("add_dup to DS_LOG, 8 empty partitions", "s"),
-            ("add_dup to DS_LOG, 64 empty partitions", "s"),
-            (f"copy of {rows:,} rows of 100 bytes", "rows/s"),
-            (f"backlog of {rows:,} writes of 100 bytes", "writes/s"),
+    async def lags(self, seconds: float) -> "_Lags":
+        name, table = await self.table(8)
+        await self.duplicate(name)
+        there = await self.target.table(name)
+        lags = await _Lags.of(
+            _Path(lambda key, value: table.set(key, b"s", value), lambda key: there.get(key, b"s")),
+            seconds,
         )
-    ]
-    with contextlib.ExitStack() as stack:
-        alpha = stack.enter_context(pegaskv_server(cluster="alpha", cluster_id=1)).port
-        beta = stack.enter_context(pegaskv_server(cluster="beta", cluster_id=2)).port
-        redis = _Redis(stack)
-        async with (
-            pegaskv.connect(f"127.0.0.1:{alpha}", timeout=60) as source,
-            pegaskv.connect(f"127.0.0.1:{beta}", timeout=60) as target,
-        ):
-            await source.admin.add_cluster("beta", f"127.0.0.1:{beta}", 2)
-            clusters = _Clusters(source, target)
+        await self.drop(name)
+        return lags
+
+    async def copy(self, rows: int) -> float:
+        """Rows a second of a copy."""
+        name, table = await self.table(8)
+        await load(table, names(b"row", rows))
+        rate = rows / await self.duplicate(name)
+        await self.drop(name)
+        return rate
+
+    async def stream(self, rows: int) -> float:
+        """Rows a second that are written and shipped at the same time."""
+        name, table = await self.table(8)
+        await self.duplicate(name)
+        began = time.perf_counter()
+        await load(table, names(b"row", rows))
+        await self.source.admin.wait_duplicated(name, timeout=300)
+        rate = rows / (time.perf_counter() - began)
+        await self.drop(name)
+        return rate
+
+    async def backlog(self, rows: int) -> float:
+        """Rows a second that a duplication catches up."""
+        name, table = await self.table(8)
+        await self.duplicate(name)
+        admin = self.source.admin
+        (one,) = await admin.query_duplication(name)
+        await admin.pause_duplication(name, one.dupid)
+        await load(table, names(b"late", rows))
+        began = time.perf_counter()
+        await admin.start_duplication(name, one.dupid)
+        await admin.wait_duplicated(name, timeout=300)
+        rate = rows / (time.perf_counter() - began)
+        await self.drop(name)
+        return rate
+
+
+@dataclass(frozen=True)
+class _Lags:
+    idle: list[float]
+    loaded: list[float]
+    writes_per_second: float
+
+    @classmethod
+    async def of(cls, path: _Path, seconds: float) -> "_Lags":
+        idle = await path.idle(max(5, int(IDLE_WRITES * seconds)))
+        loaded, rate = await path.under_load(max(0.2, 2 * seconds))
+        return cls(idle, loaded, rate)
+
+
+class _RedisPair:
+    """A Redis and another one that becomes its replica, each round anew."""
+
+    def __init__(self, source: Peer, target: Peer) -> None:
+        import redis.asyncio as redis
+
+        self._source_port = source.port
+        self._target_pid = target.pid
+        self.source: Any = redis.Redis(port=source.port, max_connections=256)
+        self.target: Any = redis.Redis(port=target.port, max_connections=256)
+
+    async def aclose(self) -> None:
+        await self.source.aclose()
+        await self.target.aclose()
+
+    async def _load(self, prefix: bytes, rows: int) -> None:
+        """Write `rows` rows, as `loading.load` does."""
+        keys = names(prefix, rows)
+        batches = (keys[begin : begin + 500] for begin in range(0, rows, 500))
+
+        async def write() -> None:
+            for batch in batches:
+                async with self.source.pipeline(transaction=False) as calls:
+                    for name in batch:
+                        calls.set(name, VALUE)
+                    await calls.execute()
+
+        async with TaskScope("load") as scope:
+            for _ in range(8):
+                scope.start("load", write())
+
+    async def _reach(self, rows: int) -> None:
+        while True:
+            if await self.target.dbsize() >= rows:
+                return
+            await asyncio.sleep(0.002)
+
+    async def _attach(self, *, delay_s: int = 0) -> None:
+        await self.source.config_set("repl-diskless-sync-delay", delay_s)
+        await self.target.replicaof("127.0.0.1", self._source_port)
+        while True:
+            state = await self.target.info("replication")
+            if state.get("master_link_status") == "up":
+                return
+            await asyncio.sleep(0.002)
+
+    async def _detach(self) -> None:
+        await self.target.replicaof("NO", "ONE")
+        await self.source.flushall()
+        await self.target.flushall()
+
+    async def lags(self, seconds: float) -> _Lags:
+        await self._attach()
+        lags = await _Lags.of(_Path(self.source.set, self.target.get), seconds)
+        await self._detach()
+        return lags
+
+    async def copies(self, rows: int) -> dict[str, float | None]:
+        """Rows a second of a full sync, as it comes and without its delay."""
+        taken: dict[str, float | None] = {}
+        for name, delay_s in ((REDIS, 5), (NO_DELAY, 0)):
+            await self._load(b"row", rows)
+            began = time.perf_counter()
+            await self._attach(delay_s=delay_s)
+            await self._reach(rows)
+            taken[name] = rows / (time.perf_counter() - began)
+            await self._detach()
+        return taken
+
+    async def stream(self, rows: int) -> float:
+        """Rows a second that are written and reach the replica at the same time."""
+        await self._attach()
+        began = time.perf_counter()
+        await self._load(b"row", rows)
+        await self._reach(rows)
+        rate = rows / (time.perf_counter() - began)
+        await self._detach()
+        return rate
+
+    async def backlog(self, rows: int) -> float:
+        """Rows a second that a replica catches up which was stopped."""
+        await self._attach()
+        os.kill(self._target_pid, signal.SIGSTOP)
+        try:
+            await self._load(b"late", rows)
+        finally:
+            began = time.perf_counter()
+            os.kill(self._target_pid, signal.SIGCONT)
+        await self._reach(rows)
+        rate = rows / (time.perf_counter() - began)
+        await self._detach()
+        return rate
+
+
+async def _redis_pair(stack: contextlib.AsyncExitStack, report: Report) -> _RedisPair | None:
+    source = stack.enter_context(redis_server())
+    target = stack.enter_context(redis_server())
+    if source is None or target is None:
+        report.note(NO_REDIS)
+        return None
+    pair = _RedisPair(source, target)
+    stack.push_async_callback(pair.aclose)
+    return pair
+
+
+async def _clusters(stack: contextlib.AsyncExitStack) -> _Clusters:
+    alpha = stack.enter_context(pegaskv_server(cluster="alpha", cluster_id=1))
+    beta = stack.enter_context(pegaskv_server(cluster=REMOTE, cluster_id=2))
+    source = await stack.enter_async_context(pegaskv.connect(alpha.listen, timeout=60))
+    target = await stack.enter_async_context(pegaskv.connect(beta.listen, timeout=60))
+    await source.admin.add_cluster(REMOTE, beta.listen, 2)
+    return _Clusters(source, target)
+
+
+def _add_lags(report: Report, ours: list[_Lags], theirs: list[_Lags | None]) -> None:
+    for what, title in (("idle", "last write, idle"), ("loaded", "lag at 5,000 writes/s")):
+        for share, percentile in ((0.5, "p50"), (0.99, "p99")):
+            comparison = report.start(f"{title}, {percentile}", "ms")
+            for mine, other in zip(ours, theirs, strict=True):
+                comparison.add(
+                    {
+                        OURS: _rank(getattr(mine, what), share),
+                        REDIS: _rank(getattr(other, what), share) if other else None,
+                    }
+                )
+    flowed = report.start("writes that flowed meanwhile", "writes/s")
+    for mine, other in zip(ours, theirs, strict=True):
+        flowed.add(
+            {OURS: mine.writes_per_second, REDIS: other.writes_per_second if other else None}
+        )
+
+
+async def _measure(report: Report, seconds: float, rounds: int) -> None:
+    rows = max(1_000, int(ROWS * min(1.0, seconds)))
+    async with contextlib.AsyncExitStack() as stack:
+        clusters = await _clusters(stack)
+        redis = await _redis_pair(stack, report)
+        ours, theirs = [], []
+        for _ in range(rounds):
+            ours.append(await clusters.lags(seconds))
+            theirs.append(await redis.lags(seconds) if redis else None)
+        _add_lags(report, ours, theirs)
+        for partitions in (8, 64):
+            empty = report.start(f"add_dup to DS_LOG, {partitions} empty partitions", "s")
             for _ in range(rounds):
-                theirs = redis.measure(_redis_copy, redis.port, rows)
-                copy.add({OURS: await _copy(clusters, rows), "Redis": theirs})
-                ours = await _last_write(clusters)
-                theirs = redis.measure(_redis_last_write)
-                for comparison, share in ((p50, 0.5), (p99, 0.99)):
-                    comparison.add(
-                        {OURS: _rank(ours, share), "Redis": theirs and _rank(theirs, share)}
-                    )
-                for comparison, partitions in ((empty8, 8), (empty64, 64)):
-                    name, _ = await clusters.table(partitions)
-                    comparison.add({OURS: await clusters.duplicate(name)})
-                backlog.add({OURS: await _backlog(clusters, rows)})
-    return report
+                empty.add({OURS: await clusters.empty(partitions)})
+        copy = report.start(f"copy of {rows:,} rows", "rows/s")
+        stream = report.start(f"stream of {rows:,} rows", "rows/s")
+        backlog = report.start(f"backlog of {rows:,} rows", "rows/s")
+        for _ in range(rounds):
+            copy.add(
+                {OURS: await clusters.copy(rows), **(await redis.copies(rows) if redis else {})}
+            )
+            their_stream = await redis.stream(rows) if redis else None
+            stream.add({OURS: await clusters.stream(rows), STREAM: their_stream})
+            backlog.add(
+                {
+                    OURS: await clusters.backlog(rows),
+                    STREAM: their_stream,
+                    STOPPED: await redis.backlog(rows) if redis else None,
+                }
+            )
 
 
 def run(seconds: float, rounds: int) -> Report:
-    """Measure; a copy and a backlog have 100 000 rows for each of `seconds`."""
+    """Measure; with `seconds` below 1 that share of the rows."""
     import uvloop
 
+    report = Report("duplication", __doc__ or "")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_compare(seconds, rounds))
+        runner.run(_measure(report, seconds, rounds))
+    return report

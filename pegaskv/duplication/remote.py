@@ -3,6 +3,11 @@
 Tables are addressed by id, so renames change nothing. When the cluster cannot be reached, a
 bare hello a second is all that is sent; the first that is answered wakes everybody who
 waits.
+
+A cluster that is slow is not asked more than it can answer in time: otherwise what it works
+at would always be what nobody waits for any more. How many requests may be under way follows
+TCP's congestion control (RFC 5681): one after a time-out, twice as many for each round of
+answers up to half of what was too much, from there one more a round.
 """
 
 import asyncio
@@ -27,6 +32,8 @@ __all__ = ["RemoteCluster", "RemoteClusters"]
 _PROBE_MS: Final = 1_000
 _PROBE_TIMEOUT_MS: Final = 2_000
 _HEAVY_BYTES: Final = 4_096
+# Requests under way to a cluster that has answered all of them in time.
+_REQUESTS_MAX: Final = 4_096
 
 
 class RemoteCluster:
@@ -55,8 +62,11 @@ class RemoteCluster:
         self._probing = False
         # Who waits for the cluster to answer.
         self._waiters: dict[Callable[[], None], None] = {}
-        # Bytes that may still be sent, and who waits for some.
+        # Bytes and requests that may still be sent, and who waits for some.
         self._room = window_bytes
+        self._under_way = 0
+        self._window = float(_REQUESTS_MAX)
+        self._threshold = float(_REQUESTS_MAX)
         self._waiting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
@@ -172,16 +182,27 @@ class RemoteCluster:
     # --- The window --------------------------------------------------------------------------
 
     async def take_room(self, size: int) -> None:
-        """Wait until so many bytes may be sent."""
-        while self._room <= 0:
+        """Wait until one more request of so many bytes may be sent."""
+        while self._room <= 0 or self._under_way >= int(self._window):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future
         self._room -= size
+        self._under_way += 1
 
-    def give_room(self, size: int) -> None:
-        """So many bytes were answered, or will never be."""
+    def give_room(self, size: int, reply: Any = None) -> None:
+        """A request has its reply, or (None) will never get one."""
+        if isinstance(reply, Lost):
+            # The first that is late speaks for all that were under way with it.
+            if reply.status == TIMED_OUT and self._window > 1.0:
+                self._threshold = min(self._window, float(self._under_way)) / 2
+                self._window = 1.0
+        elif reply is not None:
+            faster = self._window < self._threshold
+            more = 1.0 if faster else 1 / self._window
+            self._window = min(self._window + more, float(_REQUESTS_MAX))
         self._room += size
+        self._under_way -= 1
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():

@@ -13,8 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from random import Random
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pegaskv.base.errors import CorruptionError, InvalidData, PegasKVError
 from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
@@ -26,17 +25,16 @@ from pegaskv.codec.messages_duplication import (
     ShippedRecord,
 )
 from pegaskv.codec.operations import Operation
+from pegaskv.duplication.context import RunContext
 from pegaskv.duplication.copying import split_page
 from pegaskv.duplication.doors import SourcePartition
 from pegaskv.duplication.failures import UNREACHABLE, failure_of
 from pegaskv.duplication.machine import Batch, LogMachine, target_indices
-from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.duplication.remote import RemoteCluster
 from pegaskv.duplication.skipping import SkippedRows, without_invalid_rows
 from pegaskv.duplication.trouble import Trouble
-from pegaskv.runtime.clock import Clock
 
-__all__ = ["PartitionRun", "RunContext"]
+__all__ = ["PartitionRun"]
 
 _PREPARE: Final = DuplicationStatus.DS_PREPARE
 _APP: Final = DuplicationStatus.DS_APP
@@ -51,26 +49,6 @@ _REWIND_MS: Final = 1
 _HELD_CHECK_MS: Final = 1_000
 # So far beyond a stream's progress that a batch is checked and answered, and never applied.
 _BEYOND: Final = 1 << 40
-
-
-class RunContext(Protocol):
-    """What a run needs of the service around it."""
-
-    clock: Clock
-    random: Random
-    options: DuplicationOptions
-
-    def report(self, report: ProgressReport) -> "asyncio.Future[None]":
-        """Store progress at the meta server; the future ends when it is stored, or raises."""
-        ...
-
-    async def throttle(self, size: int) -> None:
-        """Wait until so many bytes of a copy may be sent."""
-        ...
-
-    def log_is_held_too_long(self) -> str:
-        """Why the log that this server holds for its duplications is too much; "" if it is not."""
-        ...
 
 
 class _Stop(Exception):
@@ -166,6 +144,7 @@ class PartitionRun:
                 await self._stall(error)
 
     async def _phase(self) -> None:
+        self._error = None
         await self._ready()
         if self.status is _PREPARE:
             self.status = _APP if self.order.checkpoint else _LOG
@@ -260,6 +239,7 @@ class PartitionRun:
 
     async def _copy(self) -> None:
         """Send every row that is there, in key order, from the last confirmed key on."""
+        self._epoch += 1
         targets = self._targets()
         pages: deque[tuple[CopyPage, list[asyncio.Future[list[Any]]]]] = deque()
         key: bytes | None = self._copied_key
@@ -308,8 +288,15 @@ class PartitionRun:
                 rows,
             )
             size = sum(map(len, rows))
-            futures.append(await self._submit(Operation.COPY_RANGE, target, fields, size))
+            future = await self._submit(Operation.COPY_RANGE, target, fields, size)
+            future.add_done_callback(partial(self._on_copied, self._epoch))
+            futures.append(future)
         return futures
+
+    def _on_copied(self, epoch: int, future: "asyncio.Future[list[Any]]") -> None:
+        if future.cancelled() or epoch != self._epoch:
+            return
+        self._error = self._error or future.exception()
 
     def _targets(self) -> list[int]:
         return target_indices(
@@ -472,6 +459,12 @@ class PartitionRun:
         if remote is None:
             raise _Stop
         await remote.take_room(size)
+        try:
+            # An earlier request may have failed while this one waited.
+            self._go_on()
+        except BaseException:
+            remote.give_room(size)
+            raise
         # Also what finds nobody to send it to is waited for.
         self.trouble.asked()
         try:
@@ -483,12 +476,13 @@ class PartitionRun:
         self._answers[answer] = None
 
         def done(reply: "asyncio.Future[Any]") -> None:
-            remote.give_room(size)
+            found = reply.result()
+            remote.give_room(size, found)
             self._answers.pop(answer, None)
             if answer.done():
                 return
             try:
-                answer.set_result(remote.read_reply(reply.result(), operation.name))
+                answer.set_result(remote.read_reply(found, operation.name))
             except PegasKVError as error:
                 answer.set_exception(error)
                 # Whoever waits for an earlier one may never come here.

@@ -92,6 +92,10 @@ class CopiedRange:
 
     def _find(self, snapshot: Snapshot) -> _Found:
         """Return versions that may go, and where to look next. In the thread."""
+        if self._abandoned():
+            # While it waited for the thread. Those behind it may still be in time.
+            snapshot.close()
+            return [], self._next_key
         removals, clock = self._removals, self._clock
         started_ms = clock.monotonic_ms()
         found: list[tuple[bytes, bytes]] = []
@@ -122,12 +126,14 @@ class CopiedRange:
         found, self._next_key = result
         if found and not self._attempt(lambda: self._remove(found)):
             return
-        if self._next_key is not None and (
-            self._connection.closed or self._clock.monotonic_ms() > self._give_up_at_ms
-        ):
+        if self._next_key is not None and self._abandoned():
             self._fail(Timeout("the range has more rows to remove than the time limit allows"))
             return
         self._look()
+
+    def _abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self._connection.closed or self._clock.monotonic_ms() > self._give_up_at_ms
 
     def _remove(self, found: list[tuple[bytes, bytes]]) -> None:
         self._admit(sum(len(key) for key, _ in found))

@@ -3,7 +3,8 @@
 Clients write to one cluster or to both while servers are killed, lose power, stall, are
 cut off in one direction or both, and have clocks that differ and jump. Then everything
 heals, and the rows of both must be equal: keys, values, expiries. Keys are few, so that
-deletes, expiries and late writes meet.
+deletes, expiries and late writes meet; and each writer has some of its own, of which it
+is known what must be there. Meanwhile operators pause, start, copy anew and add again.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,26 +12,30 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from pegaskv.base.errors import DuplicationExists, PegasKVError, RequestError
+from pegaskv.base.errors import DuplicationExists, PegasKVError, RequestError, Unavailable
 from pegaskv.base.types import DuplicationStatus
 from pegaskv.client import Client, ClientOptions, Table, connect
 from pegaskv.client.ranges import ScanOptions
+from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.server.config import ClusterOptions, Config, RemoteClusterOptions
 from tests.simulation.disk import SimulatedDisk
+from tests.simulation.duplication_writers import Rows, Writer, key_before
 from tests.simulation.servers import PORT, serve, tiny_log
 from tests.simulation.world import Life, Node, World
 
 __all__ = ["Cluster", "DuplicationRun", "Story", "rows_of", "simulate_duplication"]
 
 TABLE: Final = "t"
-CALL_S: Final = 5.0
 # After everything has healed: DS_LOG and all confirmed within this virtual time.
 HEALED_WITHIN_S: Final = 60.0
 # Two clocks differ by twice as much at the most, and by what they began with.
 _WALL_ERROR_US_MAX: Final = 120_000_000
-
-Rows = dict[tuple[bytes, bytes], tuple[bytes, int | None]]
+# So many writes of a writer go as fast as they can in a round; then it takes its time.
+_QUICK_WRITES: Final = 60
+_WRITERS: Final = 3
+# Longer than any absence of a server.
+_ABSENT_MS_MAX: Final = 300_000
 
 
 class Cluster:
@@ -44,7 +49,16 @@ class Cluster:
         self.clients = world.node(f"client {name}").spawn()
         self.others: list[Cluster] = []
         self.wall_error_us = 0
-        self.log = tiny_log(world.random(f"config {name}"))
+        random = world.random(f"config {name}")
+        self.log = tiny_log(random)
+        self.duplication = DuplicationOptions(
+            batch_bytes=random.choice([4_096, 32_768, 262_144]),
+            confirm_interval_ms=random.choice([10, 100, 1_000]),
+        )
+
+    def copies_slowly(self) -> None:
+        """Let a copy take so long that much happens in between."""
+        self.duplication = DuplicationOptions(batch_bytes=4_096, copy_bytes_per_second=20_000)
 
     @property
     def address(self) -> str:
@@ -64,23 +78,28 @@ class Cluster:
             },
             replica=ReplicaOptions(expiry_sweep_interval_ms=500),
             storage_log=self.log,
+            duplication=self.duplication,
         )
         await serve(life, config)
 
+    async def connect(self, *, limit_s: float) -> Client:
+        """A client; raises PegasKVError when the server does not answer in time."""
+        life = self.clients
+        return await connect(
+            self.address,
+            timeout=limit_s,
+            options=ClientOptions(),
+            network=life.network,
+            clock=life.clock,
+            random=life.random("client"),
+        )
+
     async def connected(self) -> Client:
         """A client, as soon as the server answers."""
-        end_ms = self.world.now_ms + 60_000
+        end_ms = self.world.now_ms + _ABSENT_MS_MAX
         while True:
             try:
-                life = self.clients
-                return await connect(
-                    self.address,
-                    timeout=60.0,
-                    options=ClientOptions(),
-                    network=life.network,
-                    clock=life.clock,
-                    random=life.random("client"),
-                )
+                return await self.connect(limit_s=60.0)
             except PegasKVError:
                 if self.world.now_ms > end_ms:
                     raise
@@ -96,6 +115,8 @@ class DuplicationRun:
     unknown: int = 0
     faults: int = 0
     compared: int = 0
+    checked: int = 0
+    orders: int = 0
     phases: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     digest: str = ""
@@ -124,20 +145,30 @@ class Story:
     # `os`: what was acknowledged and not synced may be lost by a power cut at the source. The
     # target then gets none, since it would lose what it has confirmed: that needs a new copy.
     durability: str = "fsync"
+    # One side is down or cut off for so long in one of the rounds; 0: never.
+    absent_s: int = 0
+    # Operators pause, start and copy anew while all of this happens.
+    operators: bool = False
+    slow_copy: bool = False
 
     @classmethod
     def draw(cls, random: Random) -> "Story":
         """Draw one."""
         two_way = random.random() < 0.4
+        rows_before = random.choice([0, 0, 1, 2, 40, 300, 600])
         return cls(
             two_way=two_way,
-            checkpoint=True,
+            # Without a copy nothing may be there before it is added.
+            checkpoint=bool(rows_before) or random.random() < 0.4,
             source_partitions=random.choice([1, 2, 4]),
             target_partitions=random.choice([0, 0, 0, 1, 2, 8]),
-            rows_before=random.choice([0, 1, 2, 40, 300]),
+            rows_before=rows_before,
             rounds=random.choice([1, 2, 4]),
             faults=random.random() < 0.9,
             durability=random.choice(["fsync", "fsync", "os"]),
+            absent_s=random.choice([0, 0, 0, 70, 150]),
+            operators=random.random() < 0.5,
+            slow_copy=random.random() < 0.5,
         )
 
 
@@ -150,7 +181,25 @@ class _Play:
         self.a = Cluster(world, "alpha", 1)
         self.b = Cluster(world, "beta", 2)
         self.a.others, self.b.others = [self.b], [self.a]
+        if story.slow_copy:
+            self.a.copies_slowly()
         self.writing = True
+        # In a long absence nobody hurries, so that a seed stays cheap.
+        self.slow = False
+        self.writers: dict[str, list[Writer]] = {
+            cluster.name: [self._writer(cluster, number) for number in range(_WRITERS)]
+            for cluster in (self.a, self.b)
+        }
+
+    def _writer(self, cluster: Cluster, number: int) -> Writer:
+        name = f"{cluster.name} {number}"
+        return Writer(
+            name.encode(),
+            self.world.random(f"writer {name}"),
+            lambda: self.world.now_ms,
+            rows_before=self.story.rows_before,
+            wrong=self.run.wrong,
+        )
 
     async def play(self) -> DuplicationRun:
         story = self.story
@@ -170,11 +219,14 @@ class _Play:
             await remote.admin.create_table(TABLE, story.target_partitions, timeout=300.0)
             await remote.close()
         await client.close()
-        await self._add(self.a, self.b, merge=bool(story.target_partitions))
+        # Without a copy, it is made by `merge` only.
+        merge = bool(story.target_partitions) or not story.checkpoint
+        await self._add(self.a, self.b, merge=merge)
         if story.two_way:
-            await self._persist(self._open_and_add_back)
-        for _ in range(story.rounds):
-            await self._round()
+            await self._add(self.b, self.a, merge=True)
+        absent = self.random.randrange(story.rounds)
+        for number in range(story.rounds):
+            await self._round(absent_s=story.absent_s if number == absent else 0)
         self._heal()
         await self._settle()
         return self.run
@@ -185,9 +237,17 @@ class _Play:
             self.b.start()
 
     async def _fill(self, table: Table, count: int) -> None:
-        for number in range(count):
-            ttl = self.random.choice([0, 0, 0, 3, 86_400])
-            await table.set(b"h%d" % (number % 37), b"s%d" % number, b"before", ttl=ttl)
+        value = b"before" + bytes(60)
+        for ttl in (0, 0, 3, 86_400):
+            rows = [
+                (*key_before(number), value)
+                for number in range(count)
+                if self.random.random() < 0.3
+            ]
+            for start in range(0, len(rows), 50):
+                await table.batch_set(rows[start : start + 50], ttl=ttl)
+        if count:
+            await table.set(*key_before(0), value)
 
     async def _persist(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Try again until it worked: servers come and go."""
@@ -213,28 +273,63 @@ class _Play:
                 await client.close()
 
         await self._persist(attempt)
+        if not self.story.checkpoint:
+            # When only the answer was lost: nothing may be written before it is pinned.
+            await self._persist(lambda: self._see_pins(source))
 
-    async def _open_and_add_back(self) -> None:
-        client = await self.b.connected()
+    @staticmethod
+    async def _see_pins(source: Cluster) -> None:
+        client = await source.connected()
         try:
-            await client.admin.add_duplication(TABLE, self.a.name, merge=True, timeout=20.0)
+            [found] = await client.admin.query_duplication(TABLE)
         finally:
             await client.close()
+        if not (found.partitions and all(one.start_decree for one in found.partitions)):
+            raise Unavailable("not every partition is pinned")
 
     # Faults and writers.
 
-    async def _round(self) -> None:
+    async def _round(self, *, absent_s: int) -> None:
         self.writing = True
-        writers = [self.a.clients.task(self._write(self.a, n)) for n in range(3)]
-        if self.story.two_way:
-            writers += [self.b.clients.task(self._write(self.b, n)) for n in range(3)]
+        sides = [self.a, self.b] if self.story.two_way else [self.a]
+        tasks = [
+            cluster.clients.task(self._write(cluster, writer))
+            for cluster in sides
+            for writer in self.writers[cluster.name]
+        ]
+        operators = [cluster.clients.task(self._operate(cluster)) for cluster in sides]
         for _ in range(self.random.randrange(1, 5)):
             await self.world.sleep_ms(self.random.choice([1, 20, 100, 700]))
             if self.story.faults:
                 await self._fault()
+        if absent_s:
+            await self._be_absent(absent_s)
         self.writing = False
-        for writer in writers:
-            await writer
+        for task in (*tasks, *operators):
+            await task
+
+    async def _be_absent(self, seconds: int) -> None:
+        """One side is down, or the two do not hear of each other, for long."""
+        self.run.faults += 1
+        self.slow = True
+        self._heal()
+        victim = self.random.choice([self.a, self.b, self.b])
+        other = victim.others[0]
+        if self.random.random() < 0.6:
+            power = self.random.random() < 0.5
+            self._crash(victim, power=power)
+        else:
+            both = self.random.random() < 0.5
+            self.world.network.cut(victim.node.address, other.node.address, both=both)
+        for _ in range(3):
+            await self.world.sleep_ms(seconds * 1_000 // 3)
+            if other.node.alive and self.random.random() < 0.3:
+                # The log that is kept outlives the one that keeps it.
+                self._crash(other, power=self.random.random() < 0.5)
+                other.start()
+        self._heal()
+        self.slow = False
+        await self.world.sleep_ms(self.random.choice([1, 300, 3_000]))
 
     async def _fault(self) -> None:
         self.run.faults += 1
@@ -243,8 +338,7 @@ class _Play:
         match self.random.randrange(7):
             case 0 | 1:
                 if victim.node.alive:
-                    power = self.random.random() < 0.5 and self._may_lose_power(victim)
-                    victim.node.crash(power=power)
+                    self._crash(victim, power=self.random.random() < 0.5)
                     await self.world.sleep_ms(self.random.choice([0, 30, 800]))
                     victim.start()
             case 2:
@@ -252,7 +346,10 @@ class _Play:
                 hosts = [self.a.node.address, self.b.node.address]
                 self.random.shuffle(hosts)
                 network.cut(hosts[0], hosts[1], both=both)
-                await self.world.sleep_ms(self.random.choice([50, 1_500, 8_000]))
+                milliseconds = self.random.choice([50, 1_500, 8_000])
+                self.slow = milliseconds > 5_000
+                await self.world.sleep_ms(milliseconds)
+                self.slow = False
                 network.heal_all()
             case 3:
                 if victim.node.alive:
@@ -265,6 +362,13 @@ class _Play:
                 network.reset(self.a.node.address, self.b.node.address)
             case _:
                 await self._second_add(victim)
+
+    def _crash(self, victim: Cluster, *, power: bool) -> None:
+        power = power and self._may_lose_power(victim)
+        victim.node.crash(power=power)
+        if power and self.story.durability == "os":
+            for writer in self.writers[victim.name]:
+                writer.may_have_lost = True
 
     def _may_lose_power(self, victim: Cluster) -> bool:
         safe = self.story.durability == "fsync"
@@ -283,13 +387,7 @@ class _Play:
             return
         other = cluster.others[0]
         try:
-            client = await connect(
-                cluster.address,
-                timeout=2.0,
-                network=cluster.clients.network,
-                clock=cluster.clients.clock,
-                random=cluster.clients.random("second add"),
-            )
+            client = await cluster.connect(limit_s=2.0)
         except PegasKVError:
             return
         try:
@@ -303,8 +401,33 @@ class _Play:
         finally:
             await client.close()
 
-    async def _write(self, cluster: Cluster, number: int) -> None:
-        random = self.world.random(f"writer {cluster.name} {number} {self.world.now_ms}")
+    async def _operate(self, cluster: Cluster) -> None:
+        """Pause and start in any phase, and sometimes copy all rows anew."""
+        if not self.story.operators:
+            return
+        random = self.world.random(f"operator {cluster.name} {self.world.now_ms}")
+        remote = cluster.others[0].name
+        while self.writing:
+            await self.world.sleep_ms(random.choice([10, 200, 1_000]) * (20 if self.slow else 1))
+            try:
+                client = await cluster.connect(limit_s=2.0)
+            except PegasKVError:
+                continue
+            try:
+                if random.random() < 0.4:
+                    await client.admin.pause_duplication(TABLE, remote, timeout=2.0)
+                else:
+                    copy = random.random() < 0.15
+                    await client.admin.start_duplication(TABLE, remote, copy=copy, timeout=2.0)
+            except RequestError:
+                continue
+            else:
+                self.run.orders += 1
+            finally:
+                await client.close()
+
+    async def _write(self, cluster: Cluster, writer: Writer) -> None:
+        random = self.world.random(f"pauses {writer.name!r} {self.world.now_ms}")
         client = await cluster.connected()
         while self.writing:
             # The server may go down without a word between hello and this.
@@ -313,42 +436,20 @@ class _Play:
             except RequestError:
                 continue
             break
-        sequence = 0
+        tried = 0
         while self.writing:
-            sequence += 1
-            value = b"%s.%d.%d" % (cluster.name.encode(), number, sequence)
+            tried += 1
             try:
-                await self._one(table, random, value)
+                await writer.write(table)
             except RequestError:
-                self.run.unknown += 1
                 await self.world.sleep_ms(20)
-            else:
-                self.run.acknowledged += 1
-            if random.random() < 0.2:
+            if self.slow:
+                await self.world.sleep_ms(random.randrange(500, 8_000))
+            elif tried > _QUICK_WRITES:
+                await self.world.sleep_ms(random.randrange(200))
+            elif random.random() < 0.2:
                 await self.world.sleep_ms(random.randrange(40))
         await client.close()
-
-    @staticmethod
-    async def _one(table: Table, random: Random, value: bytes) -> None:
-        hash_key = b"h%d" % random.randrange(12)
-        sort_keys = [b"s%d" % random.randrange(4) for _ in range(3)]
-        ttl = random.choice([0, 0, 0, 2, 86_400])
-        match random.randrange(7):
-            case 0 | 1:
-                await table.set(hash_key, sort_keys[0], value, ttl=ttl, timeout=CALL_S)
-            case 2:
-                await table.delete(hash_key, sort_keys[0], timeout=CALL_S)
-            case 3:
-                rows = dict.fromkeys(sort_keys, value)
-                await table.multi_set(hash_key, rows, ttl=ttl, timeout=CALL_S)
-            case 4:
-                await table.multi_delete(hash_key, sort_keys, timeout=CALL_S)
-            case 5:
-                await table.incr(hash_key, b"counter", timeout=CALL_S)
-            case _:
-                await table.batch_set(
-                    [(hash_key, sort_key, value) for sort_key in sort_keys], timeout=CALL_S
-                )
 
     # The end.
 
@@ -359,8 +460,15 @@ class _Play:
                 cluster.start()
 
     async def _settle(self) -> None:
-        """Everything is well: both must become equal, soon and without help."""
+        """Everything is well: both must become equal, soon and without help.
+
+        Of operators it needs only that what they paused they start again, and a new copy where
+        a source without syncs lost of its log what its tables have.
+        """
         pairs = [(self.a, self.b)] + ([(self.b, self.a)] if self.story.two_way else [])
+        if self.story.operators:
+            for source, target in pairs:
+                await self._start_again(source, target)
         for source, target in pairs:
             await self._in_log(source, target)
         clients = [await cluster.connected() for cluster in (self.a, self.b)]
@@ -374,14 +482,38 @@ class _Play:
         await self.world.sleep_ms(400_000)
         here, there = [await rows_of(await client.table(TABLE, timeout=60.0)) for client in clients]
         self.run.compared += len(here)
+        for writer in (one for writers in self.writers.values() for one in writers):
+            for where, rows in (("alpha", here), ("beta", there)):
+                writer.check(where, rows)
+            self.run.acknowledged += writer.acknowledged
+            self.run.unknown += writer.unknown
+            self.run.checked += writer.checked
         for key in sorted({*here, *there}):
             if here.get(key) != there.get(key):
                 self.run.wrong.append(f"{key}: alpha {here.get(key)}, beta {there.get(key)}")
         for client in clients:
             await client.close()
 
+    async def _start_again(self, source: Cluster, target: Cluster) -> None:
+        async def attempt() -> None:
+            client = await source.connected()
+            try:
+                [found] = await client.admin.query_duplication(TABLE)
+                broken = bool(found.failure) and self._may_need_copy(source)
+                await client.admin.start_duplication(TABLE, target.name, copy=broken)
+            finally:
+                await client.close()
+
+        await self._persist(attempt)
+
+    def _may_need_copy(self, source: Cluster) -> bool:
+        """Whether it lost of its log what its tables have."""
+        return any(writer.may_have_lost for writer in self.writers[source.name])
+
     async def _in_log(self, source: Cluster, target: Cluster) -> None:
-        end_ms = self.world.now_ms + int(HEALED_WITHIN_S * 1_000)
+        # A copy that takes its time, between disks that do.
+        within_s = HEALED_WITHIN_S * (4 if self.story.slow_copy else 1)
+        end_ms = self.world.now_ms + int(within_s * 1_000)
         client = await source.connected()
         while True:
             try:
@@ -395,6 +527,8 @@ class _Play:
                 self.run.wrong.append(f"{len(mine)} entries for one cluster")
             if mine and _is_log(mine[0].status):
                 break
+            if mine and mine[0].failure and self._may_need_copy(source):
+                await self._start_again(source, target)
             if self.world.now_ms > end_ms:
                 self.run.wrong.append(f"{source.name} is stuck: {mine}")
                 break

@@ -1,0 +1,31 @@
+"""What a run of a duplication needs of the service around it."""
+
+import asyncio
+from random import Random
+from typing import Protocol
+
+from pegaskv.codec.messages_duplication import ProgressReport
+from pegaskv.duplication.options import DuplicationOptions
+from pegaskv.runtime.clock import Clock
+
+__all__ = ["RunContext"]
+
+
+class RunContext(Protocol):
+    """One for all runs of a server."""
+
+    clock: Clock
+    random: Random
+    options: DuplicationOptions
+
+    def report(self, report: ProgressReport) -> "asyncio.Future[None]":
+        """Store progress at the meta server; the future ends when it is stored, or raises."""
+        ...
+
+    async def throttle(self, size: int) -> None:
+        """Wait until so many bytes of a copy may be sent."""
+        ...
+
+    def log_is_held_too_long(self) -> str:
+        """Why the log that this server holds for its duplications is too much; "" if it is not."""
+        ...

@@ -1,0 +1,81 @@
+"""A remote cluster that is slow is asked less, and more again when it answers in time."""
+
+import asyncio
+from random import Random
+
+from pegaskv.client.connection import TIMED_OUT, Lost
+from pegaskv.duplication.remote import RemoteCluster
+from pegaskv.net.asyncio_network import AsyncioNetwork
+from pegaskv.runtime.clock import SystemClock
+from pegaskv.runtime.tasks import TaskScope
+
+LATE = Lost(1, TIMED_OUT, True, "too late")
+ANSWER = [1, 0]
+
+
+def _remote(scope: TaskScope) -> RemoteCluster:
+    return RemoteCluster(
+        "127.0.0.1:1",
+        network=AsyncioNetwork(),
+        clock=SystemClock(),
+        random=Random(1),
+        scope=scope,
+        timeout_ms=3_000,
+        window_bytes=1_000,
+    )
+
+
+class Senders:
+    """So many requests as there is room for."""
+
+    def __init__(self, remote: RemoteCluster, scope: TaskScope, count: int) -> None:
+        self.remote = remote
+        self.under_way = 0
+        for _ in range(count):
+            scope.start("request", self._send())
+
+    async def _send(self) -> None:
+        await self.remote.take_room(1)
+        self.under_way += 1
+
+    async def end(self, reply: object, count: int = 1) -> None:
+        for _ in range(count):
+            self.remote.give_room(1, reply)
+            self.under_way -= 1
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+async def test_after_a_time_out_one_request_is_under_way_and_then_more_round_by_round() -> None:
+    async with TaskScope("test") as scope:
+        senders = Senders(_remote(scope), scope, 64)
+        await asyncio.sleep(0)
+        assert senders.under_way == 64
+        await senders.end(LATE, 32)
+        waiting = Senders(senders.remote, scope, 400)
+        await asyncio.sleep(0)
+        assert waiting.under_way == 0
+        await senders.end(LATE, 31)
+        await senders.end(LATE)
+        assert waiting.under_way == 1
+        rounds = []
+        for _ in range(7):
+            await waiting.end(ANSWER, waiting.under_way)
+            rounds.append(waiting.under_way)
+        # Twice as many up to half of what was too much, then one more.
+        assert rounds == [2, 4, 8, 16, 32, 33, 34]
+        while waiting.under_way:
+            await waiting.end(ANSWER, waiting.under_way)
+
+
+async def test_bytes_under_way_are_bounded_and_what_was_never_sent_says_nothing() -> None:
+    async with TaskScope("test") as scope:
+        remote = _remote(scope)
+        await remote.take_room(1_000)
+        waiting = Senders(remote, scope, 2)
+        await asyncio.sleep(0)
+        assert waiting.under_way == 0
+        remote.give_room(1_000)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert waiting.under_way == 2

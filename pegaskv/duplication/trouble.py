@@ -76,9 +76,9 @@ class Trouble:
         """Return what is shown; empty when all is well."""
         failure, since_us, next_us = self.failure, self._since_us, self._next_us
         attempts = self.attempts
+        now_us = self._clock.wall_us()
         waited_ms = self._clock.monotonic_ms() - self._asked_ms if self._asked_ms else 0
         if waited_ms > _LATE_MS:
-            now_us = self._clock.wall_us()
             text = f"{remote_cluster} has not answered for {waited_ms / 1_000:.1f} s"
             failure = Failure(UNREACHABLE, text)
             since_us = since_us or now_us - waited_ms * 1_000
@@ -86,6 +86,9 @@ class Trouble:
             attempts += 1
         if failure is None:
             return {}
+        if next_us:
+            # One that is due is under way.
+            next_us = max(next_us, now_us)
         return {
             "error": failure.text,
             "last_error": failure.text,

@@ -32,7 +32,15 @@ FRESH_SECONDS: Final = 2.0
 FAILED_SECONDS: Final = 5.0
 
 # The envs that every server of this version knows, with the values that can be listed.
-ENVS: Final[Mapping[str, tuple[str, ...]]] = {"default_ttl": (), "durability": ("fsync", "os")}
+ENVS: Final[Mapping[str, tuple[str, ...]]] = {
+    "default_ttl": (),
+    "durability": ("fsync", "os"),
+    "replica.write_throttling": (),
+    "replica.write_throttling_by_size": (),
+    "replica.read_throttling": (),
+    "replica.read_throttling_by_size": (),
+    "replica.slow_query_threshold": (),
+}
 
 
 class Candidate(NamedTuple):

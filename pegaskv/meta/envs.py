@@ -10,8 +10,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from pegaskv.base.errors import InvalidArgument
-from pegaskv.base.limits import ENV_COUNT_MAX, ENV_VALUE_BYTES_MAX, TTL_SECONDS_MAX
+from pegaskv.base.limits import (
+    ENV_COUNT_MAX,
+    ENV_VALUE_BYTES_MAX,
+    TIMEOUT_MS_MAX,
+    TTL_SECONDS_MAX,
+)
 from pegaskv.base.options import nearest
+from pegaskv.base.throttling import (
+    READ_THROTTLING,
+    READ_THROTTLING_BY_SIZE,
+    SLOW_QUERY_MS_DEFAULT,
+    SLOW_QUERY_MS_MIN,
+    SLOW_QUERY_THRESHOLD,
+    WRITE_THROTTLING,
+    WRITE_THROTTLING_BY_SIZE,
+    ThrottlingError,
+    parse_read_size,
+    parse_throttling,
+)
 from pegaskv.base.types import Durability
 
 __all__ = ["ENVS", "Env", "check_deleted", "checked", "cleared", "merged", "warnings"]
@@ -29,17 +46,38 @@ class Env:
     read: Callable[[str], str]
 
 
-def _seconds(text: str) -> str:
+def _number(text: str, least: int, most: int) -> str:
     # `int` alone would take " 1_0 " and digits of other scripts.
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         raise ValueError
-    if int(text) > TTL_SECONDS_MAX:
+    if not least <= int(text) <= most:
         raise ValueError
     return str(int(text))
 
 
+def _seconds(text: str) -> str:
+    return _number(text, 0, TTL_SECONDS_MAX)
+
+
+def _slow_ms(text: str) -> str:
+    return _number(text, SLOW_QUERY_MS_MIN, TIMEOUT_MS_MAX)
+
+
 def _durability(text: str) -> str:
     return Durability(text).value
+
+
+def _throttling(text: str) -> str:
+    parse_throttling(text)
+    return text
+
+
+def _read_size(text: str) -> str:
+    parse_read_size(text)
+    return text
+
+
+_THROTTLING: Final = "N*delay*MS, N*reject*MS or both with a comma, N with K or M or without"
 
 
 _ALL: Final = (
@@ -59,6 +97,46 @@ _ALL: Final = (
         "fsync or os",
         "fsync",
         _durability,
+    ),
+    Env(
+        WRITE_THROTTLING,
+        "throttling",
+        "how many writes of a second are taken at once, and what happens to more",
+        _THROTTLING,
+        "20000*delay*100,30000*reject*200",
+        _throttling,
+    ),
+    Env(
+        WRITE_THROTTLING_BY_SIZE,
+        "throttling",
+        "the same, counted in bytes of keys and values",
+        _THROTTLING,
+        "20M*delay*100,30M*reject*200",
+        _throttling,
+    ),
+    Env(
+        READ_THROTTLING,
+        "throttling",
+        "how many reads of a second are answered at once, and what happens to more",
+        _THROTTLING,
+        "20000*delay*100,30000*reject*200",
+        _throttling,
+    ),
+    Env(
+        READ_THROTTLING_BY_SIZE,
+        "throttling",
+        "how many bytes of a second are read before more reads are refused",
+        "N or N*reject*MS, N with K or M or without (a delay part does nothing)",
+        "20M",
+        _read_size,
+    ),
+    Env(
+        SLOW_QUERY_THRESHOLD,
+        "milliseconds",
+        f"from when on a request is logged as slow; {SLOW_QUERY_MS_DEFAULT} where it is not set",
+        f"a whole number from {SLOW_QUERY_MS_MIN} to {TIMEOUT_MS_MAX}",
+        str(SLOW_QUERY_MS_DEFAULT),
+        _slow_ms,
     ),
 )
 
@@ -83,9 +161,10 @@ def checked(envs: Mapping[str, str]) -> dict[str, str]:
             )
         try:
             found[name] = env.read(value)
-        except ValueError:
+        except ValueError as error:
+            why = f"{error}; " if isinstance(error, ThrottlingError) else ""
             raise InvalidArgument(
-                f"env `{name}` cannot be {value[:80]!r}: it is {env.values}",
+                f"env `{name}` cannot be {value[:80]!r}: {why}it is {env.values}",
                 hint=f"for example {name}={env.sample}",
             ) from None
     return found
@@ -115,12 +194,19 @@ def cleared(old: Mapping[str, str], prefix: str | None) -> dict[str, str]:
 
 def warnings(envs: Mapping[str, str], replica_count: int) -> list[str]:
     """Return what the operator should know about a table with these envs."""
+    found = []
     if envs.get("durability") == Durability.OS.value and replica_count == 1:
-        return [
+        found.append(
             "durability=os at replica count 1: acknowledged writes of the last moments "
             "can be lost when the machine loses power (not when the server is killed)"
-        ]
-    return []
+        )
+    by_size = envs.get(READ_THROTTLING_BY_SIZE, "")
+    if "delay" in by_size:
+        found.append(
+            f"{READ_THROTTLING_BY_SIZE} only refuses: its delay part does nothing"
+            + ("" if "reject" in by_size else ", so no read is throttled by size")
+        )
+    return found
 
 
 def _unknown(name: str) -> InvalidArgument:

@@ -22,8 +22,8 @@ class RunContext(Protocol):
         """Store progress at the meta server; the future ends when it is stored, or raises."""
         ...
 
-    async def throttle(self, size: int) -> None:
-        """Wait until so many bytes of a copy may be sent."""
+    async def throttle(self, size: int, sent: int) -> None:
+        """Wait until so many bytes may be sent, of a copy that has sent `sent` before."""
         ...
 
     def log_is_held_too_long(self) -> str:

@@ -27,8 +27,16 @@ from pegaskv.base.errors import (
 __all__ = ["UNREACHABLE", "Failure", "Foreign", "failure_of", "retry_ms"]
 
 UNREACHABLE: Final = "unreachable"
-_UNREACHABLE_MS_MAX: Final = 2_000
-_CLOCK_MS: Final = 5_000
+_CLOCK_MS: Final = 3_000
+# What may end by itself or at the target, where nobody tells us: looked at often enough
+# that the duplication goes on within seconds.
+_SOON_MS_MAX: Final = {
+    UNREACHABLE: 2_000,
+    "foreign": 3_000,
+    "target_gone": 3_000,
+    "busy": 3_000,
+    "target_full": 3_000,
+}
 
 
 class Foreign(PegasKVError):
@@ -80,6 +88,4 @@ def retry_ms(failure: Failure, attempts: int, *, least: int, most: int) -> int:
     if failure.error_class == "clock":
         return _CLOCK_MS
     ceiling = min(most, least << min(attempts, 16))
-    if failure.error_class == UNREACHABLE:
-        return min(ceiling, _UNREACHABLE_MS_MAX)
-    return ceiling
+    return min(ceiling, _SOON_MS_MAX.get(failure.error_class, ceiling))

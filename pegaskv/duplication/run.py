@@ -244,12 +244,15 @@ class PartitionRun:
         pages: deque[tuple[CopyPage, list[asyncio.Future[list[Any]]]]] = deque()
         key: bytes | None = self._copied_key
         reported_ms = self._clock.monotonic_ms()
+        sent = 0
         try:
             while key is not None or pages:
                 self._go_on()
                 if key is not None and len(pages) < _PAGES_IN_FLIGHT_MAX:
                     page = await self.source.read_rows(key, _PAGE_ROWS, self._options.batch_bytes)
-                    await self._context.throttle(sum(map(len, page.rows)))
+                    size = sum(map(len, page.rows))
+                    await self._context.throttle(size, sent)
+                    sent += size
                     pages.append((page, await self._send_page(page, key, targets)))
                     key = page.next_key
                     if key is not None:

@@ -20,6 +20,7 @@ from pegaskv.codec.messages_duplication import DuplicationOrder, PartitionProgre
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.duplication.doors import MetaDoor, SourcePartition, SourceReplicas
 from pegaskv.duplication.options import DuplicationOptions
+from pegaskv.duplication.pacing import CopyPace
 from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
 from pegaskv.duplication.run import PartitionRun
 from pegaskv.runtime.clock import Clock
@@ -69,8 +70,7 @@ class DuplicationService:
         self._reports: dict[tuple[Gpid, bytes], ProgressReport] = {}
         self._reporting: list[asyncio.Future[None]] = []
         self._reporter: asyncio.Task[None] | None = None
-        # When the next bytes of a copy may go, by the rate.
-        self._copy_free_at_ms = 0
+        self._pace = CopyPace(clock, options.copy_bytes_per_second)
 
     # --- Orders --------------------------------------------------------------------------
 
@@ -159,16 +159,9 @@ class DuplicationService:
                     if not future.done():
                         future.set_result(None)
 
-    async def throttle(self, size: int) -> None:
-        """Wait until so many bytes of a copy may be sent, by `copy_bytes_per_second`."""
-        rate = self.options.copy_bytes_per_second
-        if not rate:
-            return
-        now_ms = self.clock.monotonic_ms()
-        begins_ms = max(self._copy_free_at_ms, now_ms)
-        self._copy_free_at_ms = begins_ms + size * 1_000 // rate
-        if begins_ms > now_ms:
-            await self.clock.sleep_ms(begins_ms - now_ms)
+    async def throttle(self, size: int, sent: int) -> None:
+        """Wait until so many bytes may be sent, of a copy that has sent `sent` before."""
+        await self._pace.wait(size, sent)
 
     def log_is_held_too_long(self) -> str:
         """Why the log that is held for all duplications is too much; "" when it is not."""

@@ -69,12 +69,14 @@ class Call:
 class Route:
     """A partition table with the nodes in place of addresses."""
 
-    __slots__ = ("mask", "nodes", "partitions", "table_id")
+    __slots__ = ("early", "mask", "nodes", "partitions", "table_id")
 
     def __init__(self, partitions: PartitionTable, pool: NodePool) -> None:
         self.partitions = partitions
         self.table_id = partitions.table_id
         self.mask = len(partitions.primaries) - 1
+        # Writes that wait for the disk go together: in two parts they would take turns at it.
+        self.early = not partitions.synced
         self.nodes: list[Node | NoNode] = [
             NO_NODE if address is None else pool.node(address) for address in partitions.primaries
         ]
@@ -163,6 +165,7 @@ class Calls:
                 *call.fields,
             ),
             call.weight if call.weight > HEAVY_BYTES else 0,
+            route.early or not call.is_write,
         )
 
     async def send(self, call: Call) -> list[Any]:

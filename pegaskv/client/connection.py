@@ -160,10 +160,13 @@ class Connection(asyncio.Protocol):
         self._requests_max = min(self._requests_max, requests_max)
         self._bytes_max = min(self._bytes_max, bytes_max)
 
-    def submit(self, fields: tuple[Any, ...], weight: int = 0) -> "asyncio.Future[Any] | None":
+    def submit(
+        self, fields: tuple[Any, ...], weight: int = 0, early: bool = True
+    ) -> "asyncio.Future[Any] | None":
         """Send `(operation, timeout_ms, ...)`; return the future of its reply.
 
-        `weight` is the size of a large request (above a few KiB) and 0 for others.
+        `weight` is the size of a large request (above a few KiB) and 0 for others. With
+        `early` it may leave before the turn of the loop ends, in the first of two parts.
         Returns None when the connection is closed.
         """
         if self.closed:
@@ -188,7 +191,7 @@ class Connection(asyncio.Protocol):
             self._timeouts[request_id] = fields[1]
         if not self._scheduled:
             self._schedule()
-        if len(self._out) >= self._early:
+        if early and len(self._out) >= self._early:
             self._early *= 2
             self._write_out()
         return future

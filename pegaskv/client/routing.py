@@ -26,6 +26,7 @@ from pegaskv.base.errors import (
 )
 from pegaskv.base.hashing import is_power_of_two
 from pegaskv.base.limits import PARTITION_COUNT_MAX
+from pegaskv.base.types import Durability
 
 __all__ = ["Advice", "PartitionTable", "advise", "outcome_unknown", "read_partition_table"]
 
@@ -75,6 +76,8 @@ class PartitionTable:
     table_id: int
     version: int
     primaries: tuple[str | None, ...]
+    # Whether writes wait for the disk, as far as is known.
+    synced: bool = True
 
     def replaces(self, known: "PartitionTable | None") -> bool:
         """Whether to go by this one; an old answer of a lagging meta server is not taken."""
@@ -92,6 +95,7 @@ def read_partition_table(fields: list[Any], *, asked: str) -> PartitionTable:
     """
     try:
         table_id, count, version, partitions = fields[:4]
+        durability = fields[4] if len(fields) > 4 else Durability.FSYNC.value
         if type(table_id) is not int or type(count) is not int or type(version) is not int:
             raise WireError("ids, counts and versions are whole numbers")
         if not is_power_of_two(count) or count > PARTITION_COUNT_MAX:
@@ -107,4 +111,5 @@ def read_partition_table(fields: list[Any], *, asked: str) -> PartitionTable:
             primaries[index] = asked if primary == "" else primary
     except (TypeError, ValueError) as error:
         raise WireError(str(error)) from None
-    return PartitionTable(table_id, version, tuple(primaries))
+    synced = durability != Durability.OS.value
+    return PartitionTable(table_id, version, tuple(primaries), synced)

@@ -160,7 +160,9 @@ class Table:
                         sort_key,
                         value,
                         ttl,
-                    )
+                    ),
+                    0,
+                    route.early,
                 )
                 if future is not None:
                     started_ms = connection.now_ms

@@ -176,7 +176,7 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.QUERY_CONFIG: OperationSpec(
         "table name or id",
         "table id, partition count, configuration version, "
-        "[[index, ballot, primary address or nil, [secondary address, ...]], ...]",
+        "[[index, ballot, primary address or nil, [secondary address, ...]], ...], durability",
     ),
     Operation.CREATE_TABLE: OperationSpec(
         "name, partition count, replica count (each 0 = server's default), {env: value}, "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pegaskv.base.metrics import Metric
-from pegaskv.base.types import Gpid, TableStatus
+from pegaskv.base.types import Durability, Gpid, TableStatus
 from pegaskv.codec.messages_meta import table_to_wire
 from pegaskv.meta import tables
 from pegaskv.meta.cluster import Cluster, PartitionRecord, TableRecord
@@ -51,7 +51,8 @@ def query_config(machine: MetaMachine, name: str | int) -> tuple[Any, ...]:
         ]
         for index, one in _partitions(machine.cluster, table)
     ]
-    return (table.table_id, table.partition_count, table.version, partitions)
+    durability = table.envs.get("durability", Durability.FSYNC.value)
+    return (table.table_id, table.partition_count, table.version, partitions, durability)
 
 
 def table_info(

@@ -32,7 +32,10 @@ def test_a_table_can_be_used_when_its_creation_is_answered() -> None:
         assert table["status"] == "available"
         assert table["envs"] == {"durability": "os"}
         assert len(process.node.server.open) == 4
-        table_id, count, version, partitions = await client.ask(Operation.QUERY_CONFIG, "users")
+        table_id, count, version, partitions, durability = await client.ask(
+            Operation.QUERY_CONFIG, "users"
+        )
+        assert durability == "os"
         assert (table_id, count, version) == (table["table_id"], 4, table["version"])
         assert partitions == [[index, 1, "127.0.0.1:34801", []] for index in range(4)]
         table, created, warnings = await client.ask(

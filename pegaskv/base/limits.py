@@ -33,6 +33,7 @@ __all__ = [
     "PROCESS_BYTES_IN_FLIGHT_MAX",
     "REPLICA_COUNT_MAX",
     "REPLY_FLUSH_BYTES",
+    "REQUEST_VALUES_MAX",
     "SERVER_FRAME_BYTES_MAX",
     "SORT_KEY_BYTES_MAX",
     "TABLE_NAME_BYTES_MAX",
@@ -50,8 +51,10 @@ FRAME_MESSAGES_MAX: Final = 1_024
 # take a gigabyte once decoded; a frame that is short cannot do much, and is not counted.
 FRAME_VALUES_MAX: Final = 1024 * 1024
 FRAME_UNCOUNTED_BYTES_MAX: Final = 64 * 1024
+# The same in a frame of requests: a server that decodes one serves nobody else meanwhile.
+REQUEST_VALUES_MAX: Final = 256 * 1024
 # A sender puts several messages into one frame up to this size: then the count never bites.
-FRAME_SHARED_BYTES_MAX: Final = 1024 * 1024
+FRAME_SHARED_BYTES_MAX: Final = 256 * 1024
 
 # Rows. A hash key of 65 535 bytes would collide with the reserved keys.
 HASH_KEY_BYTES_MAX: Final = 65_534
@@ -98,8 +101,8 @@ assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_
 assert PAGE_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert CLIENT_FRAME_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
 # Each value takes a byte at least; and a frame of one full page or operation passes the count.
-assert FRAME_SHARED_BYTES_MAX <= FRAME_VALUES_MAX
-assert 4 * max(PAGE_ROWS_MAX, BATCH_ROWS_MAX, OPERATION_ROWS_MAX) < FRAME_VALUES_MAX
+assert FRAME_SHARED_BYTES_MAX <= REQUEST_VALUES_MAX <= FRAME_VALUES_MAX
+assert 5 * max(PAGE_ROWS_MAX, BATCH_ROWS_MAX, OPERATION_ROWS_MAX) < REQUEST_VALUES_MAX
 assert BEFORE_HELLO_BYTES_MAX < FRAME_UNCOUNTED_BYTES_MAX < CLIENT_FRAME_BYTES_MAX
 assert CLIENT_FRAME_BYTES_MAX <= CONNECTION_BYTES_IN_FLIGHT_MAX <= PROCESS_BYTES_IN_FLIGHT_MAX
 assert REPLY_FLUSH_BYTES < CONNECTION_OUTPUT_PAUSE_BYTES < CONNECTION_OUTPUT_BYTES_MAX

@@ -15,7 +15,7 @@ from typing import Any, Final
 from google_crc32c import value as crc32c
 
 from pegaskv.base.errors import WireError
-from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX
+from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX, FRAME_VALUES_MAX
 from pegaskv.codec.packing import pack, unpack
 
 __all__ = ["HEADER_BYTES", "FrameSplitter", "encode_frame"]
@@ -40,12 +40,24 @@ class FrameSplitter:
     accepted; it holds for every header that is read afterwards. What is kept never
     exceeds one frame of that size and the last chunk, and each byte is copied a
     fixed number of times however small the chunks are.
+
+    One call decodes no more frames once it has decoded `call_bytes_max`; then `more` is
+    true, and a call with no bytes goes on.
     """
 
-    __slots__ = ("_held", "_needed", "frame_bytes_max")
+    __slots__ = ("_call_bytes_max", "_held", "_needed", "_values_max", "frame_bytes_max", "more")
 
-    def __init__(self, frame_bytes_max: int = CLIENT_FRAME_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        frame_bytes_max: int = CLIENT_FRAME_BYTES_MAX,
+        *,
+        call_bytes_max: int = 1 << 62,
+        values_max: int = FRAME_VALUES_MAX,
+    ) -> None:
         self.frame_bytes_max = frame_bytes_max
+        self.more = False
+        self._call_bytes_max = call_bytes_max
+        self._values_max = values_max
         # The beginning of a frame, and how long it must grow before it is worth a look.
         self._held = bytearray()
         self._needed = HEADER_BYTES
@@ -70,6 +82,7 @@ class FrameSplitter:
                 return frames
             data = bytes(self._held)
             self._held.clear()
+        self.more = False
         position = 0
         end = len(data)
         needed = HEADER_BYTES
@@ -84,11 +97,14 @@ class FrameSplitter:
             body = data[position + HEADER_BYTES : body_end]
             if crc32c(body) != checksum:
                 raise WireError("the frame's checksum does not match its body")
-            messages = unpack(body)
+            messages = unpack(body, values_max=self._values_max)
             if type(messages) is not list or not 0 < len(messages) <= FRAME_MESSAGES_MAX:
                 raise WireError(f"a frame is an array of 1 to {FRAME_MESSAGES_MAX} messages")
             frames.append(messages)
             position = body_end
+            if position >= self._call_bytes_max and position < end:
+                self.more = True
+                break
         if position < end:
             self._held += data[position:]
             self._needed = needed

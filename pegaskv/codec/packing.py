@@ -47,7 +47,11 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(
-    body: bytes, *, array_length_max: int = _ARRAY_LENGTH_MAX, map_length_max: int = _MAP_LENGTH_MAX
+    body: bytes,
+    *,
+    array_length_max: int = _ARRAY_LENGTH_MAX,
+    map_length_max: int = _MAP_LENGTH_MAX,
+    values_max: int = FRAME_VALUES_MAX,
 ) -> Any:
     """Return the value in `body`; time and memory are bounded by its length and the limits.
 
@@ -60,7 +64,7 @@ def unpack(
     hook = None
     if size > FRAME_UNCOUNTED_BYTES_MAX:
         # The library bounds each container and not their number: we count.
-        hook = _counting_hook(FRAME_VALUES_MAX)
+        hook = _counting_hook(values_max)
     elif size > _SURELY_HARMLESS_BYTES and _claims_much(body):
         decode = fallback.unpackb
     try:

@@ -23,6 +23,7 @@ from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.net.hello import ServerIdentity
 from pegaskv.net.options import AcceptorOptions
+from pegaskv.net.turns import Turns
 from pegaskv.runtime.clock import Clock
 
 __all__ = ["Acceptor"]
@@ -60,6 +61,8 @@ class Acceptor:
         self.options = options or AcceptorOptions()
         self.bytes_in_flight = 0
         self.handler_failures = 0
+        # Who has more to handle than one turn of the loop takes.
+        self.turns = Turns()
         self._memory_failures = 0
         # Time as of the last sweep: near enough for time limits of seconds, and free.
         self.now_ms = clock.monotonic_ms()

@@ -21,6 +21,7 @@ nothing) are kept by the acceptor, which looks at watched connections now and th
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pegaskv.base.errors import (
@@ -29,7 +30,6 @@ from pegaskv.base.errors import (
     InvalidArgument,
     NotReady,
     RequestError,
-    UnknownOperation,
     WireError,
 )
 from pegaskv.base.limits import (
@@ -41,10 +41,19 @@ from pegaskv.base.limits import (
     CONNECTION_REQUESTS_IN_FLIGHT_MAX,
     FRAME_MESSAGES_MAX,
     REPLY_FLUSH_BYTES,
+    REQUEST_VALUES_MAX,
 )
 from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.hello import answer_hello
+from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, explain_shape, has_id
+from pegaskv.net.turns import (
+    DECODED_BYTES_MAX,
+    FULL_READ_BYTES,
+    TURN_BYTES,
+    TURN_MESSAGES,
+    cut,
+)
 
 if TYPE_CHECKING:
     from pegaskv.net.acceptor import Acceptor
@@ -57,13 +66,6 @@ Handler: TypeAlias = Callable[["ServerConnection", list[Any]], None]
 
 # The request id of an error that concerns the connection as a whole, sent before it is closed.
 CONNECTION_ID: Final = 0
-_REQUEST_ID_MAX: Final = 0xFFFFFFFF
-
-_HTTP_METHODS: Final = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"DELETE ")
-_HTTP_ANSWER: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
-    b"This port speaks the protocol of pegaskv. HTTP has a port of its own (--http).\n"
-)
 
 # Why reading is paused; it goes on when no reason is left.
 _IN_FLIGHT: Final = 1
@@ -74,9 +76,6 @@ _TURN: Final = 16
 # With one of these, frames that were read already wait too. When the process's account is
 # full they must not: handling them is what empties it.
 _HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
-# After so many bytes of replies it is the others' turn: a kernel takes megabytes of each at once,
-# and hundreds that ask for large rows would keep the rest waiting for seconds.
-_TURN_BYTES: Final = 256 * 1024
 
 
 class ServerConnection(asyncio.Protocol):
@@ -135,7 +134,9 @@ class ServerConnection(asyncio.Protocol):
         self._acceptor = acceptor
         self._handlers = handlers
         self._greeted = False
-        self._splitter = FrameSplitter(BEFORE_HELLO_BYTES_MAX)
+        self._splitter = FrameSplitter(
+            BEFORE_HELLO_BYTES_MAX, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
+        )
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Frames that were read and wait until reading may go on.
@@ -256,6 +257,8 @@ class ServerConnection(asyncio.Protocol):
             self._charge(size, whole=bool(frames))
         if self.out:
             self.flush()
+        if (self._splitter.more or size >= FULL_READ_BYTES) and not self.closed:
+            self._end_turn()
 
     def pause_writing(self) -> None:
         """The peer does not read its replies: stop reading its requests."""
@@ -271,6 +274,11 @@ class ServerConnection(asyncio.Protocol):
     # Requests.
 
     def _handle(self, frames: list[list[Any]]) -> None:
+        if len(frames) != 1 or len(frames[0]) > TURN_MESSAGES:
+            frames, behind = cut(frames)
+            if behind:
+                self._backlog = behind + self._backlog
+                self._end_turn()
         handlers = self._handlers
         written = 0
         for number, messages in enumerate(frames, 1):
@@ -300,27 +308,30 @@ class ServerConnection(asyncio.Protocol):
                 if self.out_bytes > REPLY_FLUSH_BYTES:
                     written += self.out_bytes
                     self.flush()
-                    if written > _TURN_BYTES:
-                        self._pause(_TURN)
+                    if written > TURN_BYTES:
+                        self._end_turn()
                     if self._paused & _HOLDING or self.closed:
                         # The peer is slower than we are: the rest is for later.
                         left = list(rest)
                         self.requests -= len(left)
                         behind = [left, *frames[number:]] if left else frames[number:]
                         self._backlog = behind + self._backlog
-                        self.resume(_TURN)
                         return
+
+    def _end_turn(self) -> None:
+        self._pause(_TURN)
+        self._acceptor.turns.wait(self)
+
+    def take_turn(self) -> None:
+        """Go on after the end of a turn."""
+        self._paused &= ~_TURN
+        self._go_on()
 
     def _refuse(self, message: Any, error: Exception) -> None:
         """Answer a message that its handler did not take, or close if it has no id."""
         if self.closed:
             return
-        if (
-            type(message) is not list
-            or not message
-            or type(message[0]) is not int
-            or not 0 < message[0] <= _REQUEST_ID_MAX
-        ):
+        if not has_id(message):
             self._break(WireError("a message without a request id"))
             return
         if not isinstance(error, RequestError):
@@ -328,35 +339,20 @@ class ServerConnection(asyncio.Protocol):
         self.out.append(self.error(message[0], error))
 
     def _explain(self, message: list[Any], error: Exception) -> RequestError:
-        if len(message) < 3:
-            return InvalidArgument("a request is [id, operation, time limit, ...]")
-        operation = message[1]
-        if type(operation) is not int:
-            return InvalidArgument("an operation is a whole number")
-        if type(message[2]) is not int and type(message[2]) is not list:
-            return InvalidArgument("a time limit is a whole number of milliseconds")
-        if operation not in self._handlers:
-            return UnknownOperation(
-                f"unknown operation {operation}", hint="the client may be newer than the server"
-            )
+        wrong = explain_shape(message, self._handlers)
+        if wrong is not None:
+            return wrong
         if isinstance(error, MemoryError):
             self._acceptor.out_of_memory(self)
             return InternalError("the server has no memory for this request", hint="ask for less")
         self._acceptor.handler_failures += 1
-        _log.error("operation %d failed", operation, exc_info=error)
-        return InternalError(f"operation {operation} failed: {type(error).__name__}")
+        _log.error("operation %d failed", message[1], exc_info=error)
+        return InternalError(f"operation {message[1]} failed: {type(error).__name__}")
 
     def _greet(self, frames: list[list[Any]]) -> list[list[Any]]:
         """Take the first frame, which must be hello; return the frames after it."""
         message = frames[0][0]
-        if (
-            len(frames[0]) != 1
-            or type(message) is not list
-            or len(message) < 3
-            or type(message[0]) is not int
-            or not 0 < message[0] <= _REQUEST_ID_MAX
-            or message[1] != Operation.HELLO
-        ):
+        if len(frames[0]) != 1 or not has_id(message) or message[1:2] != [Operation.HELLO]:
             self._break(WireError("the first frame is not one hello"))
             return []
         try:
@@ -543,6 +539,8 @@ class ServerConnection(asyncio.Protocol):
             self._charge(0, whole=False)
             if self.out:
                 self.flush()
+        if self._splitter.more and not self._paused & _HOLDING:
+            self.data_received(b"")
         if not self._paused and not self._going_on and not self.closed:
             assert self._transport is not None
             self._transport.resume_reading()
@@ -555,6 +553,9 @@ class ServerConnection(asyncio.Protocol):
             return
         self._pause(_DRAIN)
         stopping = NotReady("the server is stopping", hint="try again when it is back")
+        with suppress(WireError, MemoryError):
+            while self._splitter.more:
+                self._backlog += self._splitter.feed(b"")
         for message in (message for frame in self._backlog for message in frame):
             self._refuse(message, stopping)
             if self.closed:
@@ -580,10 +581,9 @@ class ServerConnection(asyncio.Protocol):
 
     def _break(self, error: WireError, data: bytes = b"") -> None:
         """The peer does not speak our protocol, or breaks it."""
-        if not self._greeted and data.startswith(_HTTP_METHODS):
-            # A browser or curl shows this to whoever took the wrong port.
+        if not self._greeted and data.startswith(HTTP_METHODS):
             self._acceptor.count_broken(self, WireError("HTTP on the protocol's port"))
-            self._write(_HTTP_ANSWER)
+            self._write(HTTP_ANSWER)
             self.close()
             return
         self._acceptor.count_broken(self, error)

@@ -21,6 +21,7 @@ from pegaskv.base.limits import (
     FRAME_UNCOUNTED_BYTES_MAX,
     FRAME_VALUES_MAX,
     OPERATION_ROWS_MAX,
+    REQUEST_VALUES_MAX,
 )
 from pegaskv.codec.packing import pack, unpack
 
@@ -199,10 +200,10 @@ def test_as_many_values_as_the_limit_allows_pass() -> None:
 
 def test_no_frame_up_to_the_shared_size_meets_the_limit_of_values() -> None:
     # The most values that the bytes can hold: one byte each.
-    messages = [[None] * 1_000] * FRAME_MESSAGES_MAX
+    messages = [[None] * 250] * FRAME_MESSAGES_MAX
     body = pack(messages)
     assert FRAME_UNCOUNTED_BYTES_MAX < len(body) <= FRAME_SHARED_BYTES_MAX
-    assert unpack(body) == messages
+    assert unpack(body, values_max=REQUEST_VALUES_MAX) == messages
 
 
 @pytest.mark.parametrize("count", [250, 300, 700, 1_020, 5_000, 20_000])

@@ -12,6 +12,7 @@ from pegaskv.base.limits import (
 )
 from pegaskv.base.version import VERSION
 from pegaskv.codec.frames import HEADER_BYTES, encode_frame
+from pegaskv.net.turns import TURN_MESSAGES
 from tests.net.connection_support import (
     BROKEN,
     ECHO,
@@ -224,9 +225,47 @@ async def test_more_replies_than_a_frame_holds_leave_in_several() -> None:
     peer = server.greeted()
     total = FRAME_MESSAGES_MAX + 300
     peer.send([echo(number) for number in range(1, 1_001)], [echo(1) for _ in range(total - 1_000)])
+    for _ in range(total // TURN_MESSAGES):
+        await turn()
     frames = peer.frames()
     assert max(map(len, frames)) <= FRAME_MESSAGES_MAX
     assert sum(map(len, frames)) == total
+
+
+async def test_who_sends_without_end_is_handled_a_share_a_turn_and_others_between() -> None:
+    server = Server()
+    greedy = [server.greeted(f"10.0.0.{number}") for number in range(3)]
+    polite = server.greeted("10.0.1.1")
+    for number, peer in enumerate(greedy):
+        peer.send(*([echo(1_000 * number + each) for each in range(1, 1_000)] for _ in range(2)))
+        assert not peer.transport.reading
+    # What came first, of each; then one of them goes on in each turn.
+    shares = 0
+    while not all(peer.transport.reading for peer in greedy):
+        before = len(server.handled)
+        polite.send([echo(9_999)])
+        assert server.handled[-1] == 9_999
+        await turn()
+        shares += 1
+        assert len(server.handled) - before <= TURN_MESSAGES + 1
+    assert shares > 3 * 2_000 // TURN_MESSAGES - 3
+    for number, peer in enumerate(greedy):
+        ids = [reply[0] for reply in peer.replies()]
+        assert ids == [1_000 * number + each for each in range(1, 1_000)] * 2
+
+
+async def test_many_small_frames_are_decoded_a_share_a_turn() -> None:
+    server = Server()
+    peer = server.greeted()
+    value = bytes(10_000)
+    peer.send(*([echo(number, value)] for number in range(1, 101)))
+    assert 1 < len(server.handled) < 10
+    assert not peer.transport.reading
+    while not peer.transport.reading:
+        await turn()
+        server.acceptor.check()
+    assert server.handled == list(range(1, 101))
+    assert len(peer.replies()) == 100
 
 
 async def test_a_large_reply_does_not_hold_small_ones_back() -> None:

@@ -331,8 +331,12 @@ class PartitionRun:
                 if behind and not self._reporting:
                     self._report()
                 continue
-            waits = behind or wants or machine.batches_in_flight or self._is_behind(machine)
-            await self._woken(max(due_ms, 1) if waits else None)
+            if behind or wants:
+                await self._woken(max(due_ms, 1))
+            else:
+                # Answers wake it, and what may be shipped does.
+                waits = machine.batches_in_flight or self._is_behind(machine)
+                await self._woken(interval_ms if waits else None)
 
     def _is_behind(self, machine: LogMachine) -> bool:
         return machine.read < self.source.shippable_decree

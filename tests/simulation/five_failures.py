@@ -19,7 +19,7 @@ from tests.simulation.duplication_world import Cluster, rows_of
 from tests.simulation.network import NetworkOptions
 from tests.simulation.world import World, WorldOptions
 
-__all__ = ["SCENARIOS", "Scenario", "play"]
+__all__ = ["SCENARIOS", "Pair", "Scenario", "play"]
 
 Scenario = Callable[["Pair"], Awaitable[None]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tools.bench import client, duplication, memory, partitions, recovery, scan, server
+from tools.bench import client, duplication, memory, partitions, recovery, scan, server, steadiness
 from tools.bench.report import Report, show
 
 # In the order of the document.
@@ -18,6 +18,7 @@ BENCHES: Final[dict[str, Callable[[float, int], Report]]] = {
     "scan": scan.run,
     "duplication": duplication.run,
     "recovery": recovery.run,
+    "steadiness": steadiness.run,
     "partitions": partitions.run,
     "memory": memory.run,
 }

@@ -1,0 +1,279 @@
+"""Whether a server stays prompt while it works hard in the background.
+
+50 tasks each call every 20 ms, a read and a write of 100 bytes in turn; a call counts from the
+moment when it was due. So quiet is measured, and then each of these in the same table of 8
+partitions: 1-KB rows written as fast as another process can, for a minute; a log that switches
+its segments; a checkpoint of a partition of 1 GB; a full compaction of it; a sweep of 1 million
+expired rows. Peer is quiet, measured right before. A stop is the longest time in which not one
+of the 50 tasks was answered; the last rows say how late the measuring process itself was, since
+it shares the processors.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pegaskv
+from pegaskv.runtime.tasks import TaskScope
+from tools.bench import flood
+from tools.bench.loading import VALUE, load, names
+from tools.bench.processes import Server, cpu_seconds, pegaskv_server
+from tools.bench.report import OURS, Report
+
+__all__ = ["QUIET", "run"]
+
+QUIET: Final = "quiet"
+TASKS: Final = 50
+CALL_EVERY_S: Final = 0.02
+PROBED: Final = names(b"probe", 10_000)
+# At the full run, for `seconds` of 1 and more; less below.
+FLOOD_S: Final = 60
+FLOOD_KEYS: Final = 1_000_000
+BIG_ROWS: Final = 1_000_000
+EXPIRING_ROWS: Final = 1_000_000
+# Segments of 16 MiB that are filled, and the rows a second that fill them.
+SEGMENTS: Final = 5
+SEGMENT_ROWS: Final = 16_000
+SEGMENT_RATE: Final = 8_000
+QUIET_S: Final = 10
+# Longer than it takes to write the rows that expire, and the pass that removes them.
+SWEEP_PATIENCE_S: Final = 600
+# The table with one large partition.
+BIG: Final = "big"
+CONFIG: Final = "[replica]\nexpiry_sweep_interval_ms = 1000\n"
+
+_Work = Callable[[], Awaitable[Any]]
+
+
+@dataclass
+class _Taken:
+    """What the 50 tasks met, in milliseconds."""
+
+    reads: list[float] = field(default_factory=list)
+    writes: list[float] = field(default_factory=list)
+    stop: float = 0.0
+    own: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "p50": _rank(self.reads + self.writes, 0.5),
+            "p99 of reads": _rank(self.reads, 0.99),
+            "p99 of writes": _rank(self.writes, 0.99),
+            "longest call": max(self.reads + self.writes),
+            "longest stop": self.stop,
+            "lateness of the bench itself": self.own,
+        }
+
+
+def _rank(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+async def _probe(table: pegaskv.Table, work: _Work) -> _Taken:
+    """Call while `work` is under way."""
+    taken = _Taken()
+    clock = time.perf_counter
+    stop = False
+    last = clock()
+
+    async def call(task: int) -> None:
+        nonlocal last
+        due = clock() + CALL_EVERY_S * task / TASKS
+        number = task
+        while not stop:
+            await asyncio.sleep(due - clock())
+            name = PROBED[number * 7_919 % len(PROBED)]
+            if number % 2:
+                await table.get(name, b"s")
+            else:
+                await table.set(name, b"s", VALUE)
+            now = clock()
+            (taken.reads if number % 2 else taken.writes).append((now - due) * 1_000)
+            taken.stop = max(taken.stop, (now - last) * 1_000)
+            last = now
+            number += 1
+            due += CALL_EVERY_S
+
+    async def watch_itself() -> None:
+        while not stop:
+            due = clock() + 0.001
+            await asyncio.sleep(0.001)
+            taken.own = max(taken.own, (clock() - due) * 1_000)
+
+    async with TaskScope("probe") as scope:
+        for task in range(TASKS):
+            scope.start("call", call(task))
+        scope.start("watch", watch_itself())
+        # The first calls of a connection are not what is measured.
+        await asyncio.sleep(0.2)
+        taken.reads.clear()
+        taken.writes.clear()
+        taken.stop = taken.own = 0.0
+        last = clock()
+        await work()
+        stop = True
+    return taken
+
+
+class _Bench:
+    def __init__(
+        self, server: Server, client: pegaskv.Client, seconds: float, report: Report
+    ) -> None:
+        self._server = server
+        self._client = client
+        self._share = min(1.0, seconds)
+        self._report = report
+        self._taken: dict[str, list[tuple[_Taken, _Taken]]] = {}
+
+    async def table(self, name: str, partitions: int) -> pegaskv.Table:
+        await self._client.admin.create_table(name, partitions, envs={"durability": "os"})
+        return await self._client.table(name)
+
+    async def compare(self, phase: str, probed: pegaskv.Table, work: _Work) -> None:
+        """Measure quiet, then `work`."""
+        await self.calm()
+        quiet = await _probe(probed, lambda: asyncio.sleep(QUIET_S * self._share))
+        loud = await _probe(probed, work)
+        self._taken.setdefault(phase, []).append((loud, quiet))
+
+    def show(self) -> None:
+        for phase, rounds in self._taken.items():
+            for figure in rounds[0][0].figures():
+                comparison = self._report.start(f"{phase}: {figure}", "ms")
+                for loud, quiet in rounds:
+                    comparison.add({OURS: loud.figures()[figure], QUIET: quiet.figures()[figure]})
+
+    async def calm(self) -> None:
+        """Wait until the server has nothing to do in the background."""
+        before = cpu_seconds(self._server.pid)
+        while True:
+            await asyncio.sleep(0.5)
+            after = cpu_seconds(self._server.pid)
+            if after - before < 0.05:
+                return
+            before = after
+
+    async def flood(self, table: str, prefix: str, rows: int, **how: Any) -> None:
+        """Let another process write; return when it has ended."""
+        process = await asyncio.create_subprocess_exec(
+            *flood.command(self._server.listen, table, prefix=prefix, rows=rows, **how),
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            said, _ = await process.communicate()
+            if process.returncode or int(said) < 1:
+                raise SystemExit("the process that writes rows has failed")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    # --- The phases ------------------------------------------------------------------------
+
+    async def writes(self, probed: pegaskv.Table, rounds: int) -> None:
+        seconds = FLOOD_S * self._share / rounds
+        rows = max(1_000, int(FLOOD_KEYS * self._share))
+        for _ in range(rounds):
+            await self.compare(
+                "rows at full speed",
+                probed,
+                lambda: self.flood(probed.name, "flood", rows, seconds=seconds),
+            )
+
+    async def segments(self, probed: pegaskv.Table) -> None:
+        count = max(1, round(SEGMENTS * self._share))
+        before = self._newest_segment()
+
+        async def fill() -> None:
+            while self._newest_segment() < before + count:
+                await self.flood(probed.name, "segment", SEGMENT_ROWS, seconds=1, rate=SEGMENT_RATE)
+
+        await self.compare(f"{count} segments of the log", probed, fill)
+
+    async def big(self) -> int:
+        """Make a table of one partition; return its rows."""
+        rows = max(1_000, int(BIG_ROWS * self._share))
+        await self.table(BIG, 1)
+        await self.flood(BIG, "row", rows)
+        return rows
+
+    async def checkpoint(self, probed: pegaskv.Table, rows: int) -> None:
+        """A checkpoint comes with every flush; 8 MiB of log bring a flush."""
+        before = await self._newest_checkpoint()
+
+        async def fill() -> None:
+            while await self._newest_checkpoint() == before:
+                await self.flood(BIG, "row", rows, seconds=1, rate=SEGMENT_RATE // 2)
+
+        await self.compare(f"a checkpoint of {rows / 1e6:g} GB", probed, fill)
+
+    async def sweep(self, probed: pegaskv.Table) -> None:
+        rows = max(1_000, int(EXPIRING_ROWS * self._share))
+        await self.table("expiring", 8)
+        # Only those of 100 bytes, so that they are written before they expire.
+        began = time.perf_counter()
+        ttl = 30 if self._share > 0.1 else 2
+        before = self._swept()
+        await self.flood("expiring", "row", rows, ttl=ttl, size=100)
+        left = began + ttl - time.perf_counter()
+
+        async def watch() -> None:
+            # The first of them have expired, whatever writing them took.
+            await asyncio.sleep(max(0.0, began + ttl - time.perf_counter()))
+            deadline = time.perf_counter() + SWEEP_PATIENCE_S
+            while self._swept() < before + rows:
+                if time.perf_counter() > deadline:
+                    raise SystemExit(f"{rows} rows were not swept in {SWEEP_PATIENCE_S} s")
+                await asyncio.sleep(0.2)
+
+        if left < 2 * QUIET_S * self._share:
+            self._report.note("Rows began to expire before quiet was measured.")
+        await self.compare(f"a sweep of {rows:,} rows", probed, watch)
+        await self._client.admin.drop_table("expiring", 0)
+
+    # --- What the server shows -------------------------------------------------------------
+
+    def _newest_segment(self) -> int:
+        log = self._server.directory / "data" / "log"
+        return max(int(path.stem) for path in log.glob("*.log"))
+
+    async def _newest_checkpoint(self) -> int:
+        details = await self._client.admin.table_info(BIG)
+        replicas = self._server.directory / "data" / "replicas"
+        checkpoints = replicas / f"{details.table.table_id}.0" / "checkpoint"
+        numbers = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+        return max(numbers, default=0)
+
+    def _swept(self) -> float:
+        return self._server.metrics()["pegaskv_rows_expired_total"]
+
+
+async def _measure(report: Report, seconds: float, rounds: int) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        server = stack.enter_context(pegaskv_server(http=True, config=CONFIG))
+        client = await stack.enter_async_context(pegaskv.connect(server.listen, timeout=60))
+        bench = _Bench(server, client, seconds, report)
+        probed = await bench.table("probed", 8)
+        await load(probed, PROBED)
+        await bench.writes(probed, rounds)
+        rows = await bench.big()
+        for _ in range(rounds):
+            await bench.segments(probed)
+            await bench.checkpoint(probed, rows)
+            await bench.sweep(probed)
+        bench.show()
+
+
+def run(seconds: float, rounds: int) -> Report:
+    """Measure; with `seconds` below 1 that share of the rows and of the minute."""
+    import uvloop
+
+    report = Report("steadiness", __doc__ or "")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_measure(report, seconds, rounds))
+    return report

@@ -128,7 +128,8 @@ class Standalone:
         server = self._config.server
         host, port = parse_address(server.listen, "--listen")
         work = {
-            name: self._worker(name) for name in ("log", "apply", "scan", "upkeep", "meta store")
+            name: self._worker(name)
+            for name in ("log", "segments", "apply", "scan", "upkeep", "meta store")
         }
         try:
             await self._open(work)
@@ -169,7 +170,11 @@ class Standalone:
             engine_factory=self._engine_factory,
             clock=self._clock,
             workers=Workers(
-                log=work["log"], apply=work["apply"], scan=work["scan"], upkeep=work["upkeep"]
+                log=work["log"],
+                segments=work["segments"],
+                apply=work["apply"],
+                scan=work["scan"],
+                upkeep=work["upkeep"],
             ),
             scope=self._replica_scope,
             cluster_id=config.cluster.id,

@@ -182,6 +182,7 @@ class Server:
         self.directory = DataDirectory.open(self.disk, DATA, random=Random(1))
         self.workers = Workers(
             log=life.worker("log"),
+            segments=life.worker("segments"),
             apply=life.worker("apply"),
             scan=life.worker("scan"),
             upkeep=life.worker("upkeep"),

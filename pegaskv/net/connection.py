@@ -45,15 +45,10 @@ from pegaskv.base.limits import (
 )
 from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
+from pegaskv.net.detour import Detour
 from pegaskv.net.hello import answer_hello
 from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, explain_shape, has_id
-from pegaskv.net.turns import (
-    DECODED_BYTES_MAX,
-    FULL_READ_BYTES,
-    TURN_BYTES,
-    TURN_MESSAGES,
-    cut,
-)
+from pegaskv.net.turns import DECODED_BYTES_MAX, FULL_READ_BYTES, TURN_BYTES, TURN_MESSAGES, cut
 
 if TYPE_CHECKING:
     from pegaskv.net.acceptor import Acceptor
@@ -302,7 +297,7 @@ class ServerConnection(asyncio.Protocol):
                         raise WireError("not a request")
                     handlers[message[1]](self, message)
                 except Exception as error:  # noqa: BLE001 - a stranger's message ends nothing
-                    self._refuse(message, error)
+                    self.refuse(message, error)
                     if self.closed:
                         return
                 if self.out_bytes > REPLY_FLUSH_BYTES:
@@ -327,10 +322,15 @@ class ServerConnection(asyncio.Protocol):
         self._paused &= ~_TURN
         self._go_on()
 
-    def _refuse(self, message: Any, error: Exception) -> None:
+    def refuse(self, message: Any, error: Exception) -> None:
         """Answer a message that its handler did not take, or close if it has no id."""
         if self.closed:
             return
+        if isinstance(error, Detour):
+            met = error.take(self, message)
+            if met is None:
+                return
+            error = met
         if not has_id(message):
             self._break(WireError("a message without a request id"))
             return
@@ -557,7 +557,7 @@ class ServerConnection(asyncio.Protocol):
             while self._splitter.more:
                 self._backlog += self._splitter.feed(b"")
         for message in (message for frame in self._backlog for message in frame):
-            self._refuse(message, stopping)
+            self.refuse(message, stopping)
             if self.closed:
                 return
         self._backlog.clear()

@@ -30,6 +30,7 @@ class Batch:
         "first_timestamp_us",
         "last_timestamp_us",
         "now",
+        "opened_ms",
         "operations",
         "overlay",
         "progress",
@@ -39,12 +40,14 @@ class Batch:
         "size",
     )
 
-    def __init__(self, first_timestamp_us: int, now: int) -> None:
+    def __init__(self, first_timestamp_us: int, now: int, opened_ms: int = 0) -> None:
         self.first_timestamp_us = first_timestamp_us
         # The timestamp of the last operation; while the batch is open, of the next one less 1.
         self.last_timestamp_us = first_timestamp_us - 1
         # Seconds since 2016 when the batch was opened: what its expiries count from.
         self.now = now
+        # What the clock that never jumps said then.
+        self.opened_ms = opened_ms
         self.operations: list[bytes] = []
         self.rows: list[bytes | None] = []
         self.overlay: dict[bytes, bytes | None] = {}

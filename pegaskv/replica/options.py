@@ -22,6 +22,10 @@ class ReplicaOptions:
     expiry_sweep_interval_ms: int = 300_000
     # Scans and range reads that wait for their thread; more are answered Busy.
     scans_waiting_max: int = 256
+    # Requests of throttled tables that wait their time; more are answered Busy.
+    throttled_requests_max: int = 10_000
+    # Lines about slow requests in ten seconds; all are counted.
+    slow_request_lines_max: int = 10
 
     def validate(self) -> None:
         """Refuse values that cannot work.
@@ -38,6 +42,8 @@ class ReplicaOptions:
             "flush_interval_ms",
             "expiry_sweep_interval_ms",
             "scans_waiting_max",
+            "throttled_requests_max",
+            "slow_request_lines_max",
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"[replica] {name}: must be at least 1")

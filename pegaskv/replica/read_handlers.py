@@ -27,6 +27,7 @@ from pegaskv.codec.keys import encode_key
 from pegaskv.codec.operations import Operation, RangeFlag, ScanFlag
 from pegaskv.codec.values import ROW_HEADER_BYTES, is_visible, row_expiry, seconds_since_epoch
 from pegaskv.net.connection import Handler, ServerConnection
+from pegaskv.net.detour import Detour
 from pegaskv.replica.fields import (
     check_filter,
     check_flags,
@@ -37,6 +38,7 @@ from pegaskv.replica.fields import (
 )
 from pegaskv.replica.reads import RangeRead, ScanRead, multi_get_keys, multi_get_range, scan
 from pegaskv.replica.replica import Replica
+from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Snapshot
@@ -63,6 +65,8 @@ class ReadHandlers:
         worker: Worker,
         scans_waiting_max: int,
         on_corruption: Callable[[Replica, BaseException], RequestError],
+        guarded: Handler,
+        slow: SlowRequests,
     ) -> None:
         self._replicas = replicas
         self._closed = closed
@@ -70,6 +74,8 @@ class ReadHandlers:
         self._worker = worker
         self._scans_waiting_max = scans_waiting_max
         self._on_corruption = on_corruption
+        self._guarded = guarded
+        self._slow = slow
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handler of each operation."""
@@ -95,8 +101,8 @@ class ReadHandlers:
             raise explain_target(message, 7, self._closed)
         if xxh3_64_intdigest(hash_key or sort_key) & replica.mask != index:
             raise WrongPartition(f"the row does not belong to partition {replica.gpid}")
-        if not replica.serving:
-            raise replica.refusal()
+        if not replica.unguarded:
+            raise Detour(self._guarded) if replica.serving else replica.refusal()
         replica.reads += 1
         try:
             row = replica.get(_pack_length(len(hash_key)) + hash_key + sort_key)
@@ -250,10 +256,12 @@ class ReadHandlers:
         request_id = message[0]
         clock = self._clock
         now = self._now()
-        give_up_at = clock.monotonic_ms() + _time_limit_ms(message[2])
+        came_ms = started = clock.monotonic_ms()
+        give_up_at = came_ms + _time_limit_ms(message[2])
         connection.defer()
 
         def work(snapshot: Snapshot) -> tuple[Any, Any, Any]:
+            nonlocal started
             try:
                 started = clock.monotonic_ms()
                 if connection.closed or started > give_up_at:
@@ -267,12 +275,21 @@ class ReadHandlers:
         def done(result: tuple[Any, Any, Any] | None, error: BaseException | None) -> None:
             if result is not None:
                 found = next(part for part in result if type(part) is list)
-                connection.out_bytes += sum(len(part) for part in found if type(part) is bytes)
+                size = sum(len(part) for part in found if type(part) is bytes)
+                connection.out_bytes += size
                 connection.finish((request_id, 0, *result))
+                if replica.read_gate is not None:
+                    replica.read_gate.charge(size)
             else:
                 assert error is not None
                 connection.finish(
                     connection.error(request_id, self._as_request_error(replica, error))
+                )
+            took_ms = clock.monotonic_ms() - came_ms
+            if took_ms >= replica.slow_ms:
+                waited_ms = started - came_ms
+                self._slow.on_read(
+                    replica, connection.address, message, took_ms, waited_ms=waited_ms
                 )
             connection.flush()
 
@@ -310,8 +327,8 @@ class ReadHandlers:
             raise explain_target(message, length, self._closed) from None
         if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
             raise explain_target(message, length, self._closed)
-        if not replica.serving:
-            raise replica.refusal()
+        if not replica.unguarded:
+            raise Detour(self._guarded) if replica.serving else replica.refusal()
         return replica, message[5:]
 
     @staticmethod

@@ -40,12 +40,14 @@ from pegaskv.net.connection import ServerConnection
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, Deactivated
+from pegaskv.replica.guards import Guarded
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_controls, mutation_rows
 from pegaskv.replica.shipping import Shipping
+from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
@@ -64,7 +66,7 @@ APPLYING_BYTES_MAX: Final = 8 * 1024 * 1024
 _MISSING: Final[Any] = object()
 
 
-class Replica:
+class Replica(Guarded):
     """A partition's replica; `read_only` says why it takes no writes until an operator acts.
 
     Invariants: `serving` implies that the machine serves and nothing closed the replica;
@@ -72,21 +74,11 @@ class Replica:
     """
 
     read_only = ""
-
-    reads = 0
-    writes = 0
-    scans = 0
-    rows_received = 0
-    rows_received_lost = 0
-    conflicts_overwritten = 0
-    rows_removed_by_copies = 0
-    tombstones_swept = 0
+    available = True
     # Whether what the sweep removes may have come since its last pass.
     expires = True
     earliest_expiry = 0
     disk_full = False
-    # The target of a duplication: it takes no writes of clients.
-    follower = False
 
     def __init__(
         self,
@@ -106,6 +98,7 @@ class Replica:
         call_soon: Callable[[Callable[[], Any]], Any],
         on_engine_failed: Callable[["Replica", BaseException], None],
         on_control: Callable[["Replica", OperationKind, list[bytes]], None],
+        slow: SlowRequests,
     ) -> None:
         self.gpid = gpid
         self.machine = machine
@@ -123,8 +116,6 @@ class Replica:
         self.wanted_durability = self.durability
         # Whether commits wait for a sync; `os` takes effect once the manifest says so.
         self.fsync = True
-        self.serving = False
-        self.available = True
         # Why the replica does not serve until an operator acts, or "".
         self.closed = ""
         # What the committed part of the log has made of the partition, and all of it.
@@ -157,6 +148,7 @@ class Replica:
         self._call_soon = call_soon
         self._on_engine_failed = on_engine_failed
         self._on_control = on_control
+        self._slow = slow
         self.on_serving: Callable[[], None] | None = None
 
     # --- Reading -----------------------------------------------------------------------
@@ -263,7 +255,7 @@ class Replica:
         if not self.dirty:
             self.dirty = True
             self._wake(self)
-        return Batch(first, seconds_since_epoch(wall_us))
+        return Batch(first, seconds_since_epoch(wall_us), self._clock.monotonic_ms())
 
     def continue_batch(self) -> Batch:
         """Put the open batch behind the full ones and return a new one."""
@@ -404,6 +396,7 @@ class Replica:
         committed = machine.prepared.committed
         in_flight = self.in_flight
         last: ServerConnection | None = None
+        now_ms = self._clock.monotonic_ms()
         while in_flight and in_flight[0].decree <= committed:
             batch = in_flight.popleft()
             self.uncommitted_bytes -= batch.size
@@ -413,6 +406,8 @@ class Replica:
             for call in batch.settled:
                 call()
             decree = batch.decree
+            if now_ms - batch.opened_ms >= self.slow_ms:
+                self._slow.on_batch(self, batch, now_ms - batch.opened_ms)
             for connection, reply in batch.replies:
                 if reply[1] == 0:
                     reply[2] = decree

@@ -35,16 +35,17 @@ from pegaskv.replica.front import Front
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.metrics import replica_metrics
 from pegaskv.replica.options import ReplicaOptions
-from pegaskv.replica.read_handlers import ReadHandlers
-from pegaskv.replica.received import ReceivedHandlers
 from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
 from pegaskv.replica.repairs import Repairs
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
+from pegaskv.replica.request_handlers import request_handlers
+from pegaskv.replica.settings import take_settings
+from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.source import ReplicaSource
+from pegaskv.replica.throttling import ThrottledLine
 from pegaskv.replica.waiting import WaitingReplicas
 from pegaskv.replica.workers import Workers
-from pegaskv.replica.writes import WriteHandlers
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.tasks import TaskScope
 from pegaskv.storage.directories import DataDirectory
@@ -117,6 +118,14 @@ class ReplicaStub:
         self._sweeper = Sweeper(
             clock=clock, worker=workers.upkeep, interval_ms=options.expiry_sweep_interval_ms
         )
+        self._slow = SlowRequests(
+            now_ms=clock.monotonic_ms,
+            table_name=self._table_name,
+            lines_max=options.slow_request_lines_max,
+        )
+        self._line = ThrottledLine(
+            now_ms=clock.monotonic_ms, waiting_max=options.throttled_requests_max
+        )
         # Whether there may be log that nobody needs.
         self._collect_due = True
         self._disk_full = False
@@ -139,7 +148,7 @@ class ReplicaStub:
                 engine_factory=self._engine_factory,
                 clock=self._clock,
                 log_worker=self._workers.log,
-                background_worker=self._workers.segments,
+                background_worker=self._workers.upkeep,
                 log_options=self._log_options,
                 accept_loss=self._accept_loss,
             )
@@ -246,27 +255,16 @@ class ReplicaStub:
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of all data operations."""
         assert self._repairs is not None
-        on_corruption = self._repairs.on_corruption
-        reads = ReadHandlers(
+        return request_handlers(
             self._replicas,
             self._closed,
             clock=self._clock,
             worker=self._workers.scan,
             scans_waiting_max=self._options.scans_waiting_max,
-            on_corruption=on_corruption,
+            on_corruption=self._repairs.on_corruption,
+            line=self._line,
+            slow=self._slow,
         )
-        writes = WriteHandlers(
-            self._replicas, self._closed, clock=self._clock, on_corruption=on_corruption
-        )
-        received = ReceivedHandlers(
-            self._replicas,
-            self._closed,
-            clock=self._clock,
-            worker=self._workers.scan,
-            scans_waiting_max=self._options.scans_waiting_max,
-            on_corruption=on_corruption,
-        )
-        return reads.handlers() | writes.handlers() | received.handlers()
 
     def source(self, gpid: Gpid) -> ReplicaSource | None:
         """Return a replica as the source of duplications, if it is here and primary."""
@@ -355,7 +353,7 @@ class ReplicaStub:
         serving = asyncio.Event()
         replica.available = table.status is TableStatus.AVAILABLE
         # Before it serves: no client may slip in.
-        replica.follower = table.follower
+        take_settings(replica, table)
         replica.on_serving = serving.set
         replica.assign(configuration.ballot)
         return serving
@@ -426,6 +424,7 @@ class ReplicaStub:
             call_soon=self._front.call_soon,
             on_engine_failed=self._repairs.on_engine_failed,
             on_control=self._on_control,
+            slow=self._slow,
         )
         replica.disk_full = self._disk_full
         self._replicas[gpid] = replica
@@ -444,9 +443,8 @@ class ReplicaStub:
     def _apply_table(self, table: TableInfo) -> None:
         """Bring a table's status and envs to its replicas."""
         for replica in self._replicas_of(table.table_id):
-            replica.follower = table.follower
+            take_settings(replica, table)
             replica.set_available(table.status is TableStatus.AVAILABLE and not self._stopping)
-            replica.default_ttl = int(table.envs.get("default_ttl", "0"))
             wanted = Durability(table.envs.get("durability", Durability.FSYNC.value))
             self._durability.want(replica, wanted)
 
@@ -583,10 +581,9 @@ class ReplicaStub:
         closed = [replica.closed for replica in self._replicas.values()]
         closed += [recovered.closed for recovered in self._recovered.values()]
         front = self._front
-        names = {table.table_id: table.name for table in self._tables.values()}
         return replica_metrics(
             self._replicas.values(),
-            lambda table_id: names.get(table_id, str(table_id)),
+            self._table_name,
             replicas_closed=sum(1 for reason in closed if reason),
             replicas_damaged=len(self.damaged),
             rows_expired_total=self._sweeper.rows_expired,
@@ -594,4 +591,9 @@ class ReplicaStub:
             disk_full=int(self._disk_full),
             log_appends_total=front.ticks if front is not None else 0,
             log_syncs_total=front.syncs if front is not None else 0,
+            throttled_requests=self._line.waiting,
         )
+
+    def _table_name(self, table_id: int) -> str:
+        table = self._tables.get(table_id)
+        return str(table_id) if table is None else table.name

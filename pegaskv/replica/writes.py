@@ -41,6 +41,7 @@ from pegaskv.codec.values import (
     seconds_since_epoch,
 )
 from pegaskv.net.connection import Handler, ServerConnection
+from pegaskv.net.detour import Detour
 from pegaskv.replica.checks import INT64_MAX, INT64_MIN, check_passes, incremented
 from pegaskv.replica.fields import (
     check_integer,
@@ -71,11 +72,13 @@ class WriteHandlers:
         *,
         clock: Clock,
         on_corruption: Callable[[Replica, BaseException], RequestError],
+        guarded: Handler,
     ) -> None:
         self._replicas = replicas
         self._closed = closed
         self._clock = clock
         self._on_corruption = on_corruption
+        self._guarded = guarded
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handler of each operation."""
@@ -116,7 +119,9 @@ class WriteHandlers:
         if partition_hash & replica.mask != index:
             raise _wrong_partition(replica)
         batch = replica.open
-        if batch is None or replica.follower:
+        if batch is None or replica.checks_writes:
+            if replica.writes_guarded:
+                raise Detour(self._guarded)
             batch = replica.open_batch(len(value))
         timestamp = replica.last_timestamp_us + 1
         expiry = 0
@@ -346,6 +351,8 @@ class WriteHandlers:
             raise explain_target(message, length, self._closed) from None
         if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
             raise explain_target(message, length, self._closed)
+        if replica.writes_guarded:
+            raise Detour(self._guarded)
         return replica, message[5:]
 
 

@@ -16,6 +16,7 @@ from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableSta
 from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.operations import Operation
+from pegaskv.net.detour import Detour
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.source import ReplicaSource
@@ -130,6 +131,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.out: list[Any] = []
+        self.address = "10.0.0.1"
         self.out_bytes = 0
         self.in_flight = 0
         self.closed = False
@@ -148,6 +150,15 @@ class Connection:
             assert reply[0] not in self.answers, "answered twice"
             self.answers[reply[0]] = list(reply)
         self.out.clear()
+
+    def refuse(self, message: list[Any], error: Exception) -> None:
+        if isinstance(error, Detour):
+            met = error.take(self, message)
+            if met is None:
+                return
+            error = met
+        assert isinstance(error, RequestError), error
+        self.out.append(self.error(message[0], error))
 
     def error(self, request_id: int, error: RequestError) -> tuple[Any, ...]:
         return (request_id, error.code, error.message, error.hint, error.details)
@@ -248,16 +259,22 @@ class Server:
             sources=sources,
         )
 
-    def send(self, operation: Operation, *fields: Any, table_id: int = 1, index: int = 0) -> int:
+    def send(
+        self,
+        operation: Operation,
+        *fields: Any,
+        table_id: int = 1,
+        index: int = 0,
+        timeout_ms: int = 1_000,
+    ) -> int:
         """Hand a request to its handler, as the connection does; return its id."""
         self._next_id += 1
         connection: Any = self.connection
+        message = [self._next_id, int(operation), timeout_ms, table_id, index, *fields]
         try:
-            self.handlers[operation](
-                connection, [self._next_id, int(operation), 1_000, table_id, index, *fields]
-            )
-        except RequestError as error:
-            connection.out.append(connection.error(self._next_id, error))
+            self.handlers[operation](connection, message)
+        except (RequestError, Detour) as error:
+            connection.refuse(message, error)
         connection.flush()
         return self._next_id
 

@@ -177,6 +177,7 @@ def test_no_option_carries_its_unit_twice() -> None:
         "id", "connections_max", "connections_per_address_max", "bloom_bits",
         "open_files_max", "default_partition_count", "default_replica_count",
         "tables_max", "partitions_max", "requests_max", "scans_waiting_max",
+        "throttled_requests_max", "slow_request_lines_max",
     }  # fmt: skip
     units = (
         "_ms",

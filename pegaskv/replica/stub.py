@@ -148,7 +148,7 @@ class ReplicaStub:
                 engine_factory=self._engine_factory,
                 clock=self._clock,
                 log_worker=self._workers.log,
-                background_worker=self._workers.upkeep,
+                background_worker=self._workers.segments,
                 log_options=self._log_options,
                 accept_loss=self._accept_loss,
             )

@@ -20,7 +20,7 @@ TURN_BYTES: Final = 256 * 1024
 # and again, as fast as the peer writes.
 FULL_READ_BYTES: Final = 250_000
 # What is behind so many bytes of small frames is decoded in the next turn.
-DECODED_BYTES_MAX: Final = 64 * 1024
+DECODED_BYTES_MAX: Final = 32 * 1024
 
 
 class Waiting(Protocol):

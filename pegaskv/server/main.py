@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import dataclasses
 import errno
+import gc
 import logging
 import os
 import platform
@@ -53,6 +54,7 @@ _log = logging.getLogger(__name__)
 # Below so many files there is no room for a server; below so many, a warning says what is missing.
 _FILES_LEAST: Final = 48
 _FILES_COMFORTABLE: Final = 1_024
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 
 class ExitStatus(IntEnum):
@@ -123,6 +125,7 @@ async def _serve(
         )
         try:
             await server.start()
+            _spare_the_loop()
             if not signals.stop.is_set():
                 _say_ready(server.address, server.http_address)
             await signals.stop.wait()
@@ -133,6 +136,15 @@ async def _serve(
     if server.failure is not None:
         raise server.failure
     return ExitStatus.CLEAN_STOP
+
+
+def _spare_the_loop() -> None:
+    """Let neither the collector of garbage nor other threads hold the loop for long."""
+    # A full collection looks at all that was imported, and takes 20 ms: those objects stay anyway.
+    gc.collect()
+    gc.freeze()
+    # A thread that walks over rows keeps the interpreter for so long when the loop wants it.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 def _read_clusters_again(server: "Standalone", read: Callable[[], Config]) -> None:

@@ -124,7 +124,8 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     ),
     Operation.DUPLICATION_PROGRESS: OperationSpec(
         _P + "duplication uuid, source partition count, source partition index",
-        "progress (0 = nothing yet), source clock in microseconds there",
+        "progress (0 = nothing yet), source clock in microseconds there, [uuid, ...]: as in "
+        "DUPLICATE",
     ),
     Operation.SET: OperationSpec(_P + "hash key, sort key, value, ttl", "decree", True),
     Operation.DELETE: OperationSpec(_P + "hash key, sort key", "decree", True),
@@ -163,7 +164,8 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "[decree, mutation, decree, mutation, ...]: all of (previous, last] that this partition "
         "gets, and nothing else",
         "decree, progress: the source decree up to which everything is stored here (below "
-        "`last` when `previous` was not reached: go on from there), rows that lost by timetag",
+        "`last` when `previous` was not reached: go on from there), rows that lost by timetag, "
+        "[uuid, ...]: duplications back to the source that the log is pinned for",
         True,
     ),
     Operation.COPY_RANGE: OperationSpec(

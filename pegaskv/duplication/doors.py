@@ -92,6 +92,13 @@ class SourcePartition(Protocol):
         """
         ...
 
+    def note_back(self, uuid: bytes, target: int, back: tuple[bytes, ...]) -> None:
+        """A partition of the target has pinned its log for these duplications to here.
+
+        They may bring writes that are older than what the target has confirmed.
+        """
+        ...
+
     def hold(self, uuid: bytes, decree: int, clock_us: int) -> None:
         """The target has everything up to `decree`, and that is stored: let the log go."""
         ...

@@ -27,7 +27,7 @@ from pegaskv.net.network import Network
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.tasks import TaskScope
 
-__all__ = ["RemoteCluster", "RemoteClusters"]
+__all__ = ["RemoteCluster", "RemoteClusters", "uuids_in"]
 
 _PROBE_MS: Final = 1_000
 _PROBE_TIMEOUT_MS: Final = 2_000
@@ -227,3 +227,11 @@ class RemoteClusters:
         """End all connections."""
         for cluster in self._clusters.values():
             await cluster.close()
+
+
+def uuids_in(answer: list[Any], place: int) -> tuple[bytes, ...]:
+    """Return the uuids in an answer; older targets tell none."""
+    found = answer[place] if len(answer) > place else None
+    if type(found) is not list:
+        return ()
+    return tuple(uuid for uuid in found if type(uuid) is bytes)

@@ -30,7 +30,7 @@ from pegaskv.duplication.copying import split_page
 from pegaskv.duplication.doors import SourcePartition
 from pegaskv.duplication.failures import UNREACHABLE, failure_of
 from pegaskv.duplication.machine import Batch, LogMachine, target_indices
-from pegaskv.duplication.remote import RemoteCluster
+from pegaskv.duplication.remote import RemoteCluster, uuids_in
 from pegaskv.duplication.skipping import SkippedRows, without_invalid_rows
 from pegaskv.duplication.trouble import Trouble
 
@@ -214,11 +214,7 @@ class PartitionRun:
         self._reporting = True
         progress = self._progress()
         report = ProgressReport(
-            self.gpid,
-            self.order.dupid,
-            self.order.uuid,
-            progress,
-            skipped=self.skipped.count,
+            self.gpid, self.order.dupid, self.order.uuid, progress, skipped=self.skipped.count
         )
         stored = self._context.report(report)
         stored.add_done_callback(partial(self._on_stored, self.order.uuid, progress))
@@ -358,7 +354,9 @@ class PartitionRun:
         }
         progress = {}
         for target, future in futures.items():
-            progress[target] = (await future)[0]
+            answer = await future
+            progress[target] = answer[0]
+            source.note_back(order.uuid, target, uuids_in(answer, 2))
         lost = machine.opened(
             progress,
             shippable_decree=source.shippable_decree,
@@ -420,7 +418,9 @@ class PartitionRun:
             self._error = self._error or error
         else:
             assert self._machine is not None
-            _decree, progress, lost = future.result()[:3]
+            answer = future.result()
+            _decree, progress, lost = answer[:3]
+            self.source.note_back(self.order.uuid, target, uuids_in(answer, 3))
             self.conflicts += lost
             if self._machine.acked(target, progress):
                 self._went_on()

@@ -90,9 +90,14 @@ def _orders(
 ) -> list[tuple[OperationKind, list[bytes]]]:
     """What of the orders has not been proposed here."""
     pins, known = replica.proposed.pins, replica.proposed.sources
+    remotes = replica.shipping.remotes
     found: list[tuple[OperationKind, list[bytes]]] = []
     for order in duplications:
         uuid = order.uuid
+        if not order.ended or order.broken:
+            remotes[uuid] = order.remote_cluster_id
+        else:
+            remotes.pop(uuid, None)
         if not order.ended:
             if uuid not in pins:
                 found.append((OperationKind.PIN, [uuid]))

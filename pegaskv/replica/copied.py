@@ -127,7 +127,7 @@ class CopiedRange:
         if found and not self._attempt(lambda: self._remove(found)):
             return
         if self._next_key is not None and self._abandoned():
-            self._fail(Timeout("the range has more rows to remove than the time limit allows"))
+            self._fail(Timeout("the range could not be looked through within the time limit"))
             return
         self._look()
 

@@ -7,7 +7,9 @@ back brings it back invisible, and the next pass removes it again.
 
 While the table takes part in a duplication such a version may still have to win against a
 write that comes late. It goes when its timestamp is at or below what every outgoing
-duplication has confirmed, and what every incoming one has brought in full.
+duplication has confirmed, and what every incoming one has brought in full. What a target
+confirmed does not count while it has pinned its log for a duplication to here that is not
+known here: that one will bring writes of before.
 """
 
 import logging
@@ -61,7 +63,7 @@ def sweep_limit(replica: Replica) -> bytes:
     for state in (replica.proposed, replica.participation):
         # A broken one has let the log go: only its new copy knows what the target lacks.
         clocks += [
-            replica.shipping.confirmed.get(uuid, 0) if start_decree else 0
+            _confirmed_us(replica, uuid) if start_decree else 0
             for uuid, start_decree in state.pins.items()
         ]
         clocks += [_watermark_us(replica, uuid) for uuid in state.sources]
@@ -69,6 +71,14 @@ def sweep_limit(replica: Replica) -> bytes:
         return EVERYTHING
     limit_us = min(clocks)
     return (limit_us << 8 | 0xFF).to_bytes(8, "big") if limit_us > 0 else NOTHING
+
+
+def _confirmed_us(replica: Replica, uuid: bytes) -> int:
+    """Return the clock up to which the target of an outgoing duplication has all; 0 = none."""
+    shipping = replica.shipping
+    if not shipping.awaited_back(uuid) <= replica.participation.sources.keys():
+        return 0
+    return shipping.confirmed.get(uuid, 0)
 
 
 def _watermark_us(replica: Replica, uuid: bytes) -> int:

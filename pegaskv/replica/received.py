@@ -91,7 +91,8 @@ class ReceivedHandlers:
         newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
         if previous > progress or last <= progress:
             # Something is missing before it, or nothing is new in it.
-            replica.answer_after_pending(connection, [message[0], 0, 0, progress, 0])
+            reply = [message[0], 0, 0, progress, 0, _pinned_for(replica, facts.cluster_id)]
+            replica.answer_after_pending(connection, reply)
             return
         replica.admit_received(sum(len(part) for rows in operations for part in rows))
         contest = Contest(current_lookup(replica), facts.cluster_id)
@@ -100,7 +101,8 @@ class ReceivedHandlers:
             replica, contest.won, newest_us, stream, (last, max(clock_us, source_clock_us))
         )
         count_contest(replica, contest, sum(len(rows) for rows in operations) // 2)
-        replica.answer_after_pending(connection, [message[0], 0, 0, last, contest.lost])
+        reply = [message[0], 0, 0, last, contest.lost, _pinned_for(replica, facts.cluster_id)]
+        replica.answer_after_pending(connection, reply)
 
     def on_copy_range(self, connection: ServerConnection, message: list[Any]) -> None:
         """One range of a copy."""
@@ -142,13 +144,14 @@ class ReceivedHandlers:
 
     def on_progress(self, connection: ServerConnection, message: list[Any]) -> None:
         """How far a stream has come here; what is pending does not count."""
-        replica, stream, _, _, _ = self._stream(message, 8)
+        replica, stream, _, facts, _ = self._stream(message, 8)
         try:
             row = replica.get(PROGRESS_PREFIX + stream)
         except (PegasKVError, OSError) as error:
             raise as_request_error(replica, error, self._on_corruption) from error
         decree, clock_us = unpack_progress(row) if row is not None else (0, 0)
-        connection.out.append((message[0], 0, decree, clock_us))
+        pinned = _pinned_for(replica, facts.cluster_id)
+        connection.out.append((message[0], 0, decree, clock_us, pinned))
 
     def _judge(self, replica: Replica, contest: Contest, operations: list[list[bytes]]) -> None:
         try:
@@ -193,6 +196,17 @@ def _not_listed(replica: Replica) -> RequestError:
         f"table {replica.gpid[0]} takes nothing from this duplication: it was removed, or never "
         "ensured here"
     )
+
+
+def _pinned_for(replica: Replica, cluster_id: int) -> list[bytes]:
+    """Return the duplications to a cluster that the log is pinned for, or may be.
+
+    Until it has heard of them, that cluster must not forget its deletes: an older write may be
+    on its way.
+    """
+    remotes = replica.shipping.remotes
+    # 0: no order has told yet where it goes.
+    return [uuid for uuid in replica.proposed.pins if remotes.get(uuid, 0) in (0, cluster_id)]
 
 
 def _time_limit_ms(field: Any) -> int:

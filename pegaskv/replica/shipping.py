@@ -35,6 +35,11 @@ class Shipping:
         self.pinned = False
         # What each target has confirmed, by uuid: the source's clock there.
         self.confirmed: dict[bytes, int] = {}
+        # To which cluster the outgoing duplications go, as far as orders have told, by uuid.
+        self.remotes: dict[bytes, int] = {}
+        # Duplications from a target back to here that it has pinned, by the uuid of the outgoing
+        # one and the target's partition: one that is not known here yet may bring old writes.
+        self.back: dict[bytes, dict[int, tuple[bytes, ...]]] = {}
         self._recent: deque[tuple[int, bytes]] = deque()
         self._recent_bytes = 0
         # (decree, last timestamp) of what is not shippable yet.
@@ -51,6 +56,8 @@ class Shipping:
         for uuid in list(self.confirmed):
             if not proposed.pins.get(uuid):
                 del self.confirmed[uuid]
+        for uuid in [uuid for uuid in self.back if uuid not in proposed.pins]:
+            del self.back[uuid]
         self.notify()
 
     def remember(self, decree: int, payload: bytes) -> None:
@@ -99,6 +106,10 @@ class Shipping:
         recent = self._recent
         while recent and recent[0][0] <= decree:
             self._recent_bytes -= len(recent.popleft()[1])
+
+    def awaited_back(self, uuid: bytes) -> set[bytes]:
+        """Return what the target of a duplication will ship to here, by the uuids."""
+        return {back for known in self.back.get(uuid, {}).values() for back in known}
 
     def subscribe(self, on_advance: Callable[[], None]) -> Callable[[], None]:
         """Call `on_advance` whenever more may be shipped or the role changed; return the end."""

@@ -174,6 +174,14 @@ class ReplicaSource:
         if not replica.serving or shipping.shippable < decree:
             raise NotReady(f"partition {self.gpid} is no source at the moment")
 
+    def note_back(self, uuid: bytes, target: int, back: tuple[bytes, ...]) -> None:
+        """A partition of the target has pinned its log for these duplications to here."""
+        pinned = self._replica.shipping.back
+        if back:
+            pinned.setdefault(uuid, {})[target] = back
+        elif uuid in pinned:
+            pinned[uuid].pop(target, None)
+
     def hold(self, uuid: bytes, decree: int, clock_us: int) -> None:
         """The target has everything up to `decree`, and that is stored: let the log go."""
         start_decree = self.start_decree(uuid)

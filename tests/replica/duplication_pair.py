@@ -8,6 +8,7 @@ It keeps the one rule that the machine keeps: a partition's log is shipped after
 from random import Random
 from typing import Any
 
+from pegaskv.base.errors import Timeout
 from pegaskv.base.hashing import partition_index
 from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.mutations import (
@@ -183,6 +184,8 @@ class Link:
                 fields = (start, page.next_key or b"", page.clock_us, False, rows)
                 request = (Operation.COPY_RANGE, s, t, fields)
                 reply = await self._deliver(request)
+                while reply[0] == Timeout.code:
+                    reply = await self._deliver(request)
                 assert reply[0] == 0, reply
                 self.removed += reply[3]
                 self.pages += 1
@@ -257,6 +260,7 @@ class Link:
             self.acked[s, t] = progress
             self.rewound += progress < fields[1]
             self.lost += reply[3]
+            self.source.server.source(s).note_back(self.uuid, t, tuple(reply[4]))
             if progress == fields[1]:
                 self.clocks[s, t] = max(self.clocks.get((s, t), 0), fields[2])
         return reply

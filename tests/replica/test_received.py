@@ -7,6 +7,7 @@ import pytest
 from pegaskv.base.errors import CorruptionError
 from pegaskv.base.limits import MUTATION_BYTES_MAX, PARTITION_COUNT_MAX
 from pegaskv.codec.keys import RESERVED_PREFIX, encode_key
+from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.codec.mutations import (
     OperationKind,
     decode_mutation,
@@ -77,14 +78,14 @@ def test_a_batch_counts_once_and_a_gap_is_answered_with_the_progress() -> None:
         server = await opened(life)
         first = (10, mutation(100, [key(b"a"), row(100, b"1")]))
         second = (12, mutation(200, [key(b"a"), row(200, b"2")], [key(b"b"), row(201, b"2")]))
-        status, _, reached, lost = await duplicate(server, 10, 12, *second)
+        status, _, reached, lost, _ = await duplicate(server, 10, 12, *second)
         assert (status, reached, lost) == (OK, 0, 0)
         assert await server.get(b"b") is None
         assert (await duplicate(server, 0, 10, *first, clock_us=150))[2] == 10
         assert (await duplicate(server, 10, 12, *second, clock_us=250))[2] == 12
         decree = server.replica().machine.committed
         for previous, last, batch in ((0, 10, first), (10, 12, second), (3, 11, first)):
-            assert (await duplicate(server, previous, last, *batch))[1:] == [decree, 12, 0]
+            assert (await duplicate(server, previous, last, *batch))[1:4] == [decree, 12, 0]
         assert server.replica().machine.committed == decree
         # One that reaches over what is there brings what is new in it.
         third = (14, mutation(300, [key(b"c"), row(300, b"3")]))
@@ -102,7 +103,7 @@ def test_a_batch_with_nothing_to_win_moves_the_progress_and_counts_conflicts() -
         await server.set(b"a", b"newer here")
         reply = await duplicate(server, 0, 5, 5, mutation(100, [key(b"a"), row(100, b"older")]))
         assert reply[0] == OK
-        assert reply[2:] == [5, 1]
+        assert reply[2:4] == [5, 1]
         assert await server.get(b"a") == b"newer here"
         assert await progress(server) == (5, 1)
         replica = server.replica()
@@ -481,6 +482,30 @@ def test_a_copy_removes_nothing_that_was_written_while_it_looked() -> None:
         await server.stop()
 
     play(scenario, seed=3)
+
+
+def test_a_source_is_told_which_duplications_back_to_it_are_pinned_here() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        orders = tuple(
+            DuplicationOrder(number, bytes([number]) * 16, "c", remote_cluster_id=cluster)
+            for number, cluster in ((1, 2), (2, 3))
+        )
+        sources = (source_order(2),)
+        assert (await duplicate(server, 0, 5))[4] == []
+        await server.serve(sources=sources, duplications=orders, version=1)
+        assert (await duplicate(server, 5, 6))[4] == [b"\x01" * 16]
+        # Also when nothing is new in it.
+        assert (await duplicate(server, 5, 6))[4] == [b"\x01" * 16]
+        assert (await server.ask(Operation.DUPLICATION_PROGRESS, *STREAM))[3] == [b"\x01" * 16]
+        await server.stop()
+        # Before the first push nobody knows where they go.
+        server = await opened(life, first=False)
+        found = (await server.ask(Operation.DUPLICATION_PROGRESS, *STREAM))[3]
+        assert sorted(found) == [b"\x01" * 16, b"\x02" * 16]
+        await server.stop()
+
+    play(scenario)
 
 
 def test_equal_timetags_are_the_same_version_unless_a_repair_overwrites() -> None:

@@ -13,6 +13,7 @@ from pegaskv.codec.values import is_deleted, row_timetag
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.shipping import RECENT_BYTES_MAX
 from pegaskv.storage.log_options import LogOptions
+from tests.replica.duplication_pair import source_order, stream_uuid
 from tests.replica.stub_world import GPID, Server, play
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Life, World
@@ -292,6 +293,49 @@ def test_tombstones_and_expired_rows_go_when_the_target_has_confirmed_them() -> 
         source.hold(UUID, source.shippable_decree, source.clock_us)
         await world.sleep_ms(5_000)
         assert replica.get(later) is None
+        await server.stop()
+
+    play(scenario)
+
+
+def test_deletes_stay_while_a_duplication_back_is_pinned_that_is_not_known_here() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        options = ReplicaOptions(expiry_sweep_interval_ms=200)
+        server = await opened(life, duplications=PINNED, options=options)
+        await server.ask(Operation.DELETE, b"h", b"a")
+        key, back = encode_key(b"h", b"a"), stream_uuid(2)
+        replica, source = server.replica(), server.source()
+        # An older write of the other cluster may be in the log that it has pinned.
+        source.note_back(UUID, 0, (back,))
+        source.note_back(UUID, 1, ())
+        source.hold(UUID, source.shippable_decree, source.clock_us)
+        await world.sleep_ms(5_000)
+        assert replica.get(key) is not None
+        # Known, and it has brought nothing yet.
+        await server.serve(duplications=PINNED, sources=(source_order(2),), version=1)
+        await world.sleep_ms(5_000)
+        assert replica.get(key) is not None
+        stream = (back, 1, 0)
+        reply = await server.ask(Operation.DUPLICATE, *stream, 0, 5, source.clock_us, [])
+        assert reply[:1] == [0]
+        await world.sleep_ms(5_000)
+        assert replica.get(key) is None
+        await server.stop()
+
+    play(scenario)
+
+
+def test_a_duplication_back_that_was_given_up_holds_no_deletes() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        options = ReplicaOptions(expiry_sweep_interval_ms=200)
+        server = await opened(life, duplications=PINNED, options=options)
+        await server.ask(Operation.DELETE, b"h", b"a")
+        replica, source = server.replica(), server.source()
+        source.note_back(UUID, 0, (b"b" * 16,))
+        source.hold(UUID, source.shippable_decree, source.clock_us)
+        source.note_back(UUID, 0, ())
+        await world.sleep_ms(5_000)
+        assert replica.get(encode_key(b"h", b"a")) is None
         await server.stop()
 
     play(scenario)

@@ -66,6 +66,9 @@ def advise(error: RequestError, *, retry_unknown: bool) -> Advice:
     """Say what follows `error`; `retry_unknown` accepts that a write is applied twice."""
     if outcome_unknown(error) and not retry_unknown:
         return Advice.GIVE_UP
+    if isinstance(error, Busy) and type(error.details) is dict and "throttled_by" in error.details:
+        # Whoever limits a table wants to see less of it, not the same again and again.
+        return Advice.GIVE_UP
     return ADVICE.get(type(error), Advice.GIVE_UP)
 
 

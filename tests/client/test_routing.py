@@ -128,3 +128,12 @@ def test_a_range_without_keys_is_known_to_be_empty(
 ) -> None:
     options = RangeOptions(start_inclusive=flags[0], stop_inclusive=flags[1])
     assert sort_range(start, stop, options).is_empty is empty
+
+
+def test_a_refusal_of_a_throttled_table_is_not_asked_for_again() -> None:
+    """An operator limits the table: the same request, again and again, would be more load."""
+    assert advise(errors.Busy("x"), retry_unknown=True) is Advice.AGAIN
+    for details in (None, [], {}, {"retry_after_ms": 5}, "throttled_by"):
+        assert advise(errors.Busy("x", details=details), retry_unknown=True) is Advice.AGAIN
+    throttled = errors.Busy("x", details={"throttled_by": "replica.write_throttling"})
+    assert advise(throttled, retry_unknown=True) is Advice.GIVE_UP

@@ -6,15 +6,23 @@ concluded from what a push lacks; each order is given once, by the uuid of its d
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
+from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.mutations import OperationKind, encode_operation
 from pegaskv.replica.participation import BROKEN, SourceFacts
 from pegaskv.replica.replica import Replica
 from pegaskv.storage.mutation_log import MutationLog
 
-__all__ = ["call_after_pending", "give_orders", "limit_batch", "on_pin_changed", "propose_control"]
+__all__ = [
+    "begin_to_serve",
+    "call_after_pending",
+    "give_orders",
+    "limit_batch",
+    "on_pin_changed",
+    "propose_control",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +66,31 @@ def call_after_pending(replica: Replica, call: Callable[[], None]) -> None:
         batch.settled.append(call)
 
 
+def begin_to_serve(
+    replica: Replica, orders: Mapping[int, TablePush], serving: asyncio.Event
+) -> None:
+    """Give a replica that just began to serve the orders of its table, then set `serving`.
+
+    Until this returns no client is heard, so whatever a client writes stands behind them in the
+    log: a duplication that was added while the replica was closed misses nothing of it.
+    """
+    push = orders.get(replica.gpid.table_id)
+    # It is also called when the replica goes, and whoever waits for it waits in vain.
+    if push is not None and replica.machine.serving:
+        _propose(replica, push.duplications, push.sources)
+    serving.set()
+
+
+def _propose(
+    replica: Replica,
+    duplications: tuple[DuplicationOrder, ...],
+    sources: tuple[SourceOrder, ...],
+) -> None:
+    for kind, fields in _orders(replica, duplications, sources):
+        _log.debug("partition %s: %s %s", replica.gpid, kind.name, fields[0].hex())
+        propose_control(replica, kind, fields)
+
+
 async def give_orders(
     replicas: Iterable[Replica],
     duplications: tuple[DuplicationOrder, ...],
@@ -65,16 +98,14 @@ async def give_orders(
 ) -> None:
     """Bring the orders of a table to its replicas; return when all are committed.
 
-    Replicas that do not lead take them from their leader. One that has no leader is told
-    again with its next configuration.
+    Replicas that do not lead take them from their leader. One that does not serve yet gets them
+    when it begins to, before its first client.
     """
     waiting: list[asyncio.Event] = []
     for replica in replicas:
         if not replica.machine.serving:
             continue
-        for kind, fields in _orders(replica, duplications, sources):
-            _log.debug("partition %s: %s %s", replica.gpid, kind.name, fields[0].hex())
-            propose_control(replica, kind, fields)
+        _propose(replica, duplications, sources)
         # Also when there was nothing to do: an earlier push may wait for the log still.
         settled = asyncio.Event()
         call_after_pending(replica, settled.set)

@@ -31,16 +31,14 @@ class ReplicaSource:
         replica: Replica,
         *,
         log: MutationLog,
-        log_reader: Worker,
-        row_reader: Worker,
+        reader: Worker,
         on_released: Callable[[], None],
     ) -> None:
         self.gpid: Gpid = replica.gpid
         self.partition_count: int = replica.mask + 1
         self._replica = replica
         self._log = log
-        self._log_reader = log_reader
-        self._row_reader = row_reader
+        self._reader = reader
         self._on_released = on_released
         # Up to where each duplication has let the log go.
         self._held: dict[bytes, int] = {}
@@ -101,7 +99,7 @@ class ReplicaSource:
         if recent is not None:
             return [ShippedRecord(decree, payload) for decree, payload in recent]
         most = min(max(max_bytes, 1), _READ_BYTES_MAX)
-        records = await self._log_reader.run(lambda: self._log.read(self.gpid, from_decree, most))
+        records = await self._reader.run(lambda: self._log.read(self.gpid, from_decree, most))
         found = [ShippedRecord(record.decree, record.payload) for record in records]
         while found and found[-1].decree > end:
             # Prepared, and perhaps never committed.
@@ -149,7 +147,7 @@ class ReplicaSource:
             if not taken.cancelled() and taken.exception() is None:
                 taken.result().close()
             raise
-        rows, next_key = await self._row_reader.run(
+        rows, next_key = await self._reader.run(
             lambda: _page(snapshot, start_key, max_rows, max_bytes)
         )
         await self._wait_until_shippable(decree)

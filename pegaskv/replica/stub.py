@@ -11,7 +11,7 @@ barrier of that ballot is committed.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from pegaskv.base.types import (
 from pegaskv.codec.messages_meta import NodeReport, TablePush
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.net.connection import Handler
-from pegaskv.replica.control import give_orders, on_pin_changed
+from pegaskv.replica.control import begin_to_serve, give_orders, on_pin_changed
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.expiry import Sweeper
 from pegaskv.replica.front import Front
@@ -130,6 +130,7 @@ class ReplicaStub:
         self._collect_due = True
         self._disk_full = False
         self._stopping = False
+        self.on_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
         self.free_bytes = 0
 
     # --- Start and stop ----------------------------------------------------------------
@@ -352,9 +353,8 @@ class ReplicaStub:
             return None
         serving = asyncio.Event()
         replica.available = table.status is TableStatus.AVAILABLE
-        # Before it serves: no client may slip in.
         take_settings(replica, table)
-        replica.on_serving = serving.set
+        replica.on_serving = partial(begin_to_serve, replica, self._orders, serving)
         replica.assign(configuration.ballot)
         return serving
 
@@ -371,6 +371,8 @@ class ReplicaStub:
             self._closed.pop(gpid, None)
         await serving.wait()
         self._apply_table(self._tables.get(gpid.table_id, table))
+        if (push := self._orders.get(gpid.table_id)) and self.on_opened_late:
+            await self.on_opened_late(push)
 
     async def _first_or_missing(self, gpid: Gpid, *, first: bool) -> RecoveredReplica:
         if not first:
@@ -432,8 +434,7 @@ class ReplicaStub:
         self._sources[gpid] = ReplicaSource(
             replica,
             log=self._log,
-            log_reader=self._workers.scan,
-            row_reader=self._workers.scan,
+            reader=self._workers.scan,
             on_released=self._look_at_log,
         )
         if recovered.damage:

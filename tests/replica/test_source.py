@@ -1,5 +1,8 @@
 """A replica as a source: pins that hold, and nothing shippable that a power cut takes back."""
 
+import asyncio
+import errno
+from itertools import count
 from typing import Any
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from pegaskv.base.errors import CorruptionError, NotReady
 from pegaskv.codec.keys import encode_key
 from pegaskv.codec.messages_duplication import DuplicationOrder
+from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.mutations import OperationKind, decode_mutation, mutation_timestamps
 from pegaskv.codec.operations import Operation
 from pegaskv.codec.values import is_deleted, row_timetag
@@ -14,7 +18,7 @@ from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.shipping import RECENT_BYTES_MAX
 from pegaskv.storage.log_options import LogOptions
 from tests.replica.duplication_pair import source_order, stream_uuid
-from tests.replica.stub_world import GPID, Server, play
+from tests.replica.stub_world import DATA, GPID, Server, play, play_lives
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Life, World
 
@@ -65,6 +69,53 @@ def test_a_push_returns_when_the_pin_is_committed_and_its_decree_stays() -> None
     play(scenario)
 
 
+async def first_write(server: Server) -> int:
+    """Write as early as any client can, in the first turn of the loop that takes it."""
+    for turn in count():
+        if GPID in server.stub._replicas:
+            request = server.send(Operation.SET, b"h", b"early", b"1", 0)
+            status, decree, *_ = await server.answer(request)
+            if status == 0:
+                return int(decree)
+        # Also where turns take no time, it must go on.
+        await (asyncio.sleep(0) if turn % 50 else server.life.clock.sleep_ms(1))
+    raise AssertionError
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("late", [False, True])
+def test_no_write_comes_before_the_pin_that_a_closed_partition_missed(
+    seed: int, *, late: bool
+) -> None:
+    told: list[int] = []
+
+    async def written(world: World, life: Life) -> None:
+        server = await opened(life)
+        await server.serve(2, first=True)
+        await server.set(b"a", b"1")
+
+    async def read(world: World, life: Life) -> None:
+        server = Server(life)
+        if late:
+            # Ordered while it cannot be opened; no push comes when it can.
+            server.engines.failures = [OSError(errno.EIO, "bad sector")] * 2
+            server.engines.failing = DATA / "replicas" / "1.0" / "engine"
+
+        async def on_opened_late(push: TablePush) -> None:
+            told.append(push.table.table_id)
+
+        await server.start()
+        server.stub.on_opened_late = on_opened_late
+        writing = life.task(first_write(server))
+        await server.serve(ballot=5, duplications=PINNED, version=1)
+        decree = await writing
+        assert 0 < server.source().start_decree(UUID) < decree
+        await world.until(lambda: told == [1] * late)
+        await server.stop()
+
+    play_lives(written, read, seed=seed)
+
+
 def test_the_last_write_comes_from_memory_without_a_suspension() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life, duplications=PINNED)
@@ -94,8 +145,8 @@ def test_what_memory_does_not_hold_comes_from_the_log_in_pieces() -> None:
         options = LogOptions(log_segment_bytes=1024 * 1024)
         server = await opened(life, duplications=PINNED, log_options=options)
         start = server.source().start_decree(UUID)
-        count = RECENT_BYTES_MAX // 500_000 + 4
-        for number in range(count):
+        writes = RECENT_BYTES_MAX // 500_000 + 4
+        for number in range(writes):
             await server.set(b"%d" % number, bytes(500_000))
         source = server.source()
         found = []
@@ -103,7 +154,7 @@ def test_what_memory_does_not_hold_comes_from_the_log_in_pieces() -> None:
             records = await source.read_records((found or [start])[-1] + 1, 700_000)
             assert 1 <= len(records) <= 2
             found += [record.decree for record in records]
-        assert found == list(range(start + 1, start + 1 + count))
+        assert found == list(range(start + 1, start + 1 + writes))
         await server.stop()
 
     play(scenario)

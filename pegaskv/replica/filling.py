@@ -28,6 +28,7 @@ __all__ = [
     "batch_rows",
     "expiry_of",
     "hash_of",
+    "pending_row",
     "wrong_partition",
 ]
 
@@ -64,6 +65,18 @@ def expiry_of(replica: Replica, ttl: int, now: int) -> int:
     if expiry:
         replica.expires = True
     return expiry
+
+
+def pending_row(replica: Replica, hash_key: bytes, sort_key: bytes) -> bytes | None:
+    """Return the row as the last pending write leaves it: what atomic operations see."""
+    key = encode_key(hash_key, sort_key)
+    if replica.open is not None and key in replica.open.overlay:
+        return replica.open.overlay[key]
+    for batches in (replica.full, replica.in_flight):
+        for batch in reversed(batches):
+            if key in batch.overlay:
+                return batch.overlay[key]
+    return replica.get(key)
 
 
 def batch_row_count(flat: Any, width: int) -> int:

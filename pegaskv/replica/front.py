@@ -29,6 +29,10 @@ _SHORT_PAUSE_S: Final = 0.05
 _SHORT_TRIES: Final = 200
 # How long committed rows may wait for others to share a write to the engine.
 _APPLY_AFTER_S: Final = 0.01
+# What one tick takes into the log, so that the loop is not held by many large writes; those of
+# a partition that has little never wait for it.
+_TICK_BYTES: Final = 1024 * 1024
+_LITTLE_BYTES: Final = 64 * 1024
 
 
 class Front:
@@ -105,6 +109,9 @@ class Front:
         if not self._dirty or self.stopped or not self._log.ready():
             return
         held: list[Replica] = []
+        # Those that have more than this tick takes: behind the others in the next one.
+        rest: list[Replica] = []
+        room = _TICK_BYTES
         records: list[LogRecord] = []
         synced: list[tuple[Replica, int]] = []
         unsynced: list[tuple[Replica, int]] = []
@@ -113,11 +120,25 @@ class Front:
                 if replica.fsync and self._syncing is not None:
                     held.append(replica)
                     continue
-                replica.close_batches(records)
-                replica.dirty = False
+                pending = replica.pending_bytes
+                if pending <= _LITTLE_BYTES:
+                    replica.close_batches(records)
+                    replica.dirty = False
+                elif room <= 0:
+                    held.append(replica)
+                    continue
+                else:
+                    replica.close_batches(records, bytes_max=room)
+                    left = replica.pending_bytes
+                    room -= pending - left
+                    replica.dirty = bool(replica.full)
+                    if replica.dirty:
+                        rest.append(replica)
                 decree = replica.machine.prepared.last_prepared
                 (synced if replica.fsync else unsynced).append((replica, decree))
-            self._dirty = held
+            self._dirty = held + rest
+            if room <= 0 and not self._scheduled:
+                self._schedule()
             if not records:
                 return
             self.ticks += 1

@@ -33,7 +33,6 @@ from pegaskv.base.limits import (
     PARTITION_MUTATIONS_UNCOMMITTED_MAX,
 )
 from pegaskv.base.types import Durability, Gpid
-from pegaskv.codec.keys import encode_key
 from pegaskv.codec.mutations import OperationKind, encode_mutation, mutation_timestamps
 from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import ServerConnection
@@ -59,6 +58,9 @@ __all__ = ["APPLYING_BYTES_MAX", "Replica"]
 # them; the front sees to it that none waits longer than a few milliseconds.
 _APPLY_ROWS: Final = 512
 _APPLY_BYTES: Final = 256 * 1024
+# More than this goes through the thread also when the engine is calm.
+_LOOP_ROWS: Final = 1_024
+_LOOP_BYTES: Final = 512 * 1024
 
 # Committed bytes that wait for a stalled engine before writes are answered Busy.
 APPLYING_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -79,6 +81,8 @@ class Replica(Guarded):
     expires = True
     earliest_expiry = 0
     disk_full = False
+    # Batches that were never logged.
+    batches_refused = 0
 
     def __init__(
         self,
@@ -160,17 +164,6 @@ class Replica(Guarded):
             if row is not _MISSING:
                 return row  # type: ignore[no-any-return]
         return self.engine.get(key)
-
-    def current(self, hash_key: bytes, sort_key: bytes) -> bytes | None:
-        """Return the row as the last pending write leaves it: what atomic operations see."""
-        key = encode_key(hash_key, sort_key)
-        if self.open is not None and key in self.open.overlay:
-            return self.open.overlay[key]
-        for batches in (self.full, self.in_flight):
-            for batch in reversed(batches):
-                if key in batch.overlay:
-                    return batch.overlay[key]
-        return self.get(key)
 
     def snapshot_then(self, use: Callable[[Snapshot | BaseException], None]) -> None:
         """Call `use` with a snapshot that holds all that is committed now.
@@ -302,10 +295,21 @@ class Replica(Guarded):
             self.dirty = True
             self._wake(self)
 
-    def close_batches(self, records: list[LogRecord], most: int = 1 << 30) -> None:
-        """Give each open batch a decree and append its record to `records`; `most` of them.
+    @property
+    def pending_bytes(self) -> int:
+        """The bytes of batches that have no decree."""
+        size = self.open.size if self.open is not None else 0
+        for batch in self.full:
+            size += batch.size
+        return size
 
-        Raises MemoryError when a batch found no room; it is then as if `most` had been less.
+    def close_batches(
+        self, records: list[LogRecord], most: int = 1 << 30, *, bytes_max: int = 1 << 62
+    ) -> None:
+        """Give each open batch a decree and append its record to `records`.
+
+        No more than `most`, and none after those that passed `bytes_max`. Raises MemoryError
+        when a batch found no room; it is then as if `most` had been less.
         """
         if self._unproposed:
             self._repropose(records)
@@ -314,21 +318,21 @@ class Replica(Guarded):
             self.full.append(self.open)
             self.uncommitted_bytes += self.open.size
             self.open = None
-        while self.full and most:
+        while self.full and most and bytes_max > 0:
             most -= 1
             batch = self.full[0]
             # If there is no memory for it, the batch stays where it is.
             payload = encode_mutation(batch.first_timestamp_us, batch.operations)
+            bytes_max -= batch.size
             self.full.popleft()
             machine = self.machine
-            mutation = machine.propose(
-                payload,
-                batch.first_timestamp_us,
-                batch.last_timestamp_us,
-            )
+            mutation = machine.propose(payload, batch.first_timestamp_us, batch.last_timestamp_us)
             if mutation is None:
                 self._refuse(batch)
-                continue
+                # What came behind it may be of the same request: none of it must go on alone.
+                while self.full:
+                    self._refuse(self.full.popleft())
+                break
             self._in_log(batch, mutation, machine.prepared.committed, records)
 
     def _repropose(self, records: list[LogRecord]) -> None:
@@ -382,6 +386,7 @@ class Replica(Guarded):
     def _refuse(self, batch: Batch) -> None:
         # It is in no mutation: the client may send it again elsewhere.
         self.uncommitted_bytes -= batch.size
+        self.batches_refused += 1
         error = self.refusal()
         for connection, reply in batch.replies:
             connection.finish(connection.error(reply[0], error))
@@ -462,7 +467,8 @@ class Replica(Guarded):
         state = ReplicaState(last.decree, last.ballot, last.last_timestamp_us)
         engine = self.engine
         try:
-            calm = engine.calm()
+            calm = len(rows) <= _LOOP_ROWS * 2 and self.applying_bytes <= _LOOP_BYTES
+            calm = calm and engine.calm()
             if calm:
                 engine.write(rows, state)
         except MemoryError:

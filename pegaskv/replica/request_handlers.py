@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pegaskv.base.errors import RequestError
 from pegaskv.net.connection import Handler
 from pegaskv.replica.guards import GuardedRequests
+from pegaskv.replica.lane import Lane
 from pegaskv.replica.read_handlers import ReadHandlers
 from pegaskv.replica.received import ReceivedHandlers
 from pegaskv.replica.replica import Replica
@@ -30,6 +31,7 @@ def request_handlers(
 ) -> dict[int, Handler]:
     """Return the handler of each data operation; `worker` has the thread that reads ranges."""
     guarded = GuardedRequests(replicas, line=line, slow=slow)
+    lane = Lane()
     reads = ReadHandlers(
         replicas,
         closed,
@@ -44,6 +46,7 @@ def request_handlers(
         replicas,
         closed,
         clock=clock,
+        lane=lane,
         on_corruption=on_corruption,
         guarded=guarded.on_request,
     )

@@ -7,6 +7,7 @@ import pytest
 
 from pegaskv.codec import mutations
 from pegaskv.codec.operations import Operation
+from pegaskv.replica import filling as filling_module
 from pegaskv.replica import replica as replica_module
 from pegaskv.replica import writes as writes_module
 from pegaskv.replica.replay import mutation_rows
@@ -117,8 +118,12 @@ def test_a_write_without_memory_is_in_the_batch_whole_or_not_at_all(
 ) -> None:
     """What the engine gets and what the log has must stay the same, timestamps included."""
     scarcity = Scarcity(seed, 0.0)
-    for name in ("pack", "encode_operation", "pack_row_header"):
-        monkeypatch.setattr(writes_module, name, scarcity.over(getattr(writes_module, name)))
+    for module, names in (
+        (writes_module, ("pack", "pack_row_header")),
+        (filling_module, ("pack", "encode_operation", "pack_row_header")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, scarcity.over(getattr(module, name)))
 
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life, first=True, durability="fsync")

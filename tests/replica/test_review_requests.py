@@ -161,6 +161,10 @@ def test_writes_of_any_kind_leave_nothing_on_the_accounts() -> None:
         big = bytes(400_000)
         for round_ in range(12):
             flat = [part for row in range(40) for part in (b"h", b"%d" % row, bytes(50_000))]
+            # These are small in number, and nobody makes them wait: some are refused.
+            requests += [
+                server.send(Operation.SET, b"h", b"more %d" % more, big, 0) for more in range(5)
+            ]
             requests += [
                 server.send(Operation.BATCH_SET, flat, 0),
                 server.send(Operation.SET, b"h", b"%d" % round_, big, 0),
@@ -197,8 +201,8 @@ def test_what_the_engine_has_equals_what_the_log_has() -> None:
         server.log.append = kept  # type: ignore[method-assign]
         flat = [part for row in range(999) for part in (b"h", b"%d" % (row % 300), b"%d" % row)]
         requests = [server.send(Operation.BATCH_SET, flat, 0) for _ in range(5)]
-        requests.append(server.send(Operation.BATCH_DELETE, [b"h", b"1", b"h", b"2"]))
         answers = [await server.answer(request) for request in requests]
+        answers.append(await server.ask(Operation.BATCH_DELETE, [b"h", b"1", b"h", b"2"]))
         assert [answer[0] for answer in answers] == [0] * 6
         assert len(records) > 4
         assert answers[-1][1] == records[-1].decree

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pegaskv.base.errors import Busy, InvalidArgument, RequestError, WireError
-from pegaskv.base.limits import CONNECTION_OUTPUT_PAUSE_BYTES
 from pegaskv.base.metrics import Metric
 from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
-from pegaskv.net.hello import ServerIdentity
+from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.net.turns import Turns
 from pegaskv.runtime.clock import Clock
@@ -58,7 +57,13 @@ class Acceptor:
         options: AcceptorOptions | None = None,
     ) -> None:
         self.identity = identity
-        self.options = options or AcceptorOptions()
+        self.options = options = options or AcceptorOptions()
+        # What a client should keep to.
+        self.limits = {
+            **ANNOUNCED_LIMITS,
+            "requests_in_flight_max": options.connection_requests_max,
+            "bytes_in_flight_max": options.connection_in_flight_bytes_max,
+        }
         self.bytes_in_flight = 0
         self.handler_failures = 0
         # Who has more to handle than one turn of the loop takes.
@@ -262,7 +267,8 @@ class Acceptor:
             self._look_at(connection, now_ms)
         if self._stalled and self.bytes_in_flight >= self.options.bytes_in_flight_max:
             self._make_room()
-        if len(self._connections) * CONNECTION_OUTPUT_PAUSE_BYTES > self.options.bytes_unsent_max:
+        pause_bytes = self.options.connection_unsent_pause_bytes
+        if len(self._connections) * pause_bytes > self.options.bytes_unsent_max:
             self._bound_unsent()
 
     def _look_at(self, connection: ServerConnection, now_ms: int) -> None:

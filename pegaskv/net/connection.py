@@ -8,11 +8,11 @@ counted per frame or per chunk of bytes. Who changes this file measures before a
 
 Everything here is read from strangers, so it promises:
 
-* before hello is accepted only frames of 4 KiB with one message are read;
+* before hello is accepted only small frames (4 KiB) with one message are read;
 * a message that is wrong is answered by its id; one without an id, or bytes that are
   not a frame, close this connection, and nothing else notices;
-* what is held for a connection is bounded: reading pauses while 1 024 requests or
-  16 MiB are under way or 1 MiB of replies is unsent, and goes on by itself.
+* what is held for a connection is bounded: reading pauses while too many requests (1 024)
+  or bytes (16 MiB) are under way or unsent (1 MiB), and goes on by itself.
 
 Time limits (a silent or half-sent hello, a frame that never ends, a peer that reads
 nothing) are kept by the acceptor, which looks at watched connections now and then.
@@ -33,12 +33,7 @@ from pegaskv.base.errors import (
     WireError,
 )
 from pegaskv.base.limits import (
-    BEFORE_HELLO_BYTES_MAX,
     CLIENT_FRAME_BYTES_MAX,
-    CONNECTION_BYTES_IN_FLIGHT_MAX,
-    CONNECTION_OUTPUT_BYTES_MAX,
-    CONNECTION_OUTPUT_PAUSE_BYTES,
-    CONNECTION_REQUESTS_IN_FLIGHT_MAX,
     FRAME_MESSAGES_MAX,
     REPLY_FLUSH_BYTES,
     REQUEST_VALUES_MAX,
@@ -91,6 +86,7 @@ class ServerConnection(asyncio.Protocol):
         "_greeted",
         "_handlers",
         "_loop",
+        "_options",
         "_paused",
         "_request_bytes",
         "_splitter",
@@ -127,10 +123,11 @@ class ServerConnection(asyncio.Protocol):
         self.sent_bytes = 0
 
         self._acceptor = acceptor
+        self._options = options = acceptor.options
         self._handlers = handlers
         self._greeted = False
         self._splitter = FrameSplitter(
-            BEFORE_HELLO_BYTES_MAX, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
+            options.hello_bytes_max, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
         )
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -207,9 +204,8 @@ class ServerConnection(asyncio.Protocol):
         # A cast, since uvloop's transports are no subclass of asyncio's.
         self._transport = transport = cast(asyncio.Transport, transport)
         self._loop = asyncio.get_running_loop()
-        transport.set_write_buffer_limits(
-            high=CONNECTION_OUTPUT_PAUSE_BYTES, low=CONNECTION_OUTPUT_PAUSE_BYTES // 4
-        )
+        most = self._options.connection_unsent_pause_bytes
+        transport.set_write_buffer_limits(high=most, low=most // 4)
         peer = transport.get_extra_info("peername")
         if peer:
             self.address = str(peer[0])
@@ -275,10 +271,11 @@ class ServerConnection(asyncio.Protocol):
                 self._backlog = behind + self._backlog
                 self._end_turn()
         handlers = self._handlers
+        requests_max = self._options.connection_requests_max
         written = 0
         for number, messages in enumerate(frames, 1):
             count = len(messages)
-            if self.in_flight + count > CONNECTION_REQUESTS_IN_FLIGHT_MAX and self.in_flight:
+            if self.in_flight + count > requests_max and self.in_flight:
                 self._backlog = frames[number - 1 :] + self._backlog
                 self._pause(_IN_FLIGHT)
                 return
@@ -356,7 +353,7 @@ class ServerConnection(asyncio.Protocol):
             self._break(WireError("the first frame is not one hello"))
             return []
         try:
-            fields = answer_hello(self._acceptor.identity, message[3:])
+            fields = answer_hello(self._acceptor.identity, message[3:], self._acceptor.limits)
         except RequestError as error:
             self._acceptor.refuse_hello(self, error)
             self.turn_away(error, request_id=message[0])
@@ -376,7 +373,7 @@ class ServerConnection(asyncio.Protocol):
         self.sent_bytes += len(frame)
         if (
             self._paused & _OUTPUT
-            and transport.get_write_buffer_size() > CONNECTION_OUTPUT_BYTES_MAX
+            and transport.get_write_buffer_size() > self._options.connection_unsent_bytes_max
         ):
             self._acceptor.cut_off(self, "its unsent replies passed the limit")
 
@@ -440,8 +437,9 @@ class ServerConnection(asyncio.Protocol):
         self._buffered = buffered
         self._counted = self.in_flight
         self._book()
-        if self.in_flight >= CONNECTION_REQUESTS_IN_FLIGHT_MAX or (
-            self.in_flight and self._charged >= CONNECTION_BYTES_IN_FLIGHT_MAX
+        options = self._options
+        if self.in_flight >= options.connection_requests_max or (
+            self.in_flight and self._charged >= options.connection_in_flight_bytes_max
         ):
             self._pause(_IN_FLIGHT)
         if received and self._acceptor.over_budget(self):
@@ -518,12 +516,13 @@ class ServerConnection(asyncio.Protocol):
             if not self.in_flight:
                 self.close()
         elif self._paused & _IN_FLIGHT:
-            few = self.in_flight <= CONNECTION_REQUESTS_IN_FLIGHT_MAX // 2
+            options = self._options
+            few = self.in_flight <= options.connection_requests_max // 2
             waiting = len(self._backlog[0]) if self._backlog else 0
             if not self.in_flight or (
                 few
-                and self._charged <= CONNECTION_BYTES_IN_FLIGHT_MAX // 2
-                and self.in_flight + waiting <= CONNECTION_REQUESTS_IN_FLIGHT_MAX
+                and self._charged <= options.connection_in_flight_bytes_max // 2
+                and self.in_flight + waiting <= options.connection_requests_max
             ):
                 self.resume(_IN_FLIGHT)
 

@@ -44,7 +44,9 @@ class ServerIdentity:
     node_id: str
 
 
-def answer_hello(identity: ServerIdentity, fields: list[Any]) -> tuple[Any, ...]:
+def answer_hello(
+    identity: ServerIdentity, fields: list[Any], announced: Mapping[str, int] = ANNOUNCED_LIMITS
+) -> tuple[Any, ...]:
     """Return the fields of the reply to a hello with `fields`, those after its time limit.
 
     Raises:
@@ -85,7 +87,7 @@ def answer_hello(identity: ServerIdentity, fields: list[Any]) -> tuple[Any, ...]
         identity.node_id,
         [],
         [],
-        dict(ANNOUNCED_LIMITS),
+        dict(announced),
     )
 
 

@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass
 
-from pegaskv.base.limits import PROCESS_BYTES_IN_FLIGHT_MAX
+from pegaskv.base.limits import (
+    BEFORE_HELLO_BYTES_MAX,
+    CONNECTION_BYTES_IN_FLIGHT_MAX,
+    CONNECTION_OUTPUT_BYTES_MAX,
+    CONNECTION_OUTPUT_PAUSE_BYTES,
+    CONNECTION_REQUESTS_IN_FLIGHT_MAX,
+    PROCESS_BYTES_IN_FLIGHT_MAX,
+)
 
 __all__ = ["AcceptorOptions"]
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptorOptions:
-    """Bounds over all connections; those of one connection stand in `base/limits.py`.
+    """Bounds over all connections and of each; the defaults of most stand in `base/limits.py`.
 
     Times are looked at every `sweep_interval_ms`, so they are kept to within that.
     """
@@ -18,9 +25,17 @@ class AcceptorOptions:
     connections_per_address_max: int = 1_000
     # A connection with a descriptor above this is refused: the files left are for storage.
     descriptor_max: int = 1 << 30
+    # Requests under way, with those that wait to be decoded, over all connections and of one.
     bytes_in_flight_max: int = PROCESS_BYTES_IN_FLIGHT_MAX
+    connection_requests_max: int = CONNECTION_REQUESTS_IN_FLIGHT_MAX
+    connection_in_flight_bytes_max: int = CONNECTION_BYTES_IN_FLIGHT_MAX
     # Replies that nobody has read, over all connections; who leaves most unread is cut off.
     bytes_unsent_max: int = PROCESS_BYTES_IN_FLIGHT_MAX
+    # The same of one: from the first on its requests are not read, at the second it is cut off.
+    connection_unsent_pause_bytes: int = CONNECTION_OUTPUT_PAUSE_BYTES
+    connection_unsent_bytes_max: int = CONNECTION_OUTPUT_BYTES_MAX
+    # What a connection may send before its hello is accepted: one frame.
+    hello_bytes_max: int = BEFORE_HELLO_BYTES_MAX
     # A connection that has not said hello by then is closed.
     hello_timeout_ms: int = 5_000
     # A frame that began and is not complete by then closes its connection.

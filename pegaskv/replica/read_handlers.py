@@ -36,6 +36,7 @@ from pegaskv.replica.fields import (
     explain_target,
     require_hash_key,
 )
+from pegaskv.replica.lane import SLICE_BYTES, SLICE_ROWS, Lane, Steps
 from pegaskv.replica.reads import RangeRead, ScanRead, multi_get_keys, multi_get_range, scan
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.slow_requests import SlowRequests
@@ -63,6 +64,7 @@ class ReadHandlers:
         *,
         clock: Clock,
         worker: Worker,
+        lane: Lane,
         scans_waiting_max: int,
         on_corruption: Callable[[Replica, BaseException], RequestError],
         guarded: Handler,
@@ -72,6 +74,7 @@ class ReadHandlers:
         self._closed = closed
         self._clock = clock
         self._worker = worker
+        self._lane = lane
         self._scans_waiting_max = scans_waiting_max
         self._on_corruption = on_corruption
         self._guarded = guarded
@@ -136,18 +139,27 @@ class ReadHandlers:
             raise InvalidArgument("the rows must be a flat list [hash key, sort key, ...]")
         if len(flat) > 2 * BATCH_ROWS_MAX:
             raise InvalidData(f"a batch holds at most {BATCH_ROWS_MAX} rows")
-        keys = []
+        steps = self._batch_get(connection, message[0], replica, flat)
+        self._lane.begin(connection, connection, message[0], steps, rows=len(flat) // 2)
+
+    def _batch_get(
+        self, connection: ServerConnection, request_id: int, replica: Replica, flat: list[Any]
+    ) -> Steps:
+        values: list[bytes | None] = []
+        now = self._now()
+        size = charged = 0
+        yielded = False
         for position in range(0, len(flat), 2):
+            if size - charged > SLICE_BYTES or (position and position % (2 * SLICE_ROWS) == 0):
+                yielded, charged = True, size
+                yield
+                if not replica.serving:
+                    raise replica.refusal()
             hash_key, sort_key = flat[position], flat[position + 1]
             check_row(hash_key, sort_key)
             self._check_partition(replica, hash_key or sort_key)
-            keys.append(encode_key(hash_key, sort_key))
-        replica.reads += len(keys)
-        now = self._now()
-        values: list[bytes | None] = []
-        size = 0
-        for key in keys:
-            row = self._get(replica, key)
+            replica.reads += 1
+            row = self._get(replica, encode_key(hash_key, sort_key))
             if row is None or not is_visible(row, now):
                 values.append(None)
                 continue
@@ -158,8 +170,11 @@ class ReadHandlers:
                     hint="ask for fewer rows at once",
                 )
             values.append(row[ROW_HEADER_BYTES:])
+        if yielded and replica.read_gate is not None:
+            # What is answered at once is charged by who guards the replica.
+            replica.read_gate.charge(size)
         connection.out_bytes += size
-        connection.out.append((message[0], 0, values))
+        connection.finish((request_id, 0, values))
 
     def on_multi_get(self, connection: ServerConnection, message: list[Any]) -> None:
         """Rows of one hash key: exactly those named, or a range with a filter."""
@@ -170,11 +185,11 @@ class ReadHandlers:
         check_flags(flags, _RANGE_FLAGS)
         check_integer("the row limit", rows_max)
         check_integer("the byte limit", bytes_max)
+        read = RangeRead(hash_key, start, stop, flags, kind, pattern, rows_max, bytes_max)
         if sort_keys is None:
             check_row(hash_key, start)
             check_row(hash_key, stop)
             check_filter("sort-key", kind, pattern)
-            read = RangeRead(hash_key, start, stop, flags, kind, pattern, rows_max, bytes_max)
             self._in_thread(
                 connection,
                 message,
@@ -188,18 +203,20 @@ class ReadHandlers:
             raise InvalidArgument("the sort keys must be a list of at least one, or nil")
         if len(sort_keys) > OPERATION_ROWS_MAX:
             raise InvalidData(f"at most {OPERATION_ROWS_MAX} sort keys may be named at once")
-        for sort_key in sort_keys:
-            check_row(hash_key, sort_key)
+        if len(sort_keys) > SLICE_ROWS:
+            self._in_thread(
+                connection,
+                message,
+                replica,
+                lambda snapshot, now, is_late: multi_get_keys(
+                    snapshot.get, read, sort_keys, now=now, is_late=is_late
+                ),
+            )
+            return
         replica.reads += 1
         try:
             complete, found, last = multi_get_keys(
-                replica.get,
-                hash_key,
-                sort_keys,
-                no_value=bool(flags & RangeFlag.NO_VALUE),
-                rows_max=rows_max,
-                bytes_max=bytes_max,
-                now=self._now(),
+                replica.get, read, sort_keys, now=self._now(), is_late=_never_late
             )
         except CorruptionError as error:
             raise self._on_corruption(replica, error) from error
@@ -338,6 +355,10 @@ class ReadHandlers:
 
     def _now(self) -> int:
         return seconds_since_epoch(self._clock.wall_us())
+
+
+def _never_late() -> bool:
+    return False
 
 
 def _time_limit_ms(field: Any) -> int:

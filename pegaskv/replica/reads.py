@@ -16,6 +16,7 @@ from pegaskv.codec.keys import RESERVED_PREFIX, encode_key, end_of_prefix
 from pegaskv.codec.operations import RangeFlag, ScanFlag
 from pegaskv.codec.values import ROW_HEADER_BYTES, is_visible, row_expiry
 from pegaskv.replica.checks import matches
+from pegaskv.replica.fields import check_row
 from pegaskv.storage.engine import Snapshot
 
 __all__ = ["RangeRead", "ScanRead", "multi_get_keys", "multi_get_range", "scan"]
@@ -58,20 +59,31 @@ class ScanRead:
 
 def multi_get_keys(
     get: Callable[[bytes], bytes | None],
-    hash_key: bytes,
+    read: RangeRead,
     sort_keys: list[bytes],
     *,
-    no_value: bool,
-    rows_max: int,
-    bytes_max: int,
     now: int,
+    is_late: Callable[[], bool],
 ) -> tuple[bool, list[bytes], bytes | None]:
-    """Return (complete, [sort key, value, ...] ascending, last key looked at unless complete)."""
-    rows_max, bytes_max = _bounded(rows_max, bytes_max)
+    """Return (complete, [sort key, value, ...] ascending, last key looked at unless complete).
+
+    Of `read` only what does not concern ranges counts.
+
+    Raises:
+        InvalidArgument, InvalidData: a sort key is none.
+
+    """
+    hash_key = read.hash_key
+    no_value = read.flags & RangeFlag.NO_VALUE
+    for sort_key in sort_keys:
+        check_row(hash_key, sort_key)
+    rows_max, bytes_max = _bounded(read.rows_max, read.bytes_max)
     found: list[bytes] = []
     size = 0
     previous: bytes | None = None
-    for sort_key in sorted(set(sort_keys)):
+    for seen, sort_key in enumerate(sorted(set(sort_keys))):
+        if seen and seen % _ROWS_PER_CLOCK == 0 and is_late():
+            return False, found, previous
         row = get(encode_key(hash_key, sort_key))
         if row is not None and is_visible(row, now):
             if len(found) >= 2 * rows_max or size >= bytes_max:

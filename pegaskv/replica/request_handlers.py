@@ -37,6 +37,7 @@ def request_handlers(
         closed,
         clock=clock,
         worker=worker,
+        lane=lane,
         scans_waiting_max=scans_waiting_max,
         on_corruption=on_corruption,
         guarded=guarded.on_request,
@@ -55,6 +56,7 @@ def request_handlers(
         closed,
         clock=clock,
         worker=worker,
+        lane=lane,
         scans_waiting_max=scans_waiting_max,
         on_corruption=on_corruption,
     )

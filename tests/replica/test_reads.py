@@ -131,9 +131,11 @@ def test_expired_and_deleted_rows_are_in_no_answer() -> None:
     snapshot = ModelSnapshot(rows)
     assert multi_get_range(snapshot, range_read(), now=NOW, is_late=never)[1] == [b"b", b"2"]
     assert scan(snapshot, scan_read(), now=NOW, is_late=never)[1] == 1
-    assert multi_get_keys(
-        rows.get, b"h", [b"a", b"b", b"c"], no_value=False, rows_max=0, bytes_max=0, now=NOW
-    ) == (True, [b"b", b"2"], None)
+    assert multi_get_keys(rows.get, range_read(), [b"a", b"b", b"c"], now=NOW, is_late=never) == (
+        True,
+        [b"b", b"2"],
+        None,
+    )
 
 
 def test_reaching_the_end_exactly_is_complete() -> None:
@@ -157,14 +159,22 @@ def test_named_keys_come_ascending_once_and_within_the_limits() -> None:
     rows = rows_of(b"h", [b"a", b"b", b"c"])
     complete, found, last = multi_get_keys(
         rows.get,
-        b"h",
+        range_read(flags=RangeFlag.NO_VALUE, rows_max=2),
         [b"c", b"x", b"a", b"c", b"b"],
-        no_value=True,
-        rows_max=2,
-        bytes_max=0,
         now=NOW,
+        is_late=never,
     )
     assert (complete, found, last) == (False, [b"a", b"", b"b", b""], b"b")
+
+
+def test_many_named_keys_end_with_their_time_and_say_where() -> None:
+    names = [b"%04d" % number for number in range(200)]
+    rows = rows_of(b"h", names)
+    page = multi_get_keys(rows.get, range_read(), names, now=NOW, is_late=lambda: True)
+    assert page[0] is False
+    # A page always makes progress.
+    assert page[1][::2] == names[:64]
+    assert page[2] == names[63]
 
 
 def test_a_scan_goes_on_where_a_page_ended_and_sees_each_row_once() -> None:

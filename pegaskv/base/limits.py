@@ -36,6 +36,7 @@ __all__ = [
     "REQUEST_VALUES_MAX",
     "SERVER_FRAME_BYTES_MAX",
     "SORT_KEY_BYTES_MAX",
+    "SPIN_US_MAX",
     "TABLE_NAME_BYTES_MAX",
     "TIMEOUT_MS_MAX",
     "TTL_SECONDS_MAX",
@@ -95,6 +96,7 @@ ENV_COUNT_MAX: Final = 64
 ENV_VALUE_BYTES_MAX: Final = 1_024
 
 TIMEOUT_MS_MAX: Final = 3_600_000
+SPIN_US_MAX: Final = 10_000
 
 # A frame carries a request with the largest row, and a full page with its last row.
 assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2

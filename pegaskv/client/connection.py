@@ -32,6 +32,7 @@ from pegaskv.base.limits import (
 from pegaskv.codec.frames import FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.spin import Spinner
 
 __all__ = ["LOST", "SLOT_MS", "TIMED_OUT", "Connection", "Lost"]
 
@@ -87,6 +88,7 @@ class Connection(asyncio.Protocol):
         "_probe_id",
         "_requests_max",
         "_scheduled",
+        "_spinner",
         "_splitter",
         "_ticking",
         "_timeouts",
@@ -109,6 +111,7 @@ class Connection(asyncio.Protocol):
         requests_max: int,
         bytes_max: int,
         on_end: Callable[["Connection"], Any],
+        spin_us: int = 0,
     ) -> None:
         self.closed = False
         self.cause = ""
@@ -148,6 +151,16 @@ class Connection(asyncio.Protocol):
         self._heard = False
         self._heard_ms = self.now_ms
         self._probe_id = -1
+        self._spinner = (
+            Spinner(
+                spin_us,
+                now_us=clock.wall_us,
+                call_soon=loop.call_soon,
+                is_useful=self._pending.__len__,
+            )
+            if spin_us
+            else None
+        )
 
     @property
     def pending(self) -> int:
@@ -286,6 +299,8 @@ class Connection(asyncio.Protocol):
         half = len(self._pending) // 2
         self._early = half if half > _EARLY_MESSAGES_MIN else _EARLY_MESSAGES_MIN
         self._write_out()
+        if self._spinner is not None:
+            self._spinner.touch()
 
     def _write_out(self) -> None:
         out = self._out

@@ -126,6 +126,7 @@ class Node:
             requests_max=pool.options.requests_in_flight_max,
             bytes_max=pool.options.bytes_in_flight_max,
             on_end=self._on_end,
+            spin_us=pool.options.spin_us,
         )
         pool.keep(connection)
         step = "the connection was not accepted"

@@ -24,6 +24,7 @@ from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.net.turns import Turns
 from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.spin import Spinner
 
 __all__ = ["Acceptor"]
 
@@ -66,6 +67,8 @@ class Acceptor:
         }
         self.bytes_in_flight = 0
         self.handler_failures = 0
+        # Told of every read, if the loop is to stay awake after it.
+        self.spinner: Spinner | None = None
         # Who has more to handle than one turn of the loop takes.
         self.turns = Turns()
         self._memory_failures = 0

@@ -248,6 +248,8 @@ class ServerConnection(asyncio.Protocol):
             self._charge(size, whole=bool(frames))
         if self.out:
             self.flush()
+        if self._acceptor.spinner is not None:
+            self._acceptor.spinner.touch()
         if (self._splitter.more or size >= FULL_READ_BYTES) and not self.closed:
             self._end_turn()
 

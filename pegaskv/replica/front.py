@@ -92,6 +92,11 @@ class Front:
             self._start_sync([])
 
     @property
+    def syncing(self) -> bool:
+        """Whether the disk is at work."""
+        return self._syncing is not None
+
+    @property
     def idle(self) -> bool:
         """Whether no tick is open or in flight."""
         return not self._dirty and not self._short and self._syncing is None

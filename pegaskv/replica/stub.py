@@ -253,6 +253,11 @@ class ReplicaStub:
 
     # --- What others ask ---------------------------------------------------------------
 
+    @property
+    def syncing(self) -> bool:
+        """Whether the disk is at work for a tick."""
+        return self._front is not None and self._front.syncing
+
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of all data operations."""
         assert self._repairs is not None

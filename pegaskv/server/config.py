@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import ConfigurationError
+from pegaskv.base.limits import SPIN_US_MAX
 from pegaskv.base.options import nearest, options_from_mapping
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.meta.options import MetaOptions
@@ -115,6 +116,8 @@ class ServerOptions:
     connections_per_address_max: int = AcceptorOptions().connections_per_address_max
     # A clean stop waits so long for answers that are under way.
     drain_timeout_ms: int = 3_000
+    # After a request the loop looks for the next one for so long before it sleeps.
+    spin_us: int = 0
 
     def validate(self) -> None:
         """Refuse addresses and numbers that cannot be.
@@ -129,6 +132,8 @@ class ServerOptions:
         for name in ("connections_max", "connections_per_address_max", "drain_timeout_ms"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"[server] {name}: must be at least 1")
+        if not 0 <= self.spin_us <= SPIN_US_MAX:
+            raise ConfigurationError(f"[server] spin_us: must be 0 to {SPIN_US_MAX}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ so that the next start has nothing to replay, mark the stop as clean, let the lo
 All seams are parameters, so that the simulation runs this very composition.
 """
 
+import asyncio
 import dataclasses
 import errno
 import logging
@@ -38,6 +39,7 @@ from pegaskv.net.network import Listener, Network
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.replica.stub import ReplicaStub, Workers
 from pegaskv.runtime.clock import Clock, SystemClock
+from pegaskv.runtime.spin import Spinner
 from pegaskv.runtime.tasks import TaskScope
 from pegaskv.runtime.worker import ThreadWorker, Worker
 from pegaskv.server.config import Config, parse_address
@@ -265,7 +267,7 @@ class Standalone:
         bytes_max = bytes_in_flight_max(self._free_memory())
         if bytes_max < PROCESS_BYTES_IN_FLIGHT_MAX:
             _log.warning("memory is tight: requests may hold %d MiB of it", bytes_max >> 20)
-        return Acceptor(
+        acceptor = Acceptor(
             handlers,
             identity=ServerIdentity(
                 cluster.name, cluster.id, self._meta.cluster_uuid, self._directory.node_id
@@ -279,6 +281,15 @@ class Standalone:
                 bytes_unsent_max=bytes_max,
             ),
         )
+        if server.spin_us:
+            acceptor.spinner = Spinner(
+                server.spin_us,
+                now_us=self._clock.wall_us,
+                call_soon=asyncio.get_running_loop().call_soon,
+                # Against the disk's thread it would only fight for the interpreter.
+                is_useful=lambda: self._stub is None or not self._stub.syncing,
+            )
+        return acceptor
 
     async def _start_http(self, address: str) -> None:
         # Imported here: without HTTP it would cost a quarter of a second and 30 MB.

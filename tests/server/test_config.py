@@ -184,6 +184,7 @@ def test_no_option_carries_its_unit_twice() -> None:
         "_bytes",
         "_bytes_per_second",
         "_bytes_held",
+        "_us",
         "_percent",
         "_seconds",
         "_ms_min",

@@ -62,6 +62,8 @@ class LevelDBFactory:
         self._options = options or StorageOptions()
         self._cache_left = self._options.block_cache_bytes
         self._open: set[Path] = set()
+        # One entry for each flush or compaction that was asked for and is under way.
+        self._working: list[None] = []
         self._lock = threading.Lock()
 
     def open(self, path: Path) -> "LevelDBEngine":
@@ -76,7 +78,12 @@ class LevelDBFactory:
         try:
             make_ready(self._disk, path)
             return LevelDBEngine(
-                self._disk, path, self._options, cache, lambda: self._dismiss(path, cache)
+                self._disk,
+                path,
+                self._options,
+                cache,
+                self._working,
+                lambda: self._dismiss(path, cache),
             )
         except BaseException:
             self._dismiss(path, cache)
@@ -147,6 +154,8 @@ class LevelDBFactory:
 class LevelDBEngine:
     """One open LevelDB. `get` and `write` may run beside each other; two writes may not.
 
+    `working` has an entry for each flush or compaction under way, of all engines on the disk.
+
     Invariant: `_get` and `_write_batch` are the handle's own methods until `close` has
     begun, and raise from then on; whoever loaded them before is in `_uses`.
     """
@@ -157,10 +166,12 @@ class LevelDBEngine:
         path: Path,
         options: StorageOptions,
         cache_bytes: int,
+        working: list[None],
         on_closed: Callable[[], None],
     ) -> None:
         self.path = path
         self._disk = disk
+        self._working = working
         self._on_closed = on_closed
         with _translated():
             self._db = plyvel.DB(
@@ -290,14 +301,14 @@ class LevelDBEngine:
             EngineClosed: `close` has begun.
 
         """
-        with self._use() as db:
+        with self._use() as db, self._work():
             self._flush(db)
             with self._files_lock:
                 return self._linker.checkpoint(target)
 
     def compact(self) -> None:
         """Rewrite all tables, so that removed rows give their space back."""
-        with self._use() as db:
+        with self._use() as db, self._work():
             self._flush(db)
             db.compact_range(start=b"", stop=_END)
             # It returns nothing; an error stops all later writes, so an empty one asks.
@@ -311,8 +322,12 @@ class LevelDBEngine:
     def calm(self) -> bool:
         """Whether a write on the loop would not be made to wait.
 
-        It looks again after each MiB written, and at every call once it was not calm.
+        It looks again after each MiB written, and at every call once it was not calm. While
+        any engine flushes, a write may wait at the disk: LevelDB's log grows by each one, and a
+        commit of the file system's journal keeps files from growing.
         """
+        if self._working:
+            return False
         if self._calm and self._written - self._sampled < _SAMPLE_BYTES:
             return True
         with self._use() as db:
@@ -355,7 +370,7 @@ class LevelDBEngine:
         written = self._written
         if written == self._flushed:
             return state.decree
-        with self._files_lock, _translated():
+        with self._files_lock, self._work(), _translated():
             # All that was written is in the logs up to this one.
             number = newest_log(self._disk, self.path)
             for _ in range(_FLUSH_TRIES_MAX):
@@ -398,6 +413,14 @@ class LevelDBEngine:
                 yield self._db
         finally:
             self._uses.pop()
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        self._working.append(None)
+        try:
+            yield
+        finally:
+            self._working.pop()
 
     def _refuse(self, *_args: object, **_options: object) -> NoReturn:
         raise EngineClosed(f"engine {self.path} is closed")

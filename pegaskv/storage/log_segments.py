@@ -55,9 +55,11 @@ __all__ = [
     "write_cold",
 ]
 
-# How much copied records go into one block, and how much of a segment is zeroed at once: a sync
-# that waits behind it in the worker waits a millisecond or two.
+# How much copied records go into one block.
 BLOCK_BYTES: Final = 1024 * 1024
+# How much of a segment is zeroed at once. A sync of the log that meets it at the disk waits a few
+# milliseconds; in smaller pieces a segment is not there when writes at full speed need it.
+_GROW_BYTES: Final = 4 * 1024 * 1024
 
 _SEGMENT_BYTES_LEAST: Final = 12 * 1024
 
@@ -117,7 +119,7 @@ def grow_segment(disk: Disk, segment: OpenSegment, capacity: int) -> bool:
     When it is, its name is durable too, and it may take records.
     """
     try:
-        segment.capacity = min(segment.capacity + BLOCK_BYTES, capacity)
+        segment.capacity = min(segment.capacity + _GROW_BYTES, capacity)
         segment.file.preallocate(segment.capacity)
         segment.file.fdatasync()
         if segment.capacity < capacity:

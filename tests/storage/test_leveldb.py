@@ -533,6 +533,29 @@ def test_many_files_in_level_0_are_not_calm(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_no_engine_is_calm_while_one_of_them_flushes(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Watching(LocalDisk):
+        def list(self, path: Path) -> list[str]:
+            # The look for the newest log is a part of every flush.
+            seen.extend(engine.calm() for engine in engines)
+            return super().list(path)
+
+    engines: list[LevelDBEngine] = []
+    made = LevelDBFactory(Watching())
+    opened = [made.open(tmp_path / name) for name in ("one", "other")]
+    write_row(opened[0], 1, b"key", b"row")
+    engines = opened
+    opened[0].flush()
+    assert seen, "it was not looked"
+    assert not any(seen)
+    assert all(engine.calm() for engine in opened)
+    engines = []
+    for engine in opened:
+        engine.close()
+
+
 # Options.
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Labels", "Metric", "MetricSource"]
+__all__ = ["Labels", "Metric", "MetricSource", "gauges"]
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -25,3 +25,9 @@ class Metric:
 
 
 MetricSource: TypeAlias = Callable[[], Iterable[Metric]]
+
+
+def gauges(*families: tuple[str, str, float]) -> Iterable[Metric]:
+    """Yield a gauge without labels for each (name, meaning, value)."""
+    for name, text, value in families:
+        yield Metric(f"pegaskv_{name}", "gauge", text, (((), float(value)),))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pegaskv.base.errors import Busy, InvalidArgument, RequestError, WireError
-from pegaskv.base.metrics import Metric
+from pegaskv.base.metrics import Metric, gauges
 from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
@@ -357,7 +357,6 @@ class Acceptor:
         requests = self._past_requests + sum(each.requests for each in live)
         received = self._past_received_bytes + sum(each.received_bytes for each in live)
         sent = self._past_sent_bytes + sum(each.sent_bytes for each in live)
-        yield one("pegaskv_connections", "gauge", "Open connections.", len(self._connections))
         yield one("pegaskv_connections_accepted_total", "counter", "Connections.", self._accepted)
         yield by_reason("pegaskv_connections_refused_total", "Connections refused.", self._refused)
         yield by_reason(
@@ -381,11 +380,67 @@ class Acceptor:
         )
         yield one("pegaskv_received_bytes_total", "counter", "Bytes received.", received)
         yield one("pegaskv_sent_bytes_total", "counter", "Bytes sent.", sent)
-        yield one(
-            "pegaskv_in_flight_bytes",
-            "gauge",
-            "Bytes of requests under way and frames that are not complete.",
-            self.bytes_in_flight,
+        yield from self._bounds()
+
+    def _bounds(self) -> Iterable[Metric]:
+        """What connections hold, beside what they may."""
+        options, live = self.options, self._connections
+        unsent = [each.unsent_bytes for each in live]
+        most = "The most that one connection has of"
+        return gauges(
+            ("connections", "Open connections.", len(live)),
+            ("connections_max", "Their bound.", options.connections_max),
+            (
+                "connections_per_address",
+                "Open connections of the address that has most.",
+                max(self._per_address.values(), default=0),
+            ),
+            ("connections_per_address_max", "Its bound.", options.connections_per_address_max),
+            (
+                "in_flight_bytes",
+                "Bytes of requests under way and frames that are not complete.",
+                self.bytes_in_flight,
+            ),
+            ("in_flight_bytes_max", "Their bound.", options.bytes_in_flight_max),
+            (
+                "connection_in_flight_bytes",
+                f"{most} those.",
+                max((each.held_bytes for each in live), default=0),
+            ),
+            (
+                "connection_in_flight_bytes_max",
+                "Where reading from it pauses.",
+                options.connection_in_flight_bytes_max,
+            ),
+            (
+                "in_flight_requests",
+                "Requests under way that are not answered.",
+                sum(each.in_flight for each in live),
+            ),
+            (
+                "connection_requests",
+                f"{most} those.",
+                max((each.in_flight for each in live), default=0),
+            ),
+            (
+                "connection_requests_max",
+                "Where reading from it pauses.",
+                options.connection_requests_max,
+            ),
+            ("unsent_bytes", "Bytes of replies that peers have not read.", sum(unsent)),
+            ("unsent_bytes_max", "Their bound.", options.bytes_unsent_max),
+            ("connection_unsent_bytes", f"{most} those.", max(unsent, default=0)),
+            (
+                "connection_unsent_pause_bytes",
+                "Where reading from it pauses.",
+                options.connection_unsent_pause_bytes,
+            ),
+            (
+                "connection_unsent_bytes_max",
+                "Where it is cut off.",
+                options.connection_unsent_bytes_max,
+            ),
+            ("hello_bytes_max", "What a peer may send before hello.", options.hello_bytes_max),
         )
 
     def check(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import ConfigurationError
 from pegaskv.base.limits import SPIN_US_MAX
+from pegaskv.base.limits import FRAME_UNCOUNTED_BYTES_MAX
 from pegaskv.base.options import nearest, options_from_mapping
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.meta.options import MetaOptions
@@ -53,6 +54,24 @@ _SECTIONS: Final = (
 )
 # Known names that have nothing to set yet: a file of a later version fails by its keys.
 _WITHOUT_OPTIONS: Final = ("auth",)
+
+_SERVER_LEAST: Final[Mapping[str, int]] = {
+    "connections_max": 1,
+    "connections_per_address_max": 1,
+    "http_connections_max": 1,
+    "connection_requests_max": 1,
+    "connection_in_flight_bytes_max": 64 * 1024,
+    "in_flight_bytes_max": 1024 * 1024,
+    "connection_unsent_pause_bytes": 4 * 1024,
+    "connection_unsent_bytes_max": 64 * 1024,
+    "unsent_bytes_max": 1024 * 1024,
+    "output_stall_timeout_ms": 100,
+    # A hello of ours has about a hundred bytes.
+    "hello_bytes_max": 512,
+    "hello_timeout_ms": 10,
+    "partial_frame_timeout_ms": 10,
+    "drain_timeout_ms": 1,
+}
 
 OptionsT = TypeVar("OptionsT")
 
@@ -114,6 +133,22 @@ class ServerOptions:
     # At most half of the files that the process may have open, whatever stands here.
     connections_max: int = AcceptorOptions().connections_max
     connections_per_address_max: int = AcceptorOptions().connections_per_address_max
+    http_connections_max: int = 64
+    # Requests that are under way, of one connection and of all; a sixteenth of the memory that
+    # is free at the start is the most, whatever stands here.
+    connection_requests_max: int = AcceptorOptions().connection_requests_max
+    connection_in_flight_bytes_max: int = AcceptorOptions().connection_in_flight_bytes_max
+    in_flight_bytes_max: int = AcceptorOptions().bytes_in_flight_max
+    # Replies that their client does not read: when its requests are read no more, when it is cut
+    # off, and how many of all there may be.
+    connection_unsent_pause_bytes: int = AcceptorOptions().connection_unsent_pause_bytes
+    connection_unsent_bytes_max: int = AcceptorOptions().connection_unsent_bytes_max
+    unsent_bytes_max: int = AcceptorOptions().bytes_unsent_max
+    output_stall_timeout_ms: int = AcceptorOptions().output_stall_timeout_ms
+    # What a client may send before its hello is accepted, and by when it must have said it.
+    hello_bytes_max: int = AcceptorOptions().hello_bytes_max
+    hello_timeout_ms: int = AcceptorOptions().hello_timeout_ms
+    partial_frame_timeout_ms: int = AcceptorOptions().partial_frame_timeout_ms
     # A clean stop waits so long for answers that are under way.
     drain_timeout_ms: int = 3_000
     # After a request the loop looks for the next one for so long before it sleeps.
@@ -129,11 +164,42 @@ class ServerOptions:
         parse_address(self.listen, "[server] listen")
         if self.http != "none":
             parse_address(self.http, "[server] http")
-        for name in ("connections_max", "connections_per_address_max", "drain_timeout_ms"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"[server] {name}: must be at least 1")
+        for name, least in _SERVER_LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"[server] {name}: must be at least {least}")
         if not 0 <= self.spin_us <= SPIN_US_MAX:
             raise ConfigurationError(f"[server] spin_us: must be 0 to {SPIN_US_MAX}")
+        if self.hello_bytes_max > FRAME_UNCOUNTED_BYTES_MAX:
+            raise ConfigurationError(
+                f"[server] hello_bytes_max: must be at most {FRAME_UNCOUNTED_BYTES_MAX}"
+            )
+        for small, large in (
+            ("connection_unsent_pause_bytes", "connection_unsent_bytes_max"),
+            ("connection_unsent_bytes_max", "unsent_bytes_max"),
+            ("connection_in_flight_bytes_max", "in_flight_bytes_max"),
+        ):
+            if getattr(self, small) > getattr(self, large):
+                raise ConfigurationError(f"[server] {small}: must not exceed {large}")
+
+    def acceptor_options(
+        self, *, connections_max: int, descriptor_max: int, bytes_max: int
+    ) -> AcceptorOptions:
+        """Return the bounds of connections, within what files and memory of the process allow."""
+        return AcceptorOptions(
+            connections_max=min(self.connections_max, connections_max),
+            connections_per_address_max=self.connections_per_address_max,
+            descriptor_max=descriptor_max,
+            connection_requests_max=self.connection_requests_max,
+            connection_in_flight_bytes_max=self.connection_in_flight_bytes_max,
+            bytes_in_flight_max=min(self.in_flight_bytes_max, bytes_max),
+            connection_unsent_pause_bytes=self.connection_unsent_pause_bytes,
+            connection_unsent_bytes_max=self.connection_unsent_bytes_max,
+            bytes_unsent_max=min(self.unsent_bytes_max, bytes_max),
+            output_stall_timeout_ms=self.output_stall_timeout_ms,
+            hello_bytes_max=self.hello_bytes_max,
+            hello_timeout_ms=self.hello_timeout_ms,
+            partial_frame_timeout_ms=self.partial_frame_timeout_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,9 @@ def free_memory(disk: Disk) -> int:
     return max(0, min(free))
 
 
-def bytes_in_flight_max(free: int) -> int:
+def bytes_in_flight_max(free: int, most: int = PROCESS_BYTES_IN_FLIGHT_MAX) -> int:
     """Return what all requests under way may hold together when `free` bytes are free."""
-    return max(_LEAST, min(PROCESS_BYTES_IN_FLIGHT_MAX, free // _COPIES))
+    return min(most, max(_LEAST, free // _COPIES))
 
 
 def _number(disk: Disk, path: Path, *, word: int = 0) -> int:

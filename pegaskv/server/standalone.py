@@ -22,7 +22,6 @@ from random import Random, SystemRandom
 from typing import Any, Final
 
 from pegaskv.base.errors import DirectoryUnusable, InvalidArgument, PegasKVError
-from pegaskv.base.limits import PROCESS_BYTES_IN_FLIGHT_MAX
 from pegaskv.base.version import PROTOCOL_VERSION, VERSION
 from pegaskv.codec.operations import Operation
 from pegaskv.coordination.embedded import EmbeddedStore
@@ -36,7 +35,6 @@ from pegaskv.net.asyncio_network import AsyncioNetwork
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.net.hello import ServerIdentity
 from pegaskv.net.network import Listener, Network
-from pegaskv.net.options import AcceptorOptions
 from pegaskv.replica.stub import ReplicaStub, Workers
 from pegaskv.runtime.clock import Clock, SystemClock
 from pegaskv.runtime.spin import Spinner
@@ -48,6 +46,7 @@ from pegaskv.server.late_door import LateMetaDoor
 from pegaskv.server.listening import listening
 from pegaskv.server.memory_budget import bytes_in_flight_max
 from pegaskv.server.node_control import NodeControl
+from pegaskv.server.option_metrics import option_metrics
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import EngineFactory
@@ -264,8 +263,9 @@ class Standalone:
             **self._meta.handlers(),
             Operation.SERVER_INFO: self._on_server_info,
         }
-        bytes_max = bytes_in_flight_max(self._free_memory())
-        if bytes_max < PROCESS_BYTES_IN_FLIGHT_MAX:
+        wanted = max(server.in_flight_bytes_max, server.unsent_bytes_max)
+        bytes_max = bytes_in_flight_max(self._free_memory(), wanted)
+        if bytes_max < server.in_flight_bytes_max:
             _log.warning("memory is tight: requests may hold %d MiB of it", bytes_max >> 20)
         acceptor = Acceptor(
             handlers,
@@ -273,12 +273,10 @@ class Standalone:
                 cluster.name, cluster.id, self._meta.cluster_uuid, self._directory.node_id
             ),
             clock=self._clock,
-            options=AcceptorOptions(
-                connections_max=min(server.connections_max, self._files.connections),
-                connections_per_address_max=server.connections_per_address_max,
+            options=server.acceptor_options(
+                connections_max=self._files.connections,
                 descriptor_max=self._files.connection_descriptor_max,
-                bytes_in_flight_max=bytes_max,
-                bytes_unsent_max=bytes_max,
+                bytes_max=bytes_max,
             ),
         )
         if server.spin_us:
@@ -300,6 +298,7 @@ class Standalone:
         lag = LoopLag(self._clock)
         self._scope.keep("loop lag", lag.measure, pause=lambda: self._clock.sleep_ms(0))
         sources = [self._acceptor.metrics, self._stub.metrics, lag.metrics]
+        sources.append(lambda: option_metrics(self._config))
         if self._meta is not None:
             sources.append(self._meta.metrics)
         if self._duplications is not None:
@@ -308,7 +307,9 @@ class Standalone:
             sources,
             health=self.health,
             clock=self._clock,
-            connections_max=self._files.http_connections,
+            connections_max=min(
+                self._config.server.http_connections_max, self._files.http_connections
+            ),
         )
         host, port = parse_address(address, "--http")
         self.http_address = _address(

@@ -177,7 +177,8 @@ def test_no_option_carries_its_unit_twice() -> None:
         "id", "connections_max", "connections_per_address_max", "bloom_bits",
         "open_files_max", "default_partition_count", "default_replica_count",
         "tables_max", "partitions_max", "requests_max", "scans_waiting_max",
-        "throttled_requests_max", "slow_request_lines_max",
+        "throttled_requests_max", "slow_request_lines_max", "http_connections_max",
+        "connection_requests_max",
     }  # fmt: skip
     units = (
         "_ms",
@@ -189,6 +190,7 @@ def test_no_option_carries_its_unit_twice() -> None:
         "_seconds",
         "_ms_min",
         "_ms_max",
+        "_bytes_max",
         "_segments",
     )
     checked = 0

@@ -141,6 +141,8 @@ def test_a_server_says_ready_serves_http_and_stops_cleanly(data: str) -> None:
             text = response.read().decode()
         for name in (
             "pegaskv_connections ",
+            'pegaskv_option{name="connections_max",section="server"} 10000.0',
+            'pegaskv_limit{name="value_bytes_max"} 1.048576e+06',
             "pegaskv_requests_total",
             "pegaskv_replicas ",
             "pegaskv_disk_free_bytes",

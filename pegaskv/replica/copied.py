@@ -12,7 +12,16 @@ from typing import Final
 from pegaskv.base.errors import PegasKVError, RequestError, Timeout
 from pegaskv.base.limits import PAGE_TIME_MS_MAX
 from pegaskv.net.connection import ServerConnection
-from pegaskv.replica.received_rows import PAIR_BYTES, Chunks, Contest, Removals
+from pegaskv.replica.lane import Lane, Steps
+from pegaskv.replica.large_writes import Unbroken
+from pegaskv.replica.received_rows import (
+    PAIR_BYTES,
+    PART_ROWS,
+    Chunks,
+    Contest,
+    Removals,
+    in_parts,
+)
 from pegaskv.replica.receiving import (
     as_request_error,
     count_contest,
@@ -52,6 +61,7 @@ class CopiedRange:
         refuse_unlisted: Callable[[], RequestError],
         clock: Clock,
         worker: Worker,
+        lane: Lane,
         give_up_at_ms: int,
         on_corruption: Callable[[Replica, BaseException], RequestError],
     ) -> None:
@@ -67,6 +77,7 @@ class CopiedRange:
         self._refuse_unlisted = refuse_unlisted
         self._clock = clock
         self._worker = worker
+        self._lane = lane
         self._give_up_at_ms = give_up_at_ms
         self._on_corruption = on_corruption
         self._next_key: bytes | None = removals.start
@@ -80,7 +91,7 @@ class CopiedRange:
     def _look(self) -> None:
         start = self._next_key
         if start is None or start >= self._removals.end:
-            self._attempt(self._finish)
+            self._in_turns(self._finish())
         else:
             self._replica.snapshot_then(self._submit)
 
@@ -124,10 +135,14 @@ class CopiedRange:
             self._fail(error)
             return
         found, self._next_key = result
-        if found and not self._attempt(lambda: self._remove(found)):
-            return
+        if found:
+            self._in_turns(self._remove(found))
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._next_key is not None and self._abandoned():
-            self._fail(Timeout("the range could not be looked through within the time limit"))
+            self._fail(Timeout("the range has more rows to remove than the time limit allows"))
             return
         self._look()
 
@@ -135,42 +150,52 @@ class CopiedRange:
         """Whether nobody waits for the answer any more."""
         return self._connection.closed or self._clock.monotonic_ms() > self._give_up_at_ms
 
-    def _remove(self, found: list[tuple[bytes, bytes]]) -> None:
-        self._admit(sum(len(key) for key, _ in found))
+    def _remove(self, found: list[tuple[bytes, bytes]]) -> Steps:
         replica = self._replica
-        current = current_lookup(replica)
-        gone = Chunks()
-        count = 0
-        for key, row in found:
-            # A newer version came meanwhile, or somebody else has removed this one.
-            if current(key) == row:
-                gone.add({key: None}, len(key) + PAIR_BYTES)
-                count += 1
-        if count:
-            log_received(replica, gone, 0)
-        self._removed += count
-        replica.rows_removed_by_copies += count
+        for begin in range(0, len(found), PART_ROWS):
+            if begin:
+                yield
+            part = found[begin : begin + PART_ROWS]
+            self._admit(sum(len(key) for key, _ in part))
+            current = current_lookup(replica)
+            gone = Chunks()
+            count = 0
+            for key, row in part:
+                # A newer version came meanwhile, or somebody else has removed this one.
+                if current(key) == row:
+                    gone.add({key: None}, len(key) + PAIR_BYTES)
+                    count += 1
+            if count:
+                log_received(replica, gone, 0)
+            self._removed += count
+            replica.rows_removed_by_copies += count
+        self._go_on()
 
-    def _finish(self) -> None:
+    def _finish(self) -> Steps:
         """Take the rows that the page names, and answer."""
-        replica, rows = self._replica, self._rows
-        self._admit(sum(len(key) + len(row) for key, row in rows))
-        contest = Contest(
-            current_lookup(replica),
-            self._removals.cluster_id,
-            overwrite_equal=self._overwrite_equal,
-            stale_until=self._stale_until,
-        )
-        contest.judge(rows)
-        if contest.won.chunks[0]:
-            log_received(replica, contest.won, self._newest_us)
-        count_contest(replica, contest, len(rows))
+        replica = self._replica
+        unbroken = Unbroken(replica)
+        lost = 0
+        for number, rows in enumerate(in_parts(self._rows)):
+            if number:
+                yield
+            unbroken.check()
+            self._admit(sum(len(key) + len(row) for key, row in rows))
+            contest = Contest(
+                current_lookup(replica),
+                self._removals.cluster_id,
+                overwrite_equal=self._overwrite_equal,
+                stale_until=self._stale_until,
+            )
+            contest.judge(rows)
+            if contest.won.chunks[0]:
+                log_received(replica, contest.won, self._newest_us)
+            count_contest(replica, contest, len(rows))
+            lost += contest.lost
         connection = self._connection
         # It is deferred already, and this counts once more when it has to wait.
         connection.in_flight -= 1
-        replica.answer_after_pending(
-            connection, [self._request_id, 0, 0, contest.lost, self._removed]
-        )
+        replica.answer_after_pending(connection, [self._request_id, 0, 0, lost, self._removed])
         connection.flush()
 
     def _admit(self, size: int) -> None:
@@ -178,14 +203,18 @@ class CopiedRange:
         if not self._is_listed():
             raise self._refuse_unlisted()
 
-    def _attempt(self, step: Callable[[], None]) -> bool:
-        """Do a step on the loop; what it raises is the answer."""
+    def _in_turns(self, steps: Steps) -> None:
+        """Make steps on the loop, one in a turn; what one of them raises is the answer."""
+        self._lane.queue(self, self._connection, self._request_id, self._attempt(steps))
+
+    def _attempt(self, steps: Steps) -> Steps:
         try:
-            step()
+            yield from steps
         except (PegasKVError, OSError, MemoryError) as error:
             self._fail(error)
-            return False
-        return True
+        finally:
+            # The request is deferred beside its steps.
+            self._connection.in_flight -= 1
 
     def _fail(self, error: BaseException) -> None:
         request_error = as_request_error(self._replica, error, self._on_corruption)

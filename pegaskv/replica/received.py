@@ -7,8 +7,8 @@ timestamp at or below one that came in. What was compared with pending writes is
 after those are committed.
 """
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Generator
+from typing import Any, Final, NamedTuple
 
 from pegaskv.base.errors import (
     Busy,
@@ -22,11 +22,14 @@ from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.replica.copied import CopiedRange
 from pegaskv.replica.fields import explain_target
+from pegaskv.replica.lane import Lane, Steps
+from pegaskv.replica.large_writes import Unbroken
 from pegaskv.replica.participation import PROGRESS_PREFIX, SourceFacts, unpack_progress
 from pegaskv.replica.received_rows import (
     Contest,
     HashClass,
     Removals,
+    in_parts,
     parse_batch,
     parse_page,
     parse_stream,
@@ -47,6 +50,18 @@ __all__ = ["ReceivedHandlers"]
 _DEFAULT_TIMEOUT_MS: Final = 30_000
 
 
+# A batch of fewer bytes is handled at once.
+_LITTLE_BYTES: Final = 8 * 1024
+
+
+class Ending(NamedTuple):
+    """What the last part of a batch brings along."""
+
+    uuid: bytes
+    stream: bytes
+    progress: tuple[int, int]
+
+
 class ReceivedHandlers:
     """The handlers of what other clusters send, over one server's replicas."""
 
@@ -57,6 +72,7 @@ class ReceivedHandlers:
         *,
         clock: Clock,
         worker: Worker,
+        lane: Lane,
         scans_waiting_max: int,
         on_corruption: Callable[[Replica, BaseException], RequestError],
     ) -> None:
@@ -64,6 +80,7 @@ class ReceivedHandlers:
         self._closed = closed
         self._clock = clock
         self._worker = worker
+        self._lane = lane
         self._scans_waiting_max = scans_waiting_max
         self._on_corruption = on_corruption
 
@@ -78,9 +95,27 @@ class ReceivedHandlers:
     def on_duplicate(self, connection: ServerConnection, message: list[Any]) -> None:
         """One batch of a stream; counts once, however often it comes."""
         replica, stream, rows_of, facts, rest = self._stream(message, 12)
+        steps = self._duplicate(connection, message, replica, stream, rows_of, facts, rest)
+        # What comes later in a stream is compared with what came before.
+        key = (replica.gpid, stream)
+        if self._lane.holds(key) or _is_large(rest[3]):
+            self._lane.queue(key, connection, message[0], steps)
+        else:
+            self._lane.begin(key, connection, message[0], steps, rows=0)
+
+    def _duplicate(
+        self,
+        connection: ServerConnection,
+        message: list[Any],
+        replica: Replica,
+        stream: bytes,
+        rows_of: HashClass,
+        facts: SourceFacts,
+        rest: list[Any],
+    ) -> Steps:
         previous, last, source_clock_us, flat = rest
         progress, clock_us = replica.proposed.progress.get(stream, (0, 0))
-        operations, newest = parse_batch(
+        operations, newest = yield from parse_batch(
             flat,
             previous=previous,
             last=last,
@@ -89,35 +124,89 @@ class ReceivedHandlers:
             cluster_id=facts.cluster_id,
         )
         newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
+        lost = 0
         if previous > progress or last <= progress:
             # Something is missing before it, or nothing is new in it.
-            reply = [message[0], 0, 0, progress, 0, _pinned_for(replica, facts.cluster_id)]
-            replica.answer_after_pending(connection, reply)
-            return
-        replica.admit_received(sum(len(part) for rows in operations for part in rows))
-        contest = Contest(current_lookup(replica), facts.cluster_id)
-        self._judge(replica, contest, operations)
-        log_received(
-            replica, contest.won, newest_us, stream, (last, max(clock_us, source_clock_us))
-        )
-        count_contest(replica, contest, sum(len(rows) for rows in operations) // 2)
-        reply = [message[0], 0, 0, last, contest.lost, _pinned_for(replica, facts.cluster_id)]
+            last = progress
+        else:
+            lost = yield from self._take(
+                replica,
+                operations,
+                facts.cluster_id,
+                newest_us,
+                Ending(message[5], stream, (last, max(clock_us, source_clock_us))),
+            )
+        reply = [message[0], 0, 0, last, lost, _pinned_for(replica, facts.cluster_id)]
+        # The lane has counted it, and this counts it once more when it has to wait.
+        connection.in_flight -= 1
         replica.answer_after_pending(connection, reply)
+
+    def _take(
+        self,
+        replica: Replica,
+        operations: list[list[bytes]],
+        cluster_id: int,
+        newest_us: int,
+        ending: Ending,
+    ) -> Generator[None, None, int]:
+        """Log what wins, part by part, and the stream's progress with the last; return losers.
+
+        Each part is compared and logged in one step: no other write comes between. When a part
+        is not logged the progress is not either, and the batch will come again.
+        """
+        parts = in_parts(operations)
+        unbroken = Unbroken(replica)
+        lost = 0
+        for number, part in enumerate(parts, 1):
+            if number > 1:
+                yield
+                unbroken.check()
+            replica.admit_received(sum(len(row) for rows in part for row in rows))
+            if ending.uuid not in replica.proposed.sources:
+                raise _not_listed(replica)
+            contest = Contest(current_lookup(replica), cluster_id)
+            self._judge(replica, contest, part)
+            if number == len(parts):
+                log_received(replica, contest.won, newest_us, ending.stream, ending.progress)
+            elif contest.won.chunks[0]:
+                log_received(replica, contest.won, newest_us)
+            count_contest(replica, contest, sum(map(len, part)) // 2)
+            lost += contest.lost
+        return lost
 
     def on_copy_range(self, connection: ServerConnection, message: list[Any]) -> None:
         """One range of a copy."""
         replica, stream, rows_of, facts, rest = self._stream(message, 13)
-        start, stop, source_clock_us, overwrite_equal, flat = rest
-        if type(overwrite_equal) is not bool:
+        if type(rest[3]) is not bool:
             raise InvalidArgument("`overwrite equal` must be true or false")
-        rows, newest = parse_page(flat, start, stop, rows_of)
-        newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
         replica.admit_received()
         if self._worker.pending >= self._scans_waiting_max:
             raise Busy("too many scans are waiting", details={"retry_after_ms": 50})
+        self._lane.queue(
+            (connection, message[0]),
+            connection,
+            message[0],
+            self._copy(connection, message, replica, stream, rows_of, facts, rest),
+        )
+
+    def _copy(
+        self,
+        connection: ServerConnection,
+        message: list[Any],
+        replica: Replica,
+        stream: bytes,
+        rows_of: HashClass,
+        facts: SourceFacts,
+        rest: list[Any],
+    ) -> Steps:
+        start, stop, source_clock_us, overwrite_equal, flat = rest
+        rows, newest = yield from parse_page(flat, start, stop, rows_of)
+        newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
         uuid = message[5]
         watermark_us = replica.proposed.progress.get(stream, (0, 0))[1]
         stale = source_clock_us < watermark_us and not overwrite_equal
+        # It is deferred anew.
+        connection.in_flight -= 1
         CopiedRange(
             connection,
             message[0],
@@ -138,6 +227,7 @@ class ReceivedHandlers:
             refuse_unlisted=lambda: _not_listed(replica),
             clock=self._clock,
             worker=self._worker,
+            lane=self._lane,
             give_up_at_ms=self._clock.monotonic_ms() + _time_limit_ms(message[2]),
             on_corruption=self._on_corruption,
         ).begin()
@@ -212,3 +302,10 @@ def _pinned_for(replica: Replica, cluster_id: int) -> list[bytes]:
 def _time_limit_ms(field: Any) -> int:
     limit = field[0] if type(field) is list and field else field
     return limit if type(limit) is int and limit > 0 else _DEFAULT_TIMEOUT_MS
+
+
+def _is_large(flat: Any) -> bool:
+    """Whether a batch may have many rows; its shape is not checked yet."""
+    if type(flat) is not list:
+        return False
+    return sum(len(part) for part in flat if type(part) is bytes) > _LITTLE_BYTES

@@ -5,7 +5,7 @@ to break a replica. The larger timetag stays; an equal one is the same version, 
 Several microseconds a row are the whole budget of a duplication, so loops are written out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,10 +30,12 @@ from pegaskv.codec.mutations import OperationKind, decode_mutation
 from pegaskv.codec.values import ROW_HEADER_BYTES, TIMESTAMP_MAX
 
 __all__ = [
+    "PART_ROWS",
     "Chunks",
     "Contest",
     "HashClass",
     "Removals",
+    "in_parts",
     "parse_batch",
     "parse_page",
     "parse_stream",
@@ -44,6 +46,8 @@ _ROW_BYTES_MAX: Final = ROW_HEADER_BYTES + VALUE_BYTES_MAX
 _DECREE_MAX: Final = (1 << 63) - 1
 # What a row costs in an operation beside its bytes.
 PAIR_BYTES: Final = 10
+# So many rows are checked, or compared and logged, before others have their turn.
+PART_ROWS: Final = 256
 _NEVER: Final = b"\x00\x00\x00\x00"
 _EARLIEST: Final = bytes(8)
 
@@ -89,10 +93,11 @@ def parse_stream(
 
 def parse_batch(
     flat: Any, *, previous: Any, last: Any, progress: int, rows_of: HashClass, cluster_id: int
-) -> tuple[list[list[bytes]], bytes]:
+) -> Generator[None, None, tuple[list[list[bytes]], bytes]]:
     """Check a batch; return the rows of each operation above `progress`, and the newest tag.
 
-    Rows of other clusters than `cluster_id` are left out: those come from there.
+    It yields after each PART_ROWS rows or so. Rows of other clusters than `cluster_id` are left
+    out: those come from there.
 
     Raises:
         InvalidArgument: it is no batch at all.
@@ -108,6 +113,7 @@ def parse_batch(
     operations: list[list[bytes]] = []
     newest = _EARLIEST
     before = previous
+    seen = 0
     for position in range(0, len(flat), 2):
         decree, mutation = flat[position], flat[position + 1]
         if type(decree) is not int or type(mutation) is not bytes:
@@ -121,6 +127,10 @@ def parse_batch(
             for kind, _hash, fields in decode_mutation(mutation):
                 if kind is not _WRITE:
                     raise InvalidData(f"an operation of kind {kind.name} is not to be duplicated")
+                seen += len(fields)
+                if seen > 2 * PART_ROWS:
+                    seen = len(fields)
+                    yield
                 rows, tag = _check_rows(fields, rows_of, cluster_id)
                 if rows:
                     operations.append(rows)
@@ -130,10 +140,25 @@ def parse_batch(
     return operations, newest
 
 
+def in_parts(operations: list[list[bytes]]) -> list[list[list[bytes]]]:
+    """Cut operations into parts of PART_ROWS rows or little more; one at least."""
+    parts: list[list[list[bytes]]] = [[]]
+    held = 0
+    for rows in operations:
+        if parts[-1] and held + len(rows) > 2 * PART_ROWS:
+            parts.append([])
+            held = 0
+        parts[-1].append(rows)
+        held += len(rows)
+    return parts
+
+
 def parse_page(
     flat: Any, start: Any, stop: Any, rows_of: HashClass
-) -> tuple[list[list[bytes]], bytes]:
+) -> Generator[None, None, tuple[list[list[bytes]], bytes]]:
     """Check a page of rows; return each as an operation of its own, and the newest tag.
+
+    It yields after each PART_ROWS rows.
 
     Raises:
         InvalidArgument: it is no page at all.
@@ -144,7 +169,14 @@ def parse_page(
         raise InvalidArgument("a range is given by two stored keys")
     if type(flat) is not list or len(flat) % 2:
         raise InvalidArgument("a page must be a flat list [stored key, row, ...]")
-    rows, newest = _check_rows(flat, rows_of, 0)
+    rows: list[bytes] = []
+    newest = _EARLIEST
+    for position in range(0, len(flat), 2 * PART_ROWS):
+        if position:
+            yield
+        part, tag = _check_rows(flat[position : position + 2 * PART_ROWS], rows_of, 0)
+        rows += part
+        newest = max(newest, tag)
     before = None
     for key in rows[::2]:
         if key < start or (stop and key >= stop) or (before is not None and key <= before):

@@ -57,7 +57,6 @@ _FILES_COMFORTABLE: Final = 1_024
 # How long a thread may keep the interpreter while another waits for it. With Python's 5 ms the
 # loop waits so long beside each flush, scan or sweep, and a sync that is done as long for the loop.
 _SWITCH_INTERVAL_S: Final = 0.0005
-_SWITCH_INTERVAL_S: Final = 0.0005
 
 
 class ExitStatus(IntEnum):
@@ -143,12 +142,12 @@ async def _serve(
 
 
 def _spare_the_loop() -> None:
-    """Let neither the collector of garbage nor other threads hold the loop for long."""
-    # A full collection looks at all that was imported, and takes 20 ms: those objects stay anyway.
+    """Keep what was imported out of the sight of the garbage collector.
+
+    It stays anyway, and a full collection that looks at it holds the loop for 20 ms.
+    """
     gc.collect()
     gc.freeze()
-    # A thread that walks over rows keeps the interpreter for so long when the loop wants it.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 def _read_clusters_again(server: "Standalone", read: Callable[[], Config]) -> None:

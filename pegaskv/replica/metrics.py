@@ -1,13 +1,16 @@
 """What a replica server counts, as families for whoever shows them."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
-from pegaskv.base.metrics import Metric
+from pegaskv.base.metrics import Metric, gauges
 from pegaskv.replica.counts import COUNTS
+from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.replica import Replica
+from pegaskv.replica.throttling import ThrottledLine
+from pegaskv.runtime.worker import Worker
 
-__all__ = ["replica_metrics"]
+__all__ = ["bound_metrics", "replica_metrics"]
 
 _PLAIN: Final = {
     "replicas_closed": "Replicas that do not serve: they wait for an operator or for the disk.",
@@ -17,7 +20,6 @@ _PLAIN: Final = {
     "disk_full": "1 while writes are refused.",
     "log_appends_total": "Blocks appended to the log.",
     "log_syncs_total": "Syncs of the log.",
-    "throttled_requests": "Requests that wait for replica.*_throttling at the moment.",
 }
 
 
@@ -41,3 +43,42 @@ def replica_metrics(
             yield Metric(f"pegaskv_{name}", "counter", text, value)
         else:
             yield Metric(f"pegaskv_{name}", "gauge", text, value)
+
+
+def bound_metrics(
+    replicas: Collection[Replica], options: ReplicaOptions, *, scans: Worker, line: ThrottledLine
+) -> Iterable[Metric]:
+    """Return what waits or is under way, beside what may."""
+    most = "of the partition that has most."
+    return gauges(
+        ("scans_waiting", "Scans and range reads that wait for their thread.", scans.pending),
+        ("scans_waiting_max", "Their bound.", options.scans_waiting_max),
+        ("throttled_requests", "Requests that wait since their table is throttled.", line.waiting),
+        ("throttled_requests_max", "Their bound.", line.waiting_max),
+        (
+            "partition_uncommitted_mutations",
+            f"Mutations that are not committed, {most}",
+            max((len(each.full) + len(each.in_flight) for each in replicas), default=0),
+        ),
+        (
+            "partition_uncommitted_mutations_max",
+            "Their bound.",
+            options.partition_uncommitted_mutations_max,
+        ),
+        (
+            "partition_uncommitted_bytes",
+            f"Bytes of those, {most}",
+            max((each.uncommitted_bytes for each in replicas), default=0),
+        ),
+        (
+            "partition_uncommitted_bytes_max",
+            "Their bound.",
+            options.partition_uncommitted_bytes_max,
+        ),
+        (
+            "partition_unapplied_bytes",
+            f"Committed bytes that the engine has not taken, {most}",
+            max((each.applying_bytes for each in replicas), default=0),
+        ),
+        ("partition_unapplied_bytes_max", "Their bound.", options.partition_unapplied_bytes_max),
+    )

@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 
 from pegaskv.base.errors import ConfigurationError
+from pegaskv.base.limits import (
+    MUTATION_BYTES_MAX,
+    PARTITION_BYTES_UNAPPLIED_MAX,
+    PARTITION_BYTES_UNCOMMITTED_MAX,
+    PARTITION_MUTATIONS_UNCOMMITTED_MAX,
+)
 
 __all__ = ["ReplicaOptions"]
 
@@ -22,6 +28,11 @@ class ReplicaOptions:
     expiry_sweep_interval_ms: int = 300_000
     # Scans and range reads that wait for their thread; more are answered Busy.
     scans_waiting_max: int = 256
+    # What one partition may have under way, in mutations and in bytes, and committed bytes that a
+    # stalled engine has not taken; above it writes are answered Busy.
+    partition_uncommitted_mutations_max: int = PARTITION_MUTATIONS_UNCOMMITTED_MAX
+    partition_uncommitted_bytes_max: int = PARTITION_BYTES_UNCOMMITTED_MAX
+    partition_unapplied_bytes_max: int = PARTITION_BYTES_UNAPPLIED_MAX
     # Requests of throttled tables that wait their time; more are answered Busy.
     throttled_requests_max: int = 10_000
     # Lines about slow requests in ten seconds; all are counted.
@@ -42,8 +53,14 @@ class ReplicaOptions:
             "flush_interval_ms",
             "expiry_sweep_interval_ms",
             "scans_waiting_max",
+            "partition_uncommitted_mutations_max",
             "throttled_requests_max",
             "slow_request_lines_max",
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"[replica] {name}: must be at least 1")
+        # The largest single write must fit, with its keys.
+        least = 4 * MUTATION_BYTES_MAX
+        for name in ("partition_uncommitted_bytes_max", "partition_unapplied_bytes_max"):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"[replica] {name}: must be at least {least}")

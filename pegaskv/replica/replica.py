@@ -29,6 +29,7 @@ from pegaskv.base.errors import (
     RequestError,
 )
 from pegaskv.base.limits import (
+    PARTITION_BYTES_UNAPPLIED_MAX,
     PARTITION_BYTES_UNCOMMITTED_MAX,
     PARTITION_MUTATIONS_UNCOMMITTED_MAX,
 )
@@ -52,7 +53,7 @@ from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
 from pegaskv.storage.mutation_log import LogRecord
 
-__all__ = ["APPLYING_BYTES_MAX", "Replica"]
+__all__ = ["Replica"]
 
 # Committed rows are written to the engine when there are so many, or so many bytes of
 # them; the front sees to it that none waits longer than a few milliseconds.
@@ -61,9 +62,6 @@ _APPLY_BYTES: Final = 256 * 1024
 # More than this goes through the thread also when the engine is calm.
 _LOOP_ROWS: Final = 1_024
 _LOOP_BYTES: Final = 512 * 1024
-
-# Committed bytes that wait for a stalled engine before writes are answered Busy.
-APPLYING_BYTES_MAX: Final = 8 * 1024 * 1024
 
 _MISSING: Final[Any] = object()
 
@@ -75,6 +73,9 @@ class Replica(Guarded):
     `in_flight` holds the batches of exactly the decrees in the machine's window.
     """
 
+    uncommitted_mutations_max = PARTITION_MUTATIONS_UNCOMMITTED_MAX
+    uncommitted_bytes_max = PARTITION_BYTES_UNCOMMITTED_MAX
+    applying_bytes_max = PARTITION_BYTES_UNAPPLIED_MAX
     read_only = ""
     available = True
     # Whether what the sweep removes may have come since its last pass.
@@ -230,9 +231,9 @@ class Replica(Guarded):
                 details={"retry_after_ms": 500},
             )
         if (
-            len(self.full) + len(self.in_flight) >= PARTITION_MUTATIONS_UNCOMMITTED_MAX
-            or self.uncommitted_bytes + size > PARTITION_BYTES_UNCOMMITTED_MAX
-            or self.applying_bytes > APPLYING_BYTES_MAX
+            len(self.full) + len(self.in_flight) >= self.uncommitted_mutations_max
+            or self.uncommitted_bytes + size > self.uncommitted_bytes_max
+            or self.applying_bytes > self.applying_bytes_max
         ):
             raise Busy(
                 f"partition {self.gpid} has too many writes under way",

@@ -29,18 +29,19 @@ from pegaskv.codec.messages_meta import NodeReport, TablePush
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.net.connection import Handler
 from pegaskv.replica.control import begin_to_serve, give_orders, on_pin_changed
+from pegaskv.replica.disk_space import DiskSpace
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.expiry import Sweeper
 from pegaskv.replica.front import Front
 from pegaskv.replica.machine import ReplicaMachine
-from pegaskv.replica.metrics import replica_metrics
+from pegaskv.replica.metrics import bound_metrics, replica_metrics
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
 from pegaskv.replica.repairs import Repairs
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.request_handlers import request_handlers
-from pegaskv.replica.settings import take_settings
+from pegaskv.replica.settings import take_bounds, take_settings
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.source import ReplicaSource
 from pegaskv.replica.throttling import ThrottledLine
@@ -128,10 +129,15 @@ class ReplicaStub:
         )
         # Whether there may be log that nobody needs.
         self._collect_due = True
-        self._disk_full = False
         self._stopping = False
         self.on_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
-        self.free_bytes = 0
+        self._space = DiskSpace(
+            disk,
+            directory.path,
+            worker=workers.upkeep,
+            min_free_percent=options.min_free_percent,
+            replicas=self._replicas.values,
+        )
 
     # --- Start and stop ----------------------------------------------------------------
 
@@ -172,7 +178,7 @@ class ReplicaStub:
             clock=self._clock,
             worker=self._workers.upkeep,
             scope=self._scope,
-            disk_has_room=self._disk_has_room,
+            disk_has_room=self._space.has_room,
             is_gone=self._is_gone,
         )
         self._waiting = WaitingReplicas(
@@ -184,12 +190,12 @@ class ReplicaStub:
             worker=self._workers.upkeep,
             on_opened=self._on_opened_late,
         )
-        await self._look_at_disk()
+        await self._space.look()
         # What the start of the log has freed may be room enough.
         await self._waiting.look()
         clock, options = self._clock, self._options
         for name, function, pause_ms in (
-            ("disk", self._look_at_disk, options.disk_check_interval_ms),
+            ("disk", self._space.look, options.disk_check_interval_ms),
             ("sync os tables", self._sync_os_tables, options.os_sync_interval_ms),
             ("flush", self._flush_due, options.flush_interval_ms),
             ("expiry", self._sweep, 1_000),
@@ -271,6 +277,11 @@ class ReplicaStub:
             line=self._line,
             slow=self._slow,
         )
+
+    @property
+    def free_bytes(self) -> int:
+        """Free space on the data disk, as it was last found."""
+        return self._space.free_bytes
 
     def source(self, gpid: Gpid) -> ReplicaSource | None:
         """Return a replica as the source of duplications, if it is here and primary."""
@@ -433,7 +444,8 @@ class ReplicaStub:
             on_control=self._on_control,
             slow=self._slow,
         )
-        replica.disk_full = self._disk_full
+        replica.disk_full = self._space.full
+        take_bounds(replica, self._options)
         self._replicas[gpid] = replica
         assert self._log is not None
         self._sources[gpid] = ReplicaSource(
@@ -510,29 +522,6 @@ class ReplicaStub:
         assert self._front is not None
         self._front.sync_os_tables()
 
-    async def _look_at_disk(self) -> None:
-        try:
-            free, total = await self._workers.upkeep.run(
-                lambda: self._disk.free_bytes(self._directory.path)
-            )
-        except OSError as error:
-            _log.warning("the free space of the data disk is not known: %s", error)
-            return
-        self.free_bytes = free
-        full = free * 100 < total * self._options.min_free_percent
-        if full != self._disk_full:
-            self._disk_full = full
-            if full:
-                _log.error(
-                    "the disk is nearly full (%d MiB free, below %d %%): writes are refused",
-                    free >> 20,
-                    self._options.min_free_percent,
-                )
-            else:
-                _log.warning("the disk has room again (%d MiB free): writes resume", free >> 20)
-            for replica in self._replicas.values():
-                replica.disk_full = full
-
     def _look_at_log(self) -> None:
         self._collect_due = True
 
@@ -573,10 +562,6 @@ class ReplicaStub:
     async def _sweep(self) -> None:
         await self._sweeper.sweep_due(list(self._replicas.values()))
 
-    async def _disk_has_room(self) -> bool:
-        await self._look_at_disk()
-        return not self._disk_full
-
     def _is_gone(self, replica: Replica) -> bool:
         return self._replicas.get(replica.gpid) is not replica
 
@@ -587,17 +572,19 @@ class ReplicaStub:
         closed = [replica.closed for replica in self._replicas.values()]
         closed += [recovered.closed for recovered in self._recovered.values()]
         front = self._front
-        return replica_metrics(
+        yield from replica_metrics(
             self._replicas.values(),
             self._table_name,
             replicas_closed=sum(1 for reason in closed if reason),
             replicas_damaged=len(self.damaged),
             rows_expired_total=self._sweeper.rows_expired,
             disk_free_bytes=self.free_bytes,
-            disk_full=int(self._disk_full),
+            disk_full=int(self._space.full),
             log_appends_total=front.ticks if front is not None else 0,
             log_syncs_total=front.syncs if front is not None else 0,
-            throttled_requests=self._line.waiting,
+        )
+        yield from bound_metrics(
+            self._replicas.values(), self._options, scans=self._workers.scan, line=self._line
         )
 
     def _table_name(self, table_id: int) -> str:

@@ -429,6 +429,56 @@ async def small_beside_large(pair: Pair) -> None:
     await pair.equal("large")
 
 
+# Two ways.
+
+
+async def _two_ways(pair: Pair, rows: int) -> tuple[Table, Table]:
+    here = await pair.fill("t", rows, 1)
+    await pair.add("t")
+    await pair.reach("t", "DS_LOG")
+    await pair.target.admin.add_duplication("t", "alpha")
+    await pair.target.admin.wait_duplicated("t", timeout=5.0)
+    return here, await pair.target.table("t")
+
+
+async def nothing_is_shipped_back(pair: Pair) -> None:
+    """Each write crosses once, wherever it was made."""
+    here, there = await _two_ways(pair, 0)
+    for number in range(10):
+        await here.set(b"here", b"%d" % number, b"v")
+    for number in range(7):
+        await there.set(b"there", b"%d" % number, b"v")
+    await pair.world.sleep_ms(5_000)
+    await pair.equal("t")
+    [back] = await pair.target.admin.query_duplication("t")
+    assert ((await pair.entry("t")).shipped, back.shipped) == (10, 7), back
+
+
+async def equal_timestamps(pair: Pair) -> None:
+    """Both clocks are behind what they have seen, so both count on from the same number."""
+    here, there = await _two_ways(pair, 0)
+    pair.alpha.node.jump_wall(60_000_000)
+    await here.set(b"early", b"s", b"v")
+    await pair.equal("t")
+    pair.alpha.node.jump_wall(-60_000_000)
+    for number in range(20):
+        # Who wrote last is one ahead or level: both come.
+        await (there if number % 2 else here).set(b"before", b"s", b"v")
+        await pair.world.sleep_ms(50)
+        writers = [
+            cluster.clients.task(side.set(b"common", b"%d" % number, cluster.name.encode()))
+            for cluster, side in ((pair.alpha, here), (pair.beta, there))
+        ]
+        for writer in writers:
+            await writer
+        await pair.world.sleep_ms(50)
+    await pair.target.admin.wait_duplicated("t", timeout=5.0)
+    await pair.equal("t")
+    # Where the timestamps are equal the larger cluster id wins.
+    values = list((await here.multi_get(b"common")).values())
+    assert values.count(b"beta") >= 5, values
+
+
 SCENARIOS: Final[dict[str, dict[str, Scenario]]] = {
     "stuck in DS_PREPARE": {
         "lost reply to create": lost_reply_to_create,
@@ -451,6 +501,10 @@ SCENARIOS: Final[dict[str, dict[str, Scenario]]] = {
         "64 partitions and 2 rows": many_partitions_and_two_rows,
         "rows that are all gone": rows_that_are_all_gone,
         "beside a large one": small_beside_large,
+    },
+    "two ways": {
+        "nothing is shipped back": nothing_is_shipped_back,
+        "equal timestamps": equal_timestamps,
     },
 }
 

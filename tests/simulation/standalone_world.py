@@ -14,10 +14,11 @@ from pegaskv.client import Client, ClientOptions, Table, connect
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.server.config import Config
 from tests.simulation.disk import SimulatedDisk
+from tests.simulation.network import NetworkOptions
 from tests.simulation.servers import PORT, serve, tiny_log
 from tests.simulation.world import Life, World
 
-__all__ = ["Run", "Writer", "simulate"]
+__all__ = ["Run", "Writer", "count_under_kills", "simulate"]
 
 WRITERS: Final = 6
 KINDS: Final = 3
@@ -211,3 +212,51 @@ def simulate(seed: int, *, rounds: int = 5, **overrides: Any) -> Run:
         world.run(scenario.play())
         scenario.run.digest = world.digest()
         return scenario.run
+
+
+def count_under_kills(seed: int, *, kills: int = 10) -> tuple[int, int, int]:
+    """Increment one counter from several clients while the server is killed again and again.
+
+    Returns (acknowledged, unknown, counted): each acknowledged one counts once, and each that
+    nobody answered once at the most.
+    """
+    # Near, so that each kill finds writes under way.
+    near = {"network": NetworkOptions(), "worker_us": (5, 500), "worker_slow": 0.0}
+    with World(seed, disk=SimulatedDisk, **near) as world:
+        scenario = _Scenario(world, 0)
+        server = scenario.server
+        acknowledged = unknown = 0
+        running = True
+
+        async def count(table: Table) -> None:
+            nonlocal acknowledged, unknown
+            while running:
+                try:
+                    await table.incr(b"h", b"counter", timeout=CALL_S)
+                except RequestError:
+                    unknown += 1
+                else:
+                    acknowledged += 1
+
+        async def play() -> int:
+            nonlocal running
+            server.start(_serve)
+            client = await scenario.connected()
+            await client.admin.create_table("t", 1, timeout=300.0)
+            table = await client.table("t")
+            writers = [scenario.client_life.task(count(table)) for _ in range(WRITERS)]
+            for _ in range(kills):
+                await world.sleep_ms(scenario.random.randrange(1, 60))
+                server.crash(power=False)
+                await world.sleep_ms(scenario.random.choice([1, 20, 200]))
+                server.start(_serve)
+                await (await scenario.connected()).close()
+            running = False
+            for writer in writers:
+                await writer
+            value = await table.get(b"h", b"counter", timeout=60.0)
+            await client.close()
+            return int(value or b"0")
+
+        counted = world.run(play())
+        return acknowledged, unknown, counted

@@ -20,6 +20,11 @@ class DuplicationOptions:
     batch_bytes: int = 256 * 1024
     # Sent to one remote cluster and not answered yet.
     window_bytes: int = 16 * 1024 * 1024
+    # The same in requests; as long as a target answers late it gets fewer.
+    window_requests_max: int = 4_096
+    # Of one partition to one target: batches of the log and pages of a copy on their way.
+    batches_in_flight_max: int = 4
+    pages_in_flight_max: int = 4
     # Confirmed decrees are stored at the meta server at most so often.
     confirm_interval_ms: int = 1_000
     # How long a request to the other cluster may take.
@@ -41,6 +46,9 @@ class DuplicationOptions:
         for name, least, most in (
             ("batch_bytes", 4_096, 1024 * 1024),
             ("window_bytes", 1024 * 1024, 1 << 30),
+            ("window_requests_max", 1, 65_536),
+            ("batches_in_flight_max", 1, 64),
+            ("pages_in_flight_max", 1, 64),
             ("confirm_interval_ms", 10, 60_000),
             ("timeout_ms", 100, 600_000),
             ("retry_ms_min", 1, 60_000),

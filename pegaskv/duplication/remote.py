@@ -33,7 +33,6 @@ _PROBE_MS: Final = 1_000
 _PROBE_TIMEOUT_MS: Final = 2_000
 _HEAVY_BYTES: Final = 4_096
 # Requests under way to a cluster that has answered all of them in time.
-_REQUESTS_MAX: Final = 4_096
 
 
 class RemoteCluster:
@@ -49,6 +48,7 @@ class RemoteCluster:
         scope: TaskScope,
         timeout_ms: int,
         window_bytes: int,
+        window_requests_max: int = 4_096,
     ) -> None:
         self.metas = metas
         self.timeout_ms = timeout_ms
@@ -63,10 +63,11 @@ class RemoteCluster:
         # Who waits for the cluster to answer.
         self._waiters: dict[Callable[[], None], None] = {}
         # Bytes and requests that may still be sent, and who waits for some.
+        self.window_bytes = window_bytes
         self._room = window_bytes
         self._under_way = 0
-        self._window = float(_REQUESTS_MAX)
-        self._threshold = float(_REQUESTS_MAX)
+        self._window_max = float(window_requests_max)
+        self._window = self._threshold = self._window_max
         self._waiting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
@@ -181,6 +182,11 @@ class RemoteCluster:
 
     # --- The window --------------------------------------------------------------------------
 
+    @property
+    def under_way(self) -> tuple[int, int]:
+        """How many requests have no answer yet, and their bytes."""
+        return self._under_way, self.window_bytes - self._room
+
     async def take_room(self, size: int) -> None:
         """Wait until one more request of so many bytes may be sent."""
         while self._room <= 0 or self._under_way >= int(self._window):
@@ -200,7 +206,7 @@ class RemoteCluster:
         elif reply is not None:
             faster = self._window < self._threshold
             more = 1.0 if faster else 1 / self._window
-            self._window = min(self._window + more, float(_REQUESTS_MAX))
+            self._window = min(self._window + more, self._window_max)
         self._room += size
         self._under_way -= 1
         waiting, self._waiting = self._waiting, []
@@ -222,6 +228,11 @@ class RemoteClusters:
         if found is None:
             found = self._clusters[metas] = self._make(metas)
         return found
+
+    def most_under_way(self) -> tuple[int, int]:
+        """Return the most requests, and the most bytes, on their way to one cluster."""
+        ways = [each.under_way for each in self._clusters.values()]
+        return max((way[0] for way in ways), default=0), max((way[1] for way in ways), default=0)
 
     async def close(self) -> None:
         """End all connections."""

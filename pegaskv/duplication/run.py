@@ -40,8 +40,6 @@ _PREPARE: Final = DuplicationStatus.DS_PREPARE
 _APP: Final = DuplicationStatus.DS_APP
 _LOG: Final = DuplicationStatus.DS_LOG
 
-_BATCHES_IN_FLIGHT_MAX: Final = 4
-_PAGES_IN_FLIGHT_MAX: Final = 4
 _PAGE_ROWS: Final = 1_000
 # After a rewind, so that one that repeats itself does not burn the processor.
 _REWIND_MS: Final = 1
@@ -244,7 +242,7 @@ class PartitionRun:
         try:
             while key is not None or pages:
                 self._go_on()
-                if key is not None and len(pages) < _PAGES_IN_FLIGHT_MAX:
+                if key is not None and len(pages) < self._options.pages_in_flight_max:
                     page = await self.source.read_rows(key, _PAGE_ROWS, self._options.batch_bytes)
                     size = sum(map(len, page.rows))
                     await self._context.throttle(size, sent)
@@ -375,7 +373,8 @@ class PartitionRun:
         """Send the next batches if there is something and there is room."""
         source = self.source
         shippable = source.shippable_decree
-        if machine.read >= shippable or machine.batches_in_flight >= _BATCHES_IN_FLIGHT_MAX:
+        most = self._options.batches_in_flight_max
+        if machine.read >= shippable or machine.batches_in_flight >= most:
             self._confirmed = max(self._confirmed, machine.confirmed_decree)
             return False
         if self.isolating and machine.batches_in_flight:

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from pegaskv.base.errors import PegasKVError
-from pegaskv.base.metrics import Labels, Metric
+from pegaskv.base.metrics import Labels, Metric, gauges
 from pegaskv.base.types import DuplicationStatus, Gpid
 from pegaskv.codec.messages_duplication import DuplicationOrder, PartitionProgress, ProgressReport
 from pegaskv.codec.messages_meta import TablePush
@@ -204,6 +204,22 @@ class DuplicationService:
             samples = tuple((labels, values[name]) for labels, values in sums.items())
             suffix = "_total" if kind == "counter" else ""
             yield Metric(f"pegaskv_duplication_{name}{suffix}", kind, text, samples)  # type: ignore[arg-type]
+        requests, sent = self._remotes.most_under_way()
+        yield from gauges(
+            ("duplication_window_requests", "Requests to the cluster that has most.", requests),
+            (
+                "duplication_window_requests_max",
+                "Their bound.",
+                self.options.window_requests_max,
+            ),
+            ("duplication_window_bytes", "Bytes on their way to the cluster that has most.", sent),
+            ("duplication_window_bytes_max", "Their bound.", self.options.window_bytes),
+            (
+                "duplication_bytes_held_max",
+                "Where a duplication is broken for the log that is kept; 0: never asked for yet.",
+                self._held_max or self.options.max_log_bytes_held,
+            ),
+        )
 
 
 _FAMILIES = {

@@ -28,7 +28,7 @@ from pegaskv.base.errors import (
     RequestError,
     Unavailable,
 )
-from pegaskv.base.metrics import Metric
+from pegaskv.base.metrics import Metric, gauges
 from pegaskv.base.types import TableInfo
 from pegaskv.codec.messages_duplication import (
     EnsureAnswer,
@@ -239,6 +239,13 @@ class MetaService:
             ("push_failures", "Pushes that a node could not take.", self.push_failures),
         ):
             yield Metric(f"pegaskv_meta_{name}_total", "counter", text, (((), count),))
+        options = self._options
+        yield from gauges(
+            ("meta_requests", "Changes of tables that wait or are under way.", len(self._requests)),
+            ("meta_requests_max", "Their bound.", options.requests_max),
+            ("meta_tables_max", "Tables that there may be.", options.tables_max),
+            ("meta_partitions_max", "Partitions that there may be.", options.partitions_max),
+        )
         usable = 0 if self._down is not None else 1
         text = "Whether changes can be stored."
         yield Metric("pegaskv_meta_store_usable", "gauge", text, (((), usable),))

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import ConfigurationError
-from pegaskv.base.limits import SPIN_US_MAX
-from pegaskv.base.limits import FRAME_UNCOUNTED_BYTES_MAX
+from pegaskv.base.limits import FRAME_UNCOUNTED_BYTES_MAX, SPIN_US_MAX
 from pegaskv.base.options import nearest, options_from_mapping
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.meta.options import MetaOptions

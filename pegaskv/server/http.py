@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from pegaskv.base.metrics import Metric, MetricSource
+from pegaskv.base.metrics import Metric, MetricSource, gauges
 from pegaskv.base.version import VERSION
 from pegaskv.runtime.clock import Clock
 
@@ -139,6 +139,15 @@ class HttpServer:
             "gauge",
             "Time since the server started.",
             (((), (self._clock.monotonic_ms() - self._started_ms) / 1_000),),
+        )
+        server = self._runner.server
+        yield from gauges(
+            (
+                "http_connections",
+                "Open connections for metrics and health.",
+                len(server.connections) if server is not None else 0,
+            ),
+            ("http_connections_max", "Their bound.", self._connections_max),
         )
 
     async def _on_index(self, request: web.Request) -> web.Response:

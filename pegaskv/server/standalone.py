@@ -241,6 +241,7 @@ class Standalone:
             scope=self._scope,
             timeout_ms=options.timeout_ms,
             window_bytes=options.window_bytes,
+            window_requests_max=options.window_requests_max,
         )
 
     def read_clusters_again(self, config: Config) -> None:

@@ -13,6 +13,7 @@ help; and while the target is away, the source must say so.
 
 import asyncio
 import contextvars
+import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ __all__ = [
     "Scene",
     "all_cases",
     "count_points",
+    "simulate_crash",
     "survive",
 ]
 
@@ -102,6 +104,9 @@ class Outcome:
     causes: int = 0
     rows: int = 0
     wrong: list[str] = field(default_factory=list)
+    digest: str = ""
+    # Which case it was.
+    told: str = ""
 
 
 class _Steps:
@@ -471,8 +476,27 @@ def survive(case: Case, points: Points) -> Outcome:
     with World(_SEED, options=_options(), disk=SimulatedDisk) as world:
         play = _Play(world, SCENES[case.scene], case)
         play.typical = sum(points.steps[name] for name in case.victims)
+        outcome = play.outcome
+        outcome.told = str(case)
         try:
-            return world.run(play.play(), limit_ms=10 * _GIVE_UP_MS)
+            world.run(play.play(), limit_ms=10 * _GIVE_UP_MS)
         except (PegasKVError, AssertionError, asyncio.CancelledError) as error:
-            play.outcome.wrong.append(repr(error))
-            return play.outcome
+            outcome.wrong.append(repr(error))
+        if outcome.blows != BLOWS:
+            outcome.wrong.append(f"{outcome.blows} blows")
+        outcome.digest = world.digest()
+        return outcome
+
+
+@functools.cache
+def _every_case() -> list[tuple[Case, Points]]:
+    counted = {scene: count_points(scene) for scene in SCENES}
+    return [
+        (case, points) for scene, points in counted.items() for case in all_cases(scene, points)
+    ]
+
+
+def simulate_crash(number: int) -> Outcome:
+    """Play one case of all scenes by its number; beyond the last it begins anew."""
+    cases = _every_case()
+    return survive(*cases[number % len(cases)])

@@ -126,6 +126,8 @@ class DuplicationRun:
     phases: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     digest: str = ""
+    # What the seed chose.
+    told: str = ""
 
 
 async def rows_of(table: Table) -> Rows:
@@ -560,4 +562,5 @@ def simulate_duplication(seed: int, story: Story | None = None, **overrides: Any
         play = _Play(world, story or Story.draw(world.random("story")))
         world.run(play.play(), limit_ms=3_600_000)
         play.run.digest = world.digest()
+        play.run.told = f"{play.story} {world.options}"
         return play.run

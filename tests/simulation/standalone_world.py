@@ -49,6 +49,8 @@ class Run:
     checks: int = 0
     wrong: list[str] = field(default_factory=list)
     digest: str = ""
+    # What the seed chose.
+    told: str = ""
 
 
 async def _serve(life: Life) -> None:
@@ -211,6 +213,7 @@ def simulate(seed: int, *, rounds: int = 5, **overrides: Any) -> Run:
         scenario = _Scenario(world, rounds)
         world.run(scenario.play())
         scenario.run.digest = world.digest()
+        scenario.run.told = f"rounds={rounds} {world.options}"
         return scenario.run
 
 

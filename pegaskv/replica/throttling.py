@@ -189,8 +189,16 @@ class ThrottledLine:
             asyncio.get_running_loop().call_later(pause_s, self._release, slot)
         self._slots[slot].append((connection, message, refusal))
 
+    def release_all(self) -> None:
+        """Let nobody wait any longer: the server stops."""
+        for slot in list(self._slots):
+            asyncio.get_running_loop().call_soon(self._release, slot)
+
     def _release(self, slot: int) -> None:
-        held = self._slots[slot]
+        held = self._slots.get(slot)
+        if held is None:
+            # It was released early.
+            return
         due, self._slots[slot] = held[:_TURN_REQUESTS], held[_TURN_REQUESTS:]
         if self._slots[slot]:
             asyncio.get_running_loop().call_later(0, self._release, slot)

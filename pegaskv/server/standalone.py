@@ -359,6 +359,8 @@ class Standalone:
     async def _stop_listening(self) -> None:
         if self._listener is not None:
             await self._listener.close()
+        if self._stub is not None:
+            self._stub.begin_to_stop()
         if self._acceptor is not None:
             patience_ms = self._config.server.drain_timeout_ms
             if self.failure is not None:

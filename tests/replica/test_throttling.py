@@ -382,6 +382,23 @@ def test_a_thousand_that_wait_are_taken_out_in_several_turns() -> None:
     play(scenario)
 
 
+def test_nobody_waits_any_longer_when_the_server_stops() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, write_throttling="1*delay*30000,400*reject*30000")
+        began_ms = life.clock.monotonic_ms()
+        sent = send_sets(server, 500, timeout_ms=60_000)
+        server.stub.begin_to_stop()
+        answers = [(await server.answer(request))[0] for request in sent]
+        assert (answers.count(OK), answers.count(BUSY)) == (400, 100)
+        assert life.clock.monotonic_ms() - began_ms < 1_000
+        assert waiting(server) == 0
+        # Nothing is left for when the time would have come.
+        await life.clock.sleep_ms(31_000)
+        await server.stop()
+
+    play(scenario)
+
+
 def test_who_waits_while_the_table_is_dropped_is_told_so() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life, write_throttling="1*delay*100", read_throttling="1*delay*100")

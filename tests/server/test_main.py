@@ -153,6 +153,12 @@ def test_a_server_says_ready_serves_http_and_stops_cleanly(data: str) -> None:
             "process_resident_memory_bytes",
         ):
             assert name in text, name
+        families = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+        bounds = [name for name in families if name.endswith("_max")]
+        # What is sent before hello is there for a moment only.
+        alone = {name for name in bounds if name.removesuffix("_max") not in families}
+        assert alone == {"pegaskv_hello_bytes_max"}
+        assert len(bounds) >= 20
     finally:
         status, out, err = running.stop()
     assert status == 0

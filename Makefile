@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SECONDS ?= 3
 MINUTES ?= 10
 
 .PHONY: help demo test check lint format bench soak shell clean
@@ -35,8 +34,9 @@ format: $(STAMP)  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format --quiet .
 
-bench: $(STAMP)  ## measure beside peers; ONLY=name picks one
-	$(BIN)/python -m tools.bench $(ONLY)
+bench: $(STAMP)  ## measure beside peers; ONLY=name, SECONDS=n, ROUNDS=n, JSON=file, DOCUMENT=1
+	$(BIN)/python -m tools.bench $(ONLY) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json $(JSON)) $(if $(DOCUMENT),--document)
 
 soak: $(STAMP)  ## long suites: many seeds, many crashes; MINUTES=n
 	PEGASKV_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -q -m soak --timeout=0

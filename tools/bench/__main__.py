@@ -1,4 +1,4 @@
-"""`python -m tools.bench [NAME] [--seconds N] [--rounds N] [--json FILE]`."""
+"""`python -m tools.bench [NAME] [--seconds N] [--rounds N] [--json FILE] [--document]`."""
 
 import argparse
 import signal
@@ -9,6 +9,9 @@ from types import FrameType
 from typing import Final
 
 from tools.bench import client, duplication, memory, partitions, recovery, scan, server, steadiness
+from tools.bench.document import PAGE, document, read_lines
+from tools.bench.machine import describe
+from tools.bench.peers import leave_out
 from tools.bench.report import Report, show
 
 # In the order of the document.
@@ -31,18 +34,34 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="a side and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="append the JSON lines to this file")
+    parser.add_argument("--alone", action="store_true", help="leave Redis and etcd out")
+    parser.add_argument("--document", action="store_true", help="then write docs/benchmarks.md")
     options = parser.parse_args()
+    if options.document and options.name != "all":
+        parser.error("the document is of all benches")
+    if options.alone:
+        leave_out()
     signal.signal(signal.SIGTERM, _end)
+    lines: list[str] = []
     try:
+        machine = describe()
         for name in BENCHES if options.name == "all" else [options.name]:
             report = BENCHES[name](options.seconds, options.rounds)
+            report.run = {
+                "seconds": options.seconds,
+                "rounds": options.rounds,
+                "machine": machine,
+            }
             show(report)
-            print(report.as_json(), flush=True)
+            lines.append(report.as_json())
+            print(lines[-1], flush=True)
             if options.json is not None:
                 with options.json.open("a") as file:
-                    file.write(report.as_json() + "\n")
+                    file.write(lines[-1] + "\n")
     except KeyboardInterrupt:
         return 130
+    if options.document:
+        PAGE.write_text(document(read_lines("\n".join(lines))))
     return 0
 
 

@@ -26,14 +26,15 @@ __all__ = [
     "RestartableRedis",
     "etcd_server",
     "etcd_version",
+    "leave_out",
     "redis_server",
     "redis_version",
 ]
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
-NO_REDIS: Final = "No redis-server on PATH, and no Debian package to be had: its side is left out."
-NO_ETCD: Final = "No etcd on PATH, and no Debian package to be had: its side is left out."
+NO_REDIS: Final = "Redis is left out: there is no redis-server on PATH and no Debian package of it."
+NO_ETCD: Final = "etcd is left out: there is no etcd on PATH and no Debian package of it."
 
 _REDIS: Final = (
     "redis-server",
@@ -50,9 +51,21 @@ class Peer:
     pid: int
 
 
+_left_out = False
+
+
+def leave_out() -> None:
+    """From now on there are no peers, whatever could be had."""
+    global _left_out
+    _left_out = True
+    _find_binary.cache_clear()
+
+
 @functools.cache
 def _find_binary(name: str, packages: tuple[str, ...]) -> list[str] | None:
     """Return the command that runs `name`, or None when it cannot be had here."""
+    if _left_out:
+        return None
     found = shutil.which(name)
     if found:
         return [found]

@@ -65,6 +65,8 @@ class Report:
     about: str
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # How long and on what machine it ran, for the JSON line.
+    run: dict[str, Any] = field(default_factory=dict)
 
     def start(self, name: str, unit: str) -> Comparison:
         """Begin a comparison."""
@@ -112,7 +114,15 @@ class Report:
                     },
                 }
             )
-        return json.dumps({"bench": self.name, "results": results, "notes": self.notes})
+        return json.dumps(
+            {
+                "bench": self.name,
+                "about": self.about,
+                **self.run,
+                "results": results,
+                "notes": self.notes,
+            }
+        )
 
 
 def turns(sides: Mapping[str, SideT], number: int) -> list[tuple[str, SideT]]:

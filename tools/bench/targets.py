@@ -1,0 +1,96 @@
+"""What the figures should be: the least that is accepted of each, and the aim.
+
+A target names a comparison by the beginning of its name, since names say how many rows there
+were. Ratios are ours by the peer's, medians over the rounds.
+"""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["TARGETS", "Target"]
+
+_REDIS_PY: Final = "redis-py"
+_EIGHT: Final = "8 partitions"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure: a ratio to `peer`, or with none the value itself; at least or at most."""
+
+    bench: str
+    comparison: str
+    peer: str
+    least: float
+    aim: float
+    at_most: bool = False
+    # The worst of the rounds, not the middle one.
+    worst: bool = False
+
+    def figure(self, result: dict[str, Any]) -> float | None:
+        """Return the figure of a comparison as JSON has it, None if its peer was not there."""
+        if not self.peer:
+            rounds = result["rounds"].get("pegaskv", [])
+            pick = max if self.worst else statistics.median
+            return pick(rounds) if rounds else None
+        ratio = result["ratio"].get(self.peer)
+        return None if ratio is None else float(ratio)
+
+    def verdict(self, figure: float) -> str:
+        """Say how the figure stands to the target."""
+        reached = [
+            figure <= limit if self.at_most else figure >= limit for limit in (self.least, self.aim)
+        ]
+        if not reached[0]:
+            return "**missed**"
+        return "aim reached" if reached[1] else "held"
+
+
+def _steady(phase: str) -> list[Target]:
+    return [
+        *(
+            Target("steadiness", f"{phase}: {kind}, p99", "quiet", 3, 2, at_most=True)
+            for kind in ("read", "write")
+        ),
+        *(
+            Target(
+                "steadiness",
+                f"{phase}: {kind}, longest stop",
+                "",
+                100,
+                50,
+                at_most=True,
+                worst=True,
+            )
+            for kind in ("read", "write")
+        ),
+    ]
+
+
+TARGETS: Final = (
+    Target("client", "set, os, 50 tasks", _REDIS_PY, 5, 6.5),
+    Target("client", "get, os, 50 tasks", _REDIS_PY, 6, 7.5),
+    Target("client", "set, os, 1 task", _REDIS_PY, 0.8, 2.5),
+    Target("client", "get, os, 1 task", _REDIS_PY, 0.9, 3),
+    Target("client", "set, os, 1 task, spin", _REDIS_PY, 1.3, 2.5),
+    Target("client", "get, os, 1 task, spin", _REDIS_PY, 1.8, 3),
+    Target("client", "set, fsync, 50 tasks", _REDIS_PY, 3.5, 5),
+    Target("server", "set, depth 16 x 50", "bare loop", 0.55, 0.75),
+    Target("server", "get, depth 16 x 50", "bare loop", 0.7, 0.95),
+    Target("server", "set, depth 1 x 50", "Redis, raw", 0.38, 0.55),
+    Target("server", "get, depth 1 x 50", "Redis, raw", 0.55, 0.75),
+    Target("scan", "full_scan", "", 400_000, 650_000),
+    Target("duplication", "copy of", "Redis", 1.0, 1.5),
+    Target("duplication", "backlog of", "Redis, stream", 0.6, 1.5),
+    Target("duplication", "last write, idle, p99", "", 5, 2, at_most=True),
+    *_steady("rows at full speed"),
+    *_steady("new segments of the log"),
+    *_steady("a checkpoint"),
+    *_steady("a full compaction"),
+    *_steady("a sweep"),
+    Target("partitions", "set, os, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),
+    Target("partitions", "set, fsync, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),
+    Target("partitions", "syncs a tick, fsync, 8 partitions", "", 1, 1, at_most=True),
+    Target("partitions", "syncs a tick, fsync, 256 partitions", "", 1, 1, at_most=True),
+    Target("memory", "idle, 8 empty partitions, with HTTP", "", 60, 40, at_most=True),
+)

@@ -52,6 +52,9 @@ _HELP: Final[Mapping[str, str]] = {
     "then `add_dup {t} {c} -a <other name>`, or --merge to write into that table",
     "target_gone": "`recall` the table at {c}, and it goes on by itself; or "
     "`start_dup {t} {d} --copy` makes it anew",
+    "target_purged": "`start_dup {t} {d} --copy` makes {r} anew at {c} and copies all rows",
+    "source_closed": "`app {t} -d` shows the partition, and its server's log what it waits for; "
+    "the duplication goes on by itself when it opens",
     "clock": "set the clocks of both clusters right; it goes on by itself, and no row is skipped",
     "rejected": "`set_dup_fail_mode {t} {d} skip` leaves out the rows that {c} finds invalid",
     "target_too_old": "upgrade {c}; it goes on by itself",

@@ -6,8 +6,7 @@ stored before it counts. Nothing is concluded from what a list lacks: an order e
 it says so.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
@@ -23,6 +22,7 @@ __all__ = [
     "RemoteWork",
     "ShippedRecord",
     "SourceOrder",
+    "lost_pin",
     "progress_key",
 ]
 
@@ -43,7 +43,8 @@ class PartitionProgress:
 
     `status` is DS_PREPARE, DS_APP or DS_LOG. `copied_key` is the stored key below which
     everything is copied (of use in DS_APP only). `confirmed_clock_us` is the source
-    partition's clock at `confirmed_decree`.
+    partition's clock at `confirmed_decree`. `skipped` operations and rows were left out (fail
+    mode skip), the last of them in mutation `skipped_decree`.
     """
 
     index: int
@@ -52,6 +53,8 @@ class PartitionProgress:
     confirmed_decree: int = 0
     confirmed_clock_us: int = 0
     copied_key: bytes = b""
+    skipped: int = 0
+    skipped_decree: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class DuplicationOrder:
     attempt: int = 0
     # As it is stored, of all partitions that ever reported.
     progress: tuple[PartitionProgress, ...] = ()
+    # Of the cluster that was ensured; another one at its address is not believed.
+    remote_cluster_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,6 @@ class ProgressReport:
     uuid: bytes
     progress: PartitionProgress
     failure: str = ""
-    skipped: int = 0
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ShippedRecord(NamedTuple):
@@ -167,3 +170,11 @@ class RemoteWork(NamedTuple):
 def progress_key(uuid: bytes, source_count: int, source_index: int) -> bytes:
     """Return what follows the reserved prefix of progress: one entry a source partition."""
     return uuid + source_count.to_bytes(4, "big") + source_index.to_bytes(4, "big")
+
+
+def lost_pin(before: int, now: int) -> str:
+    """Say that the mark in the log from which everything is shipped is not the first one."""
+    return (
+        f"the source lost its pin of decree {before} and has one of decree {now}: writes in "
+        "between may be missing at the target; `start_dup --copy` copies all rows anew"
+    )

@@ -205,12 +205,12 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.ADD_DUPLICATION: OperationSpec(
         "table name, remote cluster, remote table or nil (= the same name), "
         "copy existing rows, remote replica count (0 = the table's), "
-        "{option: value} (mesh, merge, keep: bool)",
+        "{option: value} (mesh, merge: bool)",
         "duplication, [warning, ...]",
     ),
     Operation.MODIFY_DUPLICATION: OperationSpec(
         "table name, duplication id, action (pause | start | copy | remove | fail_mode), "
-        "argument (of fail_mode: slow | skip; of copy: keep) or nil",
+        "argument (of fail_mode: slow | skip) or nil",
         "duplication, [warning, ...]",
     ),
     Operation.QUERY_DUPLICATION: OperationSpec("table name", "[duplication, ...]"),

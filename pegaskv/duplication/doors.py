@@ -115,6 +115,10 @@ class SourceReplicas(Protocol):
         """The replica, if it is here and primary."""
         ...
 
+    def replica_state(self, gpid: Gpid) -> Mapping[str, Any]:
+        """What is shown of a replica; `closed` says why it serves nobody until somebody acts."""
+        ...
+
 
 class MetaDoor(Protocol):
     """The leading meta server, as duplications on its replica servers see it."""

@@ -23,8 +23,16 @@ from pegaskv.base.errors import (
     UnknownOperation,
     WrongPartition,
 )
+from pegaskv.codec.messages_duplication import DuplicationOrder
 
-__all__ = ["UNREACHABLE", "Failure", "Foreign", "failure_of", "retry_ms"]
+__all__ = [
+    "UNREACHABLE",
+    "Failure",
+    "Foreign",
+    "failure_of",
+    "retry_ms",
+    "why_broken",
+]
 
 UNREACHABLE: Final = "unreachable"
 _CLOCK_MS: Final = 3_000
@@ -81,6 +89,24 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, OSError):
         return Failure("log_damaged", f"the log could not be read: {error}")
     return Failure("rejected", f"{type(error).__name__}: {error}")
+
+
+def why_broken(error: BaseException, order: DuplicationOrder) -> str:
+    """Why no attempt can ever succeed after this error; "" when one may."""
+    details = error.details if isinstance(error, TableNotFound) else None
+    if (
+        isinstance(details, dict)
+        and details.get("purged") is True
+        # Said by the cluster itself, not by another one that was put at its address.
+        and order.remote_cluster_uuid
+        and details.get("cluster_uuid") == order.remote_cluster_uuid
+    ):
+        return (
+            f"the target is gone for good: its table (id {order.remote_table_id} at "
+            f"{order.remote_cluster}) was dropped and its time to be recalled has passed; "
+            "`start_dup --copy` makes it anew, `remove_dup` ends the duplication"
+        )
+    return ""
 
 
 def retry_ms(failure: Failure, attempts: int, *, least: int, most: int) -> int:

@@ -10,7 +10,6 @@ confirmed, and for pauses after a failure.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -18,20 +17,21 @@ from typing import Any, Final
 from pegaskv.base.errors import CorruptionError, InvalidData, PegasKVError
 from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
 from pegaskv.codec.messages_duplication import (
-    CopyPage,
     DuplicationOrder,
     PartitionProgress,
     ProgressReport,
     ShippedRecord,
+    lost_pin,
 )
 from pegaskv.codec.operations import Operation
 from pegaskv.duplication.context import RunContext
-from pegaskv.duplication.copying import split_page
+from pegaskv.duplication.copier import Copied, Copier
 from pegaskv.duplication.doors import SourcePartition
-from pegaskv.duplication.failures import UNREACHABLE, failure_of
+from pegaskv.duplication.failures import UNREACHABLE, failure_of, why_broken
 from pegaskv.duplication.machine import Batch, LogMachine, target_indices
 from pegaskv.duplication.remote import RemoteCluster, uuids_in
-from pegaskv.duplication.skipping import SkippedRows, without_invalid_rows
+from pegaskv.duplication.showing import Shown
+from pegaskv.duplication.skipping import Skipped, invalid_left_out
 from pegaskv.duplication.trouble import Trouble
 
 __all__ = ["PartitionRun"]
@@ -40,7 +40,6 @@ _PREPARE: Final = DuplicationStatus.DS_PREPARE
 _APP: Final = DuplicationStatus.DS_APP
 _LOG: Final = DuplicationStatus.DS_LOG
 
-_PAGE_ROWS: Final = 1_000
 # After a rewind, so that one that repeats itself does not burn the processor.
 _REWIND_MS: Final = 1
 # Whether too much log is held is looked at so often.
@@ -81,7 +80,7 @@ class PartitionRun:
         self._options = context.options
         self._stored = stored
         self.status = stored.status
-        self._copied_key = stored.copied_key
+        self._copier = Copier(source, context, stored.copied_key, self._submit)
         self._machine: LogMachine | None = None
         # Set by whatever may let the run go on.
         self._wake = asyncio.Event()
@@ -92,18 +91,10 @@ class PartitionRun:
         self._answers: dict[asyncio.Future[list[Any]], None] = {}
         # Of what the replies belong to: those of an earlier one say nothing any more.
         self._epoch = 0
-        # One mutation at a time, to find the row that the target finds invalid.
-        self.isolating = False
         self._unsubscribe: Callable[[], None] = source.subscribe(self._wake.set)
         self.trouble = Trouble(context.clock, context.random, context.options)
-        # What is shown.
-        self.conflicts = 0
-        self.shipped = 0
-        self.copied_rows = 0
-        self.removed_rows = 0
-        self.skipped = SkippedRows()
-        self._confirmed = stored.confirmed_decree
-        self._behind_since_us = 0
+        self.skipped = Skipped(stored)
+        self._shown = Shown(context.clock, stored.confirmed_decree)
 
     def update(self, order: DuplicationOrder, remote: RemoteCluster | None) -> None:
         """The order has changed: take it up, and do not wait for the end of a pause."""
@@ -143,6 +134,7 @@ class PartitionRun:
 
     async def _phase(self) -> None:
         self._error = None
+        await self._pinned()
         await self._ready()
         if self.status is _PREPARE:
             self.status = _APP if self.order.checkpoint else _LOG
@@ -152,6 +144,18 @@ class PartitionRun:
             self.status = _LOG
             await self._store_progress()
         await self._ship()
+
+    async def _pinned(self) -> None:
+        """Wait for the pin, and see that it is the one that was there before."""
+        uuid, stored = self.order.uuid, self._stored
+        while not (self.source.serving and self.source.start_decree(uuid)):
+            await self._woken()
+        start_decree = self.source.start_decree(uuid)
+        if stored.start_decree and stored.start_decree != start_decree:
+            raise _Broken(lost_pin(stored.start_decree, start_decree))
+        if not stored.start_decree and not self.order.checkpoint:
+            # No copy would bring what a pin that is lost and set anew leaves out.
+            await self._store_progress()
 
     async def _ready(self) -> None:
         """Wait until the partition is pinned, the target is known, and nobody paused it."""
@@ -197,7 +201,9 @@ class PartitionRun:
             self.source.start_decree(self.order.uuid),
             max(self._stored.confirmed_decree, machine.stored_decree if machine else 0),
             max(self._stored.confirmed_clock_us, machine.stored_clock_us if machine else 0),
-            self._copied_key,
+            self._copier.key,
+            self.skipped.count,
+            self.skipped.decree,
         )
 
     async def _store_progress(self) -> None:
@@ -206,14 +212,12 @@ class PartitionRun:
             try:
                 return await self._report()
             except PegasKVError:
-                await self._pause(self._options.retry_ms_min)
+                await self._clock.sleep_ms(self._options.retry_ms_min)
 
     def _report(self) -> "asyncio.Future[None]":
         self._reporting = True
         progress = self._progress()
-        report = ProgressReport(
-            self.gpid, self.order.dupid, self.order.uuid, progress, skipped=self.skipped.count
-        )
+        report = ProgressReport(self.gpid, self.order.dupid, self.order.uuid, progress)
         stored = self._context.report(report)
         stored.add_done_callback(partial(self._on_stored, self.order.uuid, progress))
         return stored
@@ -234,66 +238,21 @@ class PartitionRun:
     async def _copy(self) -> None:
         """Send every row that is there, in key order, from the last confirmed key on."""
         self._epoch += 1
-        targets = self._targets()
-        pages: deque[tuple[CopyPage, list[asyncio.Future[list[Any]]]]] = deque()
-        key: bytes | None = self._copied_key
         reported_ms = self._clock.monotonic_ms()
-        sent = 0
-        try:
-            while key is not None or pages:
-                self._go_on()
-                if key is not None and len(pages) < self._options.pages_in_flight_max:
-                    page = await self.source.read_rows(key, _PAGE_ROWS, self._options.batch_bytes)
-                    size = sum(map(len, page.rows))
-                    await self._context.throttle(size, sent)
-                    sent += size
-                    pages.append((page, await self._send_page(page, key, targets)))
-                    key = page.next_key
-                    if key is not None:
-                        continue
-                page, futures = pages.popleft()
-                for future in futures:
-                    _decree, _lost, removed = (await future)[:3]
-                    self.removed_rows += removed
-                self.copied_rows += len(page.rows) // 2
-                self._copied_key = page.next_key or b""
-                self._went_on()
-                now_ms = self._clock.monotonic_ms()
-                if now_ms - reported_ms >= self._options.confirm_interval_ms and page.next_key:
-                    reported_ms = now_ms
-                    self._report()
-        finally:
-            for _, futures in pages:
-                for future in futures:
-                    future.cancel()
 
-    async def _send_page(
-        self, page: CopyPage, key: bytes, targets: list[int]
-    ) -> list[asyncio.Future[list[Any]]]:
-        order = self.order
-        count = self.source.partition_count
-        futures = []
-        for target, rows in split_page(page.rows, targets, order.remote_partition_count).items():
-            fields = (
-                order.uuid,
-                count,
-                self.gpid.partition_index,
-                key,
-                page.next_key or b"",
-                page.clock_us,
-                False,
-                rows,
-            )
-            size = sum(map(len, rows))
-            future = await self._submit(Operation.COPY_RANGE, target, fields, size)
-            future.add_done_callback(partial(self._on_copied, self._epoch))
-            futures.append(future)
-        return futures
+        def on_copied(found: Copied) -> None:
+            nonlocal reported_ms
+            self._shown.copied_rows += found.rows
+            self._shown.removed_rows += found.removed
+            if found.left_out is not None:
+                self.skipped.add_row(*found.left_out)
+            self._went_on()
+            now_ms = self._clock.monotonic_ms()
+            if now_ms - reported_ms >= self._options.confirm_interval_ms and found.more:
+                reported_ms = now_ms
+                self._report()
 
-    def _on_copied(self, epoch: int, future: "asyncio.Future[list[Any]]") -> None:
-        if future.cancelled() or epoch != self._epoch:
-            return
-        self._error = self._error or future.exception()
+        await self._copier.run(self.order, self._go_on, on_copied)
 
     def _targets(self) -> list[int]:
         return target_indices(
@@ -363,7 +322,7 @@ class PartitionRun:
         if lost is not None:
             raise _Broken(lost.text)
         if self._machine is not None:
-            self.shipped += self._machine.shipped
+            self._shown.shipped += self._machine.shipped
         self._machine = machine
         if not self._is_behind(machine):
             self._went_on()
@@ -373,21 +332,21 @@ class PartitionRun:
         """Send the next batches if there is something and there is room."""
         source = self.source
         shippable = source.shippable_decree
-        most = self._options.batches_in_flight_max
-        if machine.read >= shippable or machine.batches_in_flight >= most:
-            self._confirmed = max(self._confirmed, machine.confirmed_decree)
+        in_flight_max = self._options.batches_in_flight_max
+        if machine.read >= shippable or machine.batches_in_flight >= in_flight_max:
+            self._shown.note_confirmed(machine)
             return False
-        if self.isolating and machine.batches_in_flight:
+        if self.skipped.isolating and machine.batches_in_flight:
             return False
         clock_us = source.clock_us
-        most = 1 if self.isolating else self._options.batch_bytes
+        most = 1 if self.skipped.isolating else self._options.batch_bytes
         try:
             records = await source.read_records(machine.read + 1, most)
         except CorruptionError as error:
             raise _Broken(f"local log damaged: {error}") from error
         if not records:
             return False
-        if self.isolating:
+        if self.skipped.isolating:
             records = [await self._without_invalid_rows(records[0])]
         for batch in machine.take(records, shippable_decree=shippable, clock_us=clock_us):
             await self._send_batch(batch)
@@ -420,12 +379,12 @@ class PartitionRun:
             answer = future.result()
             _decree, progress, lost = answer[:3]
             self.source.note_back(self.order.uuid, target, uuids_in(answer, 3))
-            self.conflicts += lost
+            self._shown.conflicts += lost
             if self._machine.acked(target, progress):
                 self._went_on()
             else:
                 self._error = self._error or _Rewind()
-            self._confirmed = max(self._confirmed, self._machine.confirmed_decree)
+            self._shown.note_confirmed(self._machine)
         self._wake.set()
 
     async def _without_invalid_rows(self, record: ShippedRecord) -> ShippedRecord:
@@ -447,8 +406,12 @@ class PartitionRun:
                 return False
             return True
 
-        payload = await without_invalid_rows(record, is_valid, self.skipped)
-        return ShippedRecord(record.decree, payload)
+        record, left_out = await invalid_left_out(record, is_valid)
+        if not left_out:
+            self.skipped.passed()
+        elif self.skipped.add(record.decree, left_out):
+            await self._store_progress()
+        return record
 
     def _look_at_held_log(self) -> None:
         reason = self._context.log_is_held_too_long()
@@ -507,11 +470,13 @@ class PartitionRun:
         """Say why it does not go on, and wait for the next attempt."""
         self._epoch += 1
         self._error = None
-        if reason := self._context.log_is_held_too_long():
+        reason = why_broken(error, self.order) or self._context.log_is_held_too_long()
+        if reason:
             await self._break(_Broken(reason))
         failure = failure_of(error)
-        if failure.error_class == "rejected" and self.order.fail_mode is FailMode.SKIP:
-            self.isolating = True
+        if isinstance(error, InvalidData) and self.order.fail_mode is FailMode.SKIP:
+            self.skipped.isolate()
+            self._copier.look_closer()
         pause_ms = self.trouble.failed(failure)
         remote = self.remote
         if remote is None:
@@ -539,6 +504,8 @@ class PartitionRun:
     async def _break(self, error: PegasKVError) -> None:
         """It can never go on: the meta server stores that, and then ends the order."""
         reason = str(error)
+        if "start_dup" not in reason:
+            reason += "; `start_dup --copy` copies all rows anew"
         self.trouble.broken(reason)
         while True:
             report = ProgressReport(
@@ -547,7 +514,7 @@ class PartitionRun:
             try:
                 await self._context.report(report)
             except PegasKVError:
-                await self._pause(self._options.retry_ms_min)
+                await self._clock.sleep_ms(self._options.retry_ms_min)
             else:
                 break
         # The order that ends it comes with the next push.
@@ -557,42 +524,6 @@ class PartitionRun:
 
     def state(self) -> dict[str, Any]:
         """Return what `query_dup` shows of this partition."""
-        source, machine = self.source, self._machine
-        last = source.committed_decree
-        uuid = self.order.uuid
-        in_log = self.status is _LOG and machine is not None
-        behind = 0
-        if in_log:
-            assert machine is not None
-            behind = max(0, last - machine.read) + machine.unconfirmed
-        confirmed = last if in_log and not behind else min(self._confirmed, last)
-        state = {
-            "status": self.status.value,
-            "start_decree": source.start_decree(uuid),
-            "confirmed_decree": confirmed,
-            "last_committed_decree": last,
-            "gap": behind if in_log else max(0, last - confirmed),
-            "lag_ms": self._lag_ms(behind),
-            "bytes_held": source.held_bytes(uuid),
-            "shipped": self.shipped + (machine.shipped if machine else 0),
-            "retries": self.trouble.retries,
-            "conflicts": self.conflicts,
-            "copied_rows": self.copied_rows,
-            "removed_rows": self.removed_rows,
-            "skipped": self.skipped.count,
-            "skipped_keys": self.skipped.keys(),
-            "caught_up": in_log and not behind,
-            "seconds_stalled": self.trouble.seconds_stalled,
-        }
-        return state | self.trouble.shown(self.order.remote_cluster)
-
-    def _lag_ms(self, behind: int) -> int:
-        """How old the oldest write is that is not at the target."""
-        machine = self._machine
-        if not behind or machine is None:
-            self._behind_since_us = 0
-            return 0
-        now_us = self._clock.wall_us()
-        oldest_us = machine.oldest_timestamp_us or self._behind_since_us or now_us
-        self._behind_since_us = oldest_us
-        return max(0, (now_us - oldest_us) // 1_000)
+        return self._shown.state(
+            self.order, self.status, self.source, self._machine, self.skipped, self.trouble
+        )

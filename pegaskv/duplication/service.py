@@ -23,6 +23,7 @@ from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.duplication.pacing import CopyPace
 from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
 from pegaskv.duplication.run import PartitionRun
+from pegaskv.duplication.trouble import closed_state
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.tasks import TaskScope
 
@@ -66,6 +67,8 @@ class DuplicationService:
         self._held_max = 0
         self._runs: dict[tuple[Gpid, bytes], tuple[PartitionRun, asyncio.Task[None]]] = {}
         self._tables: dict[int, str] = {}
+        # When somebody first saw that a source partition serves nobody.
+        self._closed_since: dict[Gpid, int] = {}
         # The newest report of each run, and who waits for it to be stored.
         self._reports: dict[tuple[Gpid, bytes], ProgressReport] = {}
         self._reporting: list[asyncio.Future[None]] = []
@@ -81,6 +84,7 @@ class DuplicationService:
         if push.purged:
             for gpid, uuid in [key for key in self._runs if key[0].table_id == table.table_id]:
                 await self._end(gpid, uuid)
+                self._closed_since.pop(gpid, None)
             return
         for order in push.duplications:
             stored = {one.index: one for one in order.progress}
@@ -183,7 +187,14 @@ class DuplicationService:
     def state(self, gpid: Gpid, uuid: bytes) -> dict[str, Any]:
         """Return what is shown of one partition; empty when nothing runs here."""
         found = self._runs.get((gpid, uuid))
-        return {} if found is None else found[0].state()
+        state = {} if found is None else found[0].state()
+        closed = self._sources.replica_state(gpid).get("closed", "")
+        if not closed:
+            self._closed_since.pop(gpid, None)
+        elif not state.get("last_error"):
+            since_us = self._closed_since.setdefault(gpid, self.clock.wall_us())
+            state |= closed_state(f"partition {gpid} is closed: {closed}", since_us)
+        return state
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what is counted of each duplication."""

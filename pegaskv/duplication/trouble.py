@@ -11,7 +11,7 @@ from pegaskv.duplication.failures import UNREACHABLE, Failure, retry_ms
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.runtime.clock import Clock
 
-__all__ = ["Trouble"]
+__all__ = ["Trouble", "closed_state"]
 
 _LATE_MS: Final = 1_000
 
@@ -108,3 +108,15 @@ class Trouble:
         if not self._since_us:
             return 0
         return max(0, self._clock.wall_us() - self._since_us) // 1_000
+
+
+def closed_state(text: str, since_us: int) -> dict[str, Any]:
+    """Return what is shown where a closed partition is in the way: it is not tried, but opened."""
+    return {
+        "error": text,
+        "last_error": text,
+        "error_class": "source_closed",
+        "stalled_since": since_us / 1_000_000,
+        "attempts": 0,
+        "next_attempt_at": 0,
+    }

@@ -18,8 +18,10 @@ from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableSta
 from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.meta.duplications import Book, BookRecord, Progress, Source, order_of, read_sources
 from pegaskv.meta.records import (
+    as_bytes,
     as_count,
     as_known,
+    as_list,
     as_map,
     as_text,
     pack_record,
@@ -46,11 +48,16 @@ _PARTITIONS: Final = "partitions/"
 
 @dataclass(frozen=True, slots=True)
 class ClusterRecord:
-    """What there is once: the uuid made at the first start, the next table id, the last dupid."""
+    """What there is once: the uuid made at the first start, the next table id, the last dupid.
+
+    `forgotten` are the uuids of incoming duplications that were removed at their source, the
+    last ones: what their source asked before that may come later, and is refused.
+    """
 
     uuid: str
     next_table_id: int = 1
     last_dupid: int = 0
+    forgotten: tuple[bytes, ...] = ()
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def pack(self) -> bytes:
@@ -59,6 +66,7 @@ class ClusterRecord:
             "uuid": self.uuid,
             "next_table_id": self.next_table_id,
             "last_dupid": self.last_dupid,
+            "forgotten": list(self.forgotten),
         }
         return pack_record(self.unknown, fields)
 
@@ -377,7 +385,10 @@ class Cluster:
             fields = unpack_record(key, value)
             uuid, following = fields.pop("uuid"), fields.pop("next_table_id")
             last_dupid = as_count(fields.pop("last_dupid", 0))
-            self.record = ClusterRecord(as_text(uuid), as_count(following), last_dupid, fields)
+            forgotten = tuple(as_bytes(one) for one in as_list(fields.pop("forgotten", [])))
+            self.record = ClusterRecord(
+                as_text(uuid), as_count(following), last_dupid, forgotten, fields
+            )
         elif key.startswith(_TABLES):
             table_id = int(key.removeprefix(_TABLES))
             self.tables[table_id] = _read_table(table_id, unpack_record(key, value))

@@ -39,6 +39,7 @@ _PARTITIONS_LISTED_MAX: Final = 8_192
 _FAILURE_CLASSES: Final = (
     ("source lost", "source_lost"),
     ("target lost", "target_lost"),
+    ("target is gone for good", "target_purged"),
     ("log damaged", "log_damaged"),
     ("max_log_bytes_held", "log_limit"),
 )

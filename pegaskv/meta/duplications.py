@@ -78,7 +78,6 @@ class Entry:
     checkpoint: bool = True
     remote_replica_count: int = 0
     mesh: bool = False
-    keep: bool = False
     fail_mode: FailMode = FailMode.SLOW
     created_at: int = 0
     paused: bool = False
@@ -132,19 +131,18 @@ _COUNTS: Final = (
     "failed_at",
     "removed_at",
 )
-_FLAGS: Final = ("checkpoint", "mesh", "keep", "paused", "ensured")
+_FLAGS: Final = ("checkpoint", "mesh", "paused", "ensured")
 _PLAIN: Final = (*_TEXTS, *_COUNTS, *_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one partition is, under one uuid; `skipped` operations were left out."""
+    """How far one partition is, under one uuid."""
 
     table_id: int
     dupid: int
     uuid: bytes
     partition: PartitionProgress
-    skipped: int = 0
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -162,7 +160,8 @@ class Progress:
             "confirmed_decree": one.confirmed_decree,
             "confirmed_clock_us": one.confirmed_clock_us,
             "copied_key": one.copied_key,
-            "skipped": self.skipped,
+            "skipped": one.skipped,
+            "skipped_decree": one.skipped_decree,
         }
         return pack_record(self.unknown, fields)
 
@@ -220,6 +219,8 @@ def merged_progress(old: PartitionProgress, new: PartitionProgress) -> Partition
         confirmed_decree=max(old.confirmed_decree, new.confirmed_decree),
         confirmed_clock_us=max(old.confirmed_clock_us, new.confirmed_clock_us),
         copied_key=copied,
+        skipped=max(old.skipped, new.skipped),
+        skipped_decree=max(old.skipped_decree, new.skipped_decree),
     )
 
 
@@ -258,6 +259,7 @@ def order_of(
         fail_mode=entry.fail_mode,
         attempt=entry.attempt,
         progress=tuple(progress),
+        remote_cluster_uuid=entry.remote_cluster_uuid if entry.ensured else "",
     )
 
 
@@ -449,8 +451,9 @@ def _read_progress(table_id: int, dupid: int, index: int, fields: dict[str, Any]
             as_count(fields.pop("confirmed_decree")),
             as_count(fields.pop("confirmed_clock_us")),
             as_bytes(fields.pop("copied_key")),
+            as_count(fields.pop("skipped", 0)),
+            as_count(fields.pop("skipped_decree", 0)),
         ),
-        as_count(fields.pop("skipped", 0)),
         fields,
     )
 

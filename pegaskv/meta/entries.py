@@ -88,7 +88,8 @@ def _copied(entry: Entry, event: ModifyDuplication) -> Entry:
         earlier=(*entry.earlier, (entry.uuid, True)),
         ensured=False,
         checkpoint=True,
-        keep=event.argument == "keep",
+        # The copy makes the table where it is gone, and takes it where it is.
+        wanted="merge" if entry.wanted == "existing" else entry.wanted,
         paused=False,
         failure="",
         failed_at=0,
@@ -164,7 +165,7 @@ def stored_map(cluster: Cluster, entry: Entry) -> dict[str, Any]:
         "fail_mode": entry.fail_mode.value,
         "created_at": entry.created_at,
         "failure": entry.failure,
-        "incomplete": any(one.skipped for one in progress.values()),
+        "incomplete": any(one.partition.skipped for one in progress.values()),
         "partitions": [
             _partition(progress[index].partition if index in progress else PartitionProgress(index))
             for index in range(count)
@@ -178,4 +179,5 @@ def _partition(progress: PartitionProgress) -> Mapping[str, Any]:
         "status": progress.status.value,
         "start_decree": progress.start_decree,
         "confirmed_decree": progress.confirmed_decree,
+        "skipped": progress.skipped,
     }

@@ -149,7 +149,6 @@ class AddDuplication:
     remote_replica_count: int
     mesh: bool
     merge: bool
-    keep: bool
     new_uuid: bytes
 
 

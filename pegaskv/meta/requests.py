@@ -143,7 +143,7 @@ def _add_duplication(request_id: int, fields: list[Any], new_uuid: bytes) -> Req
         "table name, remote cluster, remote table or nil, copy existing rows, "
         "remote replica count, options",
     )
-    options = _options(fields[5], {"mesh": bool, "merge": bool, "keep": bool})
+    options = _options(fields[5], {"mesh": bool, "merge": bool})
     return AddDuplication(
         request_id,
         _text(fields[0], "table name"),
@@ -153,7 +153,6 @@ def _add_duplication(request_id: int, fields: list[Any], new_uuid: bytes) -> Req
         _number(fields[4], "remote replica count"),
         options.get("mesh", False),
         options.get("merge", False),
-        options.get("keep", False),
         new_uuid,
     )
 
@@ -165,9 +164,7 @@ def _modify_duplication(request_id: int, fields: list[Any], new_uuid: bytes) -> 
     if action == "fail_mode":
         argument = _choice(argument, "argument", ("slow", "skip"))
     elif argument is not None:
-        if action != "copy":
-            raise InvalidArgument(f"argument: {action} takes none")
-        argument = _choice(argument, "argument", ("keep",))
+        raise InvalidArgument(f"argument: {action} takes none")
     return ModifyDuplication(
         request_id,
         _text(fields[0], "table name"),

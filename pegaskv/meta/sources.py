@@ -20,6 +20,7 @@ from pegaskv.codec.messages_duplication import (
     EnsureOutcome,
     PartitionProgress,
     ProgressReport,
+    lost_pin,
 )
 from pegaskv.meta import remotes, tables
 from pegaskv.meta.cluster import CHANGE_OPERATIONS_MAX, Change, TableRecord
@@ -163,7 +164,6 @@ class Sources:
             checkpoint=event.checkpoint,
             remote_replica_count=event.remote_replica_count,
             mesh=event.mesh,
-            keep=event.keep,
             created_at=host.now,
             remote_table_id=known,
         )
@@ -324,6 +324,7 @@ class Sources:
             entry = self._reported(report)
             if entry is None:
                 continue
+            report = self._checked(entry, report)
             if report.failure:
                 changes.append(lambda report=report: self._break(report, go_on))  # type: ignore[misc]
                 continue
@@ -337,7 +338,6 @@ class Sources:
                 entry.dupid,
                 entry.uuid,
                 merged_progress(known.partition, report.progress),
-                max(known.skipped, report.skipped),
                 known.unknown,
             )
             live.append(stored.key)
@@ -355,6 +355,15 @@ class Sources:
             return [Answer(event.request_id, None, (answered,))]
 
         return go_on()
+
+    def _checked(self, entry: Entry, report: ProgressReport) -> ProgressReport:
+        """Return the report; as a failure, if what it starts from is not what it was before."""
+        stored = self._host.cluster.book.one_progress(entry, report.progress.index)
+        before = stored.partition.start_decree if stored and stored.uuid == entry.uuid else 0
+        now = report.progress.start_decree
+        if report.failure or not before or now in (0, before):
+            return report
+        return replace(report, failure=lost_pin(before, now))
 
     def _reported(self, report: ProgressReport) -> Entry | None:
         """Return the entry of a report; None when it is over for it."""

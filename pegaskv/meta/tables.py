@@ -160,12 +160,26 @@ def find(cluster: Cluster, name: str) -> TableRecord:
 def find_by_id(cluster: Cluster, table_id: int) -> TableRecord:
     """Return the table with this id. Raises TableNotFound: there is none, or it is dropped."""
     table = cluster.tables.get(table_id)
-    if table is None:
-        raise TableNotFound(f"no table has the id {table_id}")
+    if table is None or table.purging:
+        raise _no_such_id(cluster, table_id)
     if table.status is TableStatus.DROPPED:
-        hint = "" if table.purging else f"`recall {table_id}` brings it back"
-        raise TableNotFound(f"table `{table.name}` (id {table_id}) was dropped", hint=hint)
+        raise TableNotFound(
+            f"table `{table.name}` (id {table_id}) was dropped",
+            hint=f"`recall {table_id}` brings it back",
+        )
     return table
+
+
+def _no_such_id(cluster: Cluster, table_id: int) -> TableNotFound:
+    record = cluster.record
+    if record is None or not 0 < table_id < cluster.next_table_id:
+        return TableNotFound(f"no table has the id {table_id}", hint="`ls` shows the tables")
+    # Ids are given once: who looks for this one will never find it, and knows who says so.
+    return TableNotFound(
+        f"table {table_id} was dropped for good",
+        hint="its rows are gone; `ls` shows the tables that are there",
+        details={"purged": True, "cluster_uuid": record.uuid},
+    )
 
 
 def find_available(cluster: Cluster, name: str) -> TableRecord:

@@ -9,6 +9,7 @@ answered before every partition knows whom it may take rows from.
 """
 
 from dataclasses import replace
+from typing import Final
 
 from pegaskv.base.errors import DuplicationNotListed, InvalidArgument, TableNotFound
 from pegaskv.base.types import TableStatus
@@ -23,6 +24,9 @@ from pegaskv.meta.options import MetaOptions
 from pegaskv.meta.waiting import Need
 
 __all__ = ["Targets"]
+
+# Requests are late by seconds or minutes; so many removals in that time are out of the question.
+_FORGOTTEN_MAX: Final = 1_000
 
 
 class Targets:
@@ -69,6 +73,11 @@ class Targets:
         listed = self._listed(event.uuid)
         if listed is not None:
             return self._again(event, *listed)
+        record = self._host.cluster.record
+        assert record is not None
+        if event.uuid in record.forgotten:
+            # It was asked before, and comes late: nobody would ever send anything.
+            raise _removed(event.name)
         table = self._meant(event)
         if table is None:
             return self._create(event)
@@ -83,7 +92,7 @@ class Targets:
                 continue
             if source.order.table_id == event.source_table_id:
                 if (source.dupid, source.attempt) > (event.dupid, event.attempt):
-                    raise _removed(table)
+                    raise _removed(table.name)
                 return self._replace(event, table, source)
             if event.wanted != "create":
                 raise InvalidArgument(
@@ -135,7 +144,7 @@ class Targets:
         if (order.cluster_uuid, order.table_id) != (event.cluster_uuid, event.source_table_id):
             raise InvalidArgument("this duplication uuid belongs to another table")
         if order.ended:
-            raise _removed(table)
+            raise _removed(table.name)
         if table.status is TableStatus.DROPPED:
             raise _dropped(table)
         return self._told(event, table, "it is listed")
@@ -231,22 +240,32 @@ class Targets:
     # Forget.
 
     def _on_forget(self, event: ForgetDuplication) -> list[Effect]:
+        host, record = self._host, self._host.cluster.record
+        assert record is not None
         listed = self._listed(event.uuid)
-        if listed is None or event.table_id not in (0, listed[0].table_id):
-            return [Answer(event.request_id, None, (False,))]
+        unknown = Answer(event.request_id, None, (False,))
+        if listed is not None and event.table_id not in (0, listed[0].table_id):
+            return [unknown]
+        noted = None
+        if event.uuid not in record.forgotten:
+            last = (*record.forgotten, event.uuid)[-_FORGOTTEN_MAX:]
+            noted = replace(record, forgotten=last)
+        if listed is None:
+            return [unknown] if noted is None else host.store(Change(noted), lambda: [unknown])
         table, source = listed
         if not source.live:
-            return self._host.told(event.request_id, table.table_id, (True,))
+            return host.told(event.request_id, table.table_id, (True,))
         sources = tuple(one.ended() if one is source else one for one in table.sources)
-        return self._host.store(
-            Change(tables=(table.changed(sources=sources),)),
-            lambda: self._host.told(event.request_id, table.table_id, (True,)),
+        return host.store(
+            Change(noted, tables=(table.changed(sources=sources),)),
+            lambda: host.told(event.request_id, table.table_id, (True,)),
         )
 
 
-def _removed(table: TableRecord) -> DuplicationNotListed:
+def _removed(name: str) -> DuplicationNotListed:
     return DuplicationNotListed(
-        f"this duplication to table `{table.name}` was removed or replaced", hint="add a new one"
+        f"this duplication to table `{name[:80]}` was removed or replaced at its source",
+        hint="`query_dup` there shows which it has; `add_dup` makes a new one",
     )
 
 

@@ -100,7 +100,6 @@ class Side:
             "remote_replica_count": 0,
             "mesh": False,
             "merge": False,
-            "keep": False,
             "new_uuid": self.new_uuid(),
         }
         return AddDuplication(self.next_id(), table, remote, **{**fields, **options})

@@ -40,7 +40,7 @@ ENTRY = Entry(
     remote_table_id=6,
 )
 REMOVED = ENTRY.changed(dupid=101, uuid=C, removed_at=9, untold=(C, B))
-PROGRESS = Progress(7, 100, A, PartitionProgress(1, APP, 3, 4, 5, b"key"), 6)
+PROGRESS = Progress(7, 100, A, PartitionProgress(1, APP, 3, 4, 5, b"key", 6, 2))
 REMOTE = RemoteRecord(RemoteClusterInfo("beta", "h:1", 2, "me", "/file"))
 WHOLE = Change(ClusterRecord("u", 8, 101), (TABLE,), book=(ENTRY, REMOVED, PROGRESS, REMOTE))
 

@@ -44,13 +44,13 @@ GOOD: list[tuple[Operation, list[Any], Any]] = [
     (Operation.OPEN_TABLE, ["a"], OpenTable(5, "a")),
     (
         Operation.ADD_DUPLICATION,
-        ["a", "beta", None, True, 0, {"mesh": True, "keep": False}],
-        AddDuplication(5, "a", "beta", None, True, 0, True, False, False, UUID),
+        ["a", "beta", None, True, 0, {"mesh": True}],
+        AddDuplication(5, "a", "beta", None, True, 0, True, False, UUID),
     ),
     (
         Operation.ADD_DUPLICATION,
         ["a", "beta", "b", False, 3, {"merge": True}],
-        AddDuplication(5, "a", "beta", "b", False, 3, False, True, False, UUID),
+        AddDuplication(5, "a", "beta", "b", False, 3, False, True, UUID),
     ),
     (
         Operation.MODIFY_DUPLICATION,
@@ -64,8 +64,8 @@ GOOD: list[tuple[Operation, list[Any], Any]] = [
     ),
     (
         Operation.MODIFY_DUPLICATION,
-        ["a", 9, "copy", "keep"],
-        ModifyDuplication(5, "a", 9, "copy", "keep", UUID),
+        ["a", 9, "copy", None],
+        ModifyDuplication(5, "a", 9, "copy", None, UUID),
     ),
     (
         Operation.ADD_CLUSTER,

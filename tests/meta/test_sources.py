@@ -487,10 +487,31 @@ def test_progress_of_what_is_over_is_ignored(alpha: Side, beta: Side) -> None:
 def test_skipped_operations_are_remembered(alpha: Side, beta: Side) -> None:
     entry = alpha.add("t")
     alpha.coordinate(beta)
-    alpha.report(entry, progress(1), skipped=4)
+    alpha.report(entry, progress(1, skipped=4, skipped_decree=7))
+    # What a run that began before it tells late takes nothing back.
+    alpha.report(entry, progress(1, skipped=1, skipped_decree=5))
     alpha.restart()
-    book = alpha.meta.machine.cluster.book
-    assert book.progress(entry)[1].skipped == 4
+    stored = alpha.meta.machine.cluster.book.progress(entry)[1].partition
+    assert (stored.skipped, stored.skipped_decree) == (4, 7)
+    [order] = alpha.server.orders[1].duplications
+    assert {one.index: one.skipped for one in order.progress} == {1: 4}
+
+
+def test_a_pin_that_moved_breaks_it(alpha: Side, beta: Side) -> None:
+    entry = alpha.add("t")
+    alpha.coordinate(beta)
+    alpha.ship(entry)
+    alpha.restart()
+    alpha.report(entry, progress(1))
+    assert not alpha.entry(1, entry.dupid).failure
+    alpha.report(entry, progress(2, start_decree=9))
+    failure = alpha.entry(1, entry.dupid).failure
+    assert "partition 1.2: the source lost its pin of decree 3 and has one of decree 9" in failure
+    assert "`start_dup --copy`" in failure
+    assert pins(alpha) == [{entry.uuid: False}] * 4
+    again = alpha.modify(alpha.entry(1, entry.dupid), "copy")
+    alpha.report(again, progress(2, start_decree=12))
+    assert not alpha.entry(1, entry.dupid).failure
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,36 @@ def test_forgetting_is_told_to_the_partitions_and_may_be_repeated(beta: Side) ->
         assert beta.send(Operation.FORGET_DUPLICATION, table_id, b"w" * 16).more == (False,)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("wanted", ["create", "merge", "existing"])
+def test_what_was_asked_before_the_removal_and_comes_after_it_makes_nothing(
+    beta: Side, wanted: str, *, known: bool
+) -> None:
+    if known:
+        ensure(beta)
+    elif wanted != "create":
+        beta.create("t")
+    for _ in range(2):
+        beta.send(Operation.FORGET_DUPLICATION, 0, b"u" * 16)
+    # Also when the table's record has lost it, and the server has begun anew.
+    beta.restart()
+    tables = dict(beta.meta.machine.cluster.tables)
+    with pytest.raises(DuplicationNotListed, match="removed or replaced") as caught:
+        ensure(beta, wanted=wanted)
+    assert "`add_dup`" in caught.value.hint
+    assert beta.meta.machine.cluster.tables.keys() == tables.keys()
+    assert not any(one.live_sources for one in beta.meta.machine.cluster.tables.values())
+    # Another one may come, and the oldest are forgotten in the end.
+    if not known and wanted == "create":
+        assert ensure(beta, uuid=b"v" * 16)[0] == "CREATED"
+    for number in range(1_000):
+        beta.send(Operation.FORGET_DUPLICATION, 0, number.to_bytes(16, "big"))
+    record = beta.meta.machine.cluster.record
+    assert record is not None
+    assert len(record.forgotten) == 1_000
+    assert b"u" * 16 not in record.forgotten
+
+
 def test_who_never_knew_the_table_forgets_by_the_uuid_alone(beta: Side) -> None:
     ensure(beta)
     assert beta.send(Operation.FORGET_DUPLICATION, 7, b"u" * 16).more == (False,)

@@ -371,7 +371,8 @@ def test_a_time_that_cannot_be_is_left_out() -> None:
     [
         *("unreachable", "refused", "foreign", "target_gone", "clock", "rejected"),
         *("target_too_old", "busy", "target_full", "source_lost", "target_lost"),
-        *("log_damaged", "log_limit", "of another version", ""),
+        *("log_damaged", "log_limit", "target_purged", "source_closed"),
+        *("of another version", ""),
     ],
 )
 def test_every_cause_has_a_sentence_that_helps(error_class: str) -> None:

@@ -58,6 +58,7 @@ __all__ = ["Standalone"]
 _log = logging.getLogger(__name__)
 
 _PATIENCE_AFTER_FAILURE_MS: Final = 200
+_REPLICA_THREADS: Final = ("log", "segments", "apply", "scan", "upkeep")
 
 
 class Standalone:
@@ -128,10 +129,7 @@ class Standalone:
         """
         server = self._config.server
         host, port = parse_address(server.listen, "--listen")
-        work = {
-            name: self._worker(name)
-            for name in ("log", "segments", "apply", "scan", "upkeep", "meta store")
-        }
+        work = {name: self._worker(name) for name in (*_REPLICA_THREADS, "meta store")}
         try:
             await self._open(work)
         except OSError as error:
@@ -170,13 +168,7 @@ class Standalone:
             disk=self._disk,
             engine_factory=self._engine_factory,
             clock=self._clock,
-            workers=Workers(
-                log=work["log"],
-                segments=work["segments"],
-                apply=work["apply"],
-                scan=work["scan"],
-                upkeep=work["upkeep"],
-            ),
+            workers=Workers(**{name: work[name] for name in _REPLICA_THREADS}),
             scope=self._replica_scope,
             cluster_id=config.cluster.id,
             options=config.replica,

@@ -17,7 +17,7 @@ from pegaskv.base.options import options_from_mapping
 from pegaskv.storage import leveldb
 from pegaskv.storage.checkpoints import read_checkpoint
 from pegaskv.storage.engine import STATE_KEY, EngineClosed, ReplicaState
-from pegaskv.storage.leveldb import LevelDBEngine, LevelDBFactory
+from pegaskv.storage.leveldb import LevelDBFactory
 from pegaskv.storage.leveldb_files import _state_in_tables
 from pegaskv.storage.leveldb_manifest import LiveTable
 from pegaskv.storage.local_disk import LocalDisk

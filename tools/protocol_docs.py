@@ -18,6 +18,7 @@ from pegaskv.base.errors import RequestError, Timeout, Unavailable
 from pegaskv.base.types import CheckType, FilterType
 from pegaskv.codec.operations import OPERATIONS, Operation, RangeFlag, ScanFlag
 from pegaskv.net.hello import ANNOUNCED_LIMITS
+from pegaskv.server.option_metrics import FIXED_BOUNDS
 
 __all__ = ["SECTIONS", "generate", "main"]
 
@@ -125,7 +126,7 @@ def _limits() -> str:
 
 
 def _bounds() -> str:
-    rows = [(f"`{name}`", f"{getattr(limits, name):,}") for name in limits.__all__]
+    rows = [(f"`{name}`", f"{getattr(limits, name):,}") for name in FIXED_BOUNDS]
     return _table(("bound", "value"), rows)
 
 

@@ -6,7 +6,7 @@ from pegaskv.base import limits
 from pegaskv.base.errors import ConfigurationError
 from pegaskv.server.config import Config, ServerOptions, config_from_text
 from pegaskv.server.memory_budget import bytes_in_flight_max
-from pegaskv.server.option_metrics import option_metrics
+from pegaskv.server.option_metrics import FIXED_BOUNDS, OPTION_DEFAULTS, option_metrics
 
 MIB = 1024 * 1024
 
@@ -31,8 +31,13 @@ def test_every_option_that_is_a_number_is_shown_with_its_value() -> None:
 def test_every_bound_of_a_release_is_shown() -> None:
     _, bounds = option_metrics(Config())
     shown = {dict(labels)["name"]: value for labels, value in bounds.samples}
-    assert shown == {name.lower(): getattr(limits, name) for name in limits.__all__}
+    assert shown == {name.lower(): getattr(limits, name) for name in FIXED_BOUNDS}
     assert shown["hash_key_bytes_max"] == 65_534
+    # The others are seen as options.
+    sections = Config().as_sections()
+    for name, (section, option) in OPTION_DEFAULTS.items():
+        assert sections[section][option] == getattr(limits, name)
+    assert {*FIXED_BOUNDS, *OPTION_DEFAULTS} == {*limits.__all__}
 
 
 def test_connections_get_what_is_set_within_what_files_and_memory_allow() -> None:

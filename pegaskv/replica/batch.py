@@ -17,8 +17,8 @@ __all__ = ["Batch"]
 class Batch:
     """Operations that will share one decree.
 
-    `rows` is what the engine gets, `overlay` the same by key for atomic operations that
-    look at pending writes, `replies` who must be told. A reply is a list whose third
+    `rows` is what the engine gets, by key, since atomic operations look at pending writes;
+    `replies` says who must be told. A reply is a list whose third
     element becomes the decree, unless it is an error. `settled` is called when the batch is
     committed, or when nobody will ever know whether it is.
     """
@@ -32,7 +32,6 @@ class Batch:
         "now",
         "opened_ms",
         "operations",
-        "overlay",
         "progress",
         "replies",
         "rows",
@@ -49,14 +48,13 @@ class Batch:
         # What the clock that never jumps said then.
         self.opened_ms = opened_ms
         self.operations: list[bytes] = []
-        self.rows: list[bytes | None] = []
-        self.overlay: dict[bytes, bytes | None] = {}
+        self.rows: dict[bytes, bytes | None] = {}
         self.replies: list[tuple[ServerConnection, Any]] = []
         # Orders (DURABILITY, PIN ...) whose effect begins with the commit.
-        self.controls: list[tuple[OperationKind, list[bytes]]] = []
-        # How far streams have come with it, as in `Participation`.
-        self.progress: dict[bytes, tuple[int, int]] = {}
-        self.settled: list[Callable[[], None]] = []
+        self.controls: tuple[tuple[OperationKind, list[bytes]], ...] = ()
+        # How far streams have come with it, as in `Participation`; None = none has.
+        self.progress: dict[bytes, tuple[int, int]] | None = None
+        self.settled: tuple[Callable[[], None], ...] = ()
         self.size = 0
         self.decree = 0
         self.ballot = 0

@@ -50,7 +50,7 @@ def propose_control(replica: Replica, kind: OperationKind, fields: list[bytes]) 
     replica.last_timestamp_us += 1
     batch.operations.append(operation)
     batch.size += len(operation)
-    batch.controls.append((kind, fields))
+    batch.controls += ((kind, fields),)
     # The decree is not known yet; nobody asks `proposed` for it.
     replica.proposed.obey(kind, fields, 1)
     replica.shipping.look(replica.proposed)
@@ -63,7 +63,7 @@ def call_after_pending(replica: Replica, call: Callable[[], None]) -> None:
     if batch is None:
         call()
     else:
-        batch.settled.append(call)
+        batch.settled += (call,)
 
 
 def begin_to_serve(

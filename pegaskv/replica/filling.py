@@ -70,12 +70,12 @@ def expiry_of(replica: Replica, ttl: int, now: int) -> int:
 def pending_row(replica: Replica, hash_key: bytes, sort_key: bytes) -> bytes | None:
     """Return the row as the last pending write leaves it: what atomic operations see."""
     key = encode_key(hash_key, sort_key)
-    if replica.open is not None and key in replica.open.overlay:
-        return replica.open.overlay[key]
+    if replica.open is not None and key in replica.open.rows:
+        return replica.open.rows[key]
     for batches in (replica.full, replica.in_flight):
         for batch in reversed(batches):
-            if key in batch.overlay:
-                return batch.overlay[key]
+            if key in batch.rows:
+                return batch.rows[key]
     return replica.get(key)
 
 
@@ -122,8 +122,7 @@ def add_puts(replica: Replica, rows: list[tuple[int, bytes, bytes]], expiry: int
         operation = _pack_operation(len(body), partition_hash, _WRITE) + body
         replica.last_timestamp_us = timestamp
         batch.operations.append(operation)
-        batch.rows += (key, row)
-        batch.overlay[key] = row
+        batch.rows[key] = row
         batch.size += len(operation)
 
 
@@ -142,25 +141,23 @@ def add_operation(replica: Replica, partition_hash: int, rows: list[Change]) -> 
     tombstone = pack_row_header(0, timetag | 1)
     gone = tombstone if keeps else None
     fields: list[bytes] = []
-    changes: list[bytes | None] = []
+    changes: dict[bytes, bytes | None] = {}
     # Thousands of rows mostly have one expiry.
     known_expiry, header = 0, pack_row_header(0, timetag)
     for key, value, expiry in rows:
         if value is None:
             fields += (key, tombstone)
-            changes += (key, gone)
+            changes[key] = gone
         else:
             if expiry != known_expiry:
                 known_expiry, header = expiry, pack_row_header(expiry, timetag)
             row = header + value
             fields += (key, row)
-            changes += (key, row)
+            changes[key] = row
     operation = encode_operation(_WRITE, partition_hash, fields)
-    overlay = dict(zip(changes[::2], changes[1::2], strict=True))
     replica.last_timestamp_us = timestamp
     batch.operations.append(operation)
-    batch.rows += changes
-    batch.overlay.update(overlay)  # type: ignore[arg-type]
+    batch.rows.update(changes)
     batch.size += len(operation)
 
 

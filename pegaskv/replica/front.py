@@ -42,11 +42,15 @@ class Front:
         self,
         *,
         log: MutationLog,
+        now_ms: Callable[[], int],
         call_soon: Callable[[Callable[[], Any]], Any],
         call_later: Callable[[float, Callable[[], Any]], Any],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._log = log
+        self._now_ms = now_ms
+        # When the first replica of the next tick woke it.
+        self._woken_ms = 0
         self.call_soon = call_soon
         self._call_later = call_later
         self._lagging: list[Replica] = []
@@ -69,11 +73,14 @@ class Front:
         self.syncs = 0
         log.on_ready = self._schedule
 
-    def wake(self, replica: Replica) -> None:
-        """`replica` has something for the next tick."""
+    def wake(self, replica: Replica) -> int:
+        """`replica` has something for the next tick; return when the first of them had."""
+        if not self._dirty:
+            self._woken_ms = self._now_ms()
         self._dirty.append(replica)
         if not self._scheduled:
             self._schedule()
+        return self._woken_ms
 
     def lag(self, replica: Replica) -> None:
         """`replica` holds committed rows that its engine has not taken."""
@@ -125,14 +132,14 @@ class Front:
                 if replica.fsync and self._syncing is not None:
                     held.append(replica)
                     continue
-                pending = replica.pending_bytes
-                if pending <= _LITTLE_BYTES:
+                if replica.pending_bytes <= _LITTLE_BYTES:
                     replica.close_batches(records)
                     replica.dirty = False
                 elif room <= 0:
                     held.append(replica)
                     continue
                 else:
+                    pending = replica.pending_bytes
                     replica.close_batches(records, bytes_max=room)
                     left = replica.pending_bytes
                     room -= pending - left
@@ -243,15 +250,19 @@ class Front:
             return
         # A dictionary, since the order of a set of objects differs from run to run.
         touched: dict[ServerConnection, None] = {}
+        now_ms = self._now_ms()
         for replica, decree in logged:
-            replica.on_logged(decree, touched)
+            replica.on_logged(decree, touched, now_ms)
         for connection in touched:
             connection.flush()
         for replica, decree in logged:
             shipping = replica.shipping
-            if shipping.synced < decree and shipping.pinned:
-                self._uncovered.append((replica, decree))
-            shipping.advance(replica.machine.committed)
+            if shipping.pinned:
+                if shipping.synced < decree:
+                    self._uncovered.append((replica, decree))
+                shipping.advance(replica.machine.committed)
+            else:
+                shipping.shippable = min(replica.machine.committed, shipping.synced)
         self._sync_uncovered()
 
     def _sync_uncovered(self) -> None:

@@ -58,9 +58,9 @@ def current_lookup(replica: Replica) -> Callable[[bytes], bytes | None]:
 
     To be used at once: what is pending later is not in it.
     """
-    overlays = [batch.overlay for batch in (*replica.in_flight, *replica.full)]
+    overlays = [batch.rows for batch in (*replica.in_flight, *replica.full)]
     if replica.open is not None:
-        overlays.append(replica.open.overlay)
+        overlays.append(replica.open.rows)
     overlays.reverse()
     overlays.append(replica.applying)
     overlays = [overlay for overlay in overlays if overlay]
@@ -108,11 +108,10 @@ def log_received(
             batch = replica.open = replica.begin_batch()
         replica.last_timestamp_us += 1
         batch.operations.append(operation)
-        batch.rows += fields
-        batch.overlay.update(chunk)
+        batch.rows.update(chunk)
         batch.size += len(operation)
         if number == last and stream:
-            batch.progress[stream] = progress
+            batch.progress = {**(batch.progress or {}), stream: progress}
             replica.proposed.progress[stream] = progress
 
 

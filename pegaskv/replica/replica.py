@@ -17,6 +17,7 @@ writes are refused, and `repairs` sees to the engine.
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Final
 
 from pegaskv.base.errors import (
@@ -98,7 +99,7 @@ class Replica(Guarded):
         participation: Participation,
         clock: Clock,
         apply_worker: Worker,
-        wake: Callable[["Replica"], None],
+        wake: Callable[["Replica"], int],
         lag: Callable[["Replica"], None],
         call_soon: Callable[[Callable[[], Any]], Any],
         on_engine_failed: Callable[["Replica", BaseException], None],
@@ -132,6 +133,8 @@ class Replica(Guarded):
         self.reopening = False
         # Set while the front has this replica on its list for the next tick.
         self.dirty = False
+        # When that was.
+        self._woken_ms = 0
 
         self.open: Batch | None = None
         self.full: deque[Batch] = deque()
@@ -248,8 +251,8 @@ class Replica(Guarded):
         self.last_timestamp_us = first - 1
         if not self.dirty:
             self.dirty = True
-            self._wake(self)
-        return Batch(first, seconds_since_epoch(wall_us), self._clock.monotonic_ms())
+            self._woken_ms = self._wake(self)
+        return Batch(first, seconds_since_epoch(wall_us), self._woken_ms)
 
     def continue_batch(self) -> Batch:
         """Put the open batch behind the full ones and return a new one."""
@@ -294,15 +297,13 @@ class Replica(Guarded):
         self.shipping.notify()
         if self._unproposed and not self.dirty:
             self.dirty = True
-            self._wake(self)
+            self._woken_ms = self._wake(self)
 
     @property
     def pending_bytes(self) -> int:
         """The bytes of batches that have no decree."""
         size = self.open.size if self.open is not None else 0
-        for batch in self.full:
-            size += batch.size
-        return size
+        return size + sum(batch.size for batch in self.full) if self.full else size
 
     def close_batches(
         self, records: list[LogRecord], most: int = 1 << 30, *, bytes_max: int = 1 << 62
@@ -314,25 +315,26 @@ class Replica(Guarded):
         """
         if self._unproposed:
             self._repropose(records)
-        if self.open is not None:
-            self.open.last_timestamp_us = self.last_timestamp_us
-            self.full.append(self.open)
-            self.uncommitted_bytes += self.open.size
+        full, machine = self.full, self.machine
+        batch = self.open
+        if batch is not None:
+            batch.last_timestamp_us = self.last_timestamp_us
+            full.append(batch)
+            self.uncommitted_bytes += batch.size
             self.open = None
-        while self.full and most and bytes_max > 0:
+        while full and most and bytes_max > 0:
             most -= 1
-            batch = self.full[0]
+            batch = full[0]
             # If there is no memory for it, the batch stays where it is.
             payload = encode_mutation(batch.first_timestamp_us, batch.operations)
             bytes_max -= batch.size
-            self.full.popleft()
-            machine = self.machine
+            full.popleft()
             mutation = machine.propose(payload, batch.first_timestamp_us, batch.last_timestamp_us)
             if mutation is None:
                 self._refuse(batch)
                 # What came behind it may be of the same request: none of it must go on alone.
-                while self.full:
-                    self._refuse(self.full.popleft())
+                while full:
+                    self._refuse(full.popleft())
                 break
             self._in_log(batch, mutation, machine.prepared.committed, records)
 
@@ -354,11 +356,11 @@ class Replica(Guarded):
         self.last_timestamp_us = max(self.last_timestamp_us, last)
         # Not that of a barrier: it is no operation, and the clock in the engine never falls.
         batch.last_timestamp_us = self.last_timestamp_us
-        batch.rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
-        batch.controls = mutation_controls(mutation.payload)
-        batch.progress = self.proposed.progress_in(batch.rows)
+        rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
+        batch.controls = tuple(mutation_controls(mutation.payload))
+        batch.progress = self.proposed.progress_in(rows)
         self.shipping.look(self.proposed)
-        batch.overlay = dict(zip(batch.rows[::2], batch.rows[1::2], strict=True))  # type: ignore[arg-type]
+        batch.rows = dict(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         batch.size = len(mutation.payload)
         self.uncommitted_bytes += batch.size
         return batch
@@ -371,10 +373,11 @@ class Replica(Guarded):
         self.in_flight.append(batch)
         if self.shipping.pinned:
             self.shipping.remember(mutation.decree, mutation.payload)
+        table_id, index = self.gpid
         records.append(
             LogRecord(
-                self.gpid[0],
-                self.gpid[1],
+                table_id,
+                index,
                 self.incarnation,
                 mutation.ballot,
                 mutation.decree,
@@ -395,14 +398,13 @@ class Replica(Guarded):
         for call in batch.settled:
             call()
 
-    def on_logged(self, decree: int, touched: dict[ServerConnection, None]) -> None:
+    def on_logged(self, decree: int, touched: dict[ServerConnection, None], now_ms: int) -> None:
         """The log has everything up to `decree`: commit, and answer into `touched`."""
         machine = self.machine
         begins_to_serve = machine.logged(decree)
         committed = machine.prepared.committed
         in_flight = self.in_flight
         last: ServerConnection | None = None
-        now_ms = self._clock.monotonic_ms()
         while in_flight and in_flight[0].decree <= committed:
             batch = in_flight.popleft()
             self.uncommitted_bytes -= batch.size
@@ -448,11 +450,10 @@ class Replica(Guarded):
         applying = self.applying
         for kind, fields in batch.controls:
             rows = self.participation.obey(kind, fields, batch.decree)
-            batch.rows += rows
-            batch.overlay.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
+            batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         if batch.progress:
             self.participation.progress.update(batch.progress)
-        applying.update(batch.overlay)
+        applying.update(batch.rows)
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
             # Once the answers are on their way.
             self._call_soon(self.apply_now)
@@ -461,9 +462,7 @@ class Replica(Guarded):
         """Write what is committed to the engine: here if it is calm, else in a thread."""
         if not self.unapplied or self._in_thread or self.engine_failed is not None:
             return
-        rows: list[bytes | None] = []
-        for batch in self.unapplied:
-            rows += batch.rows
+        rows = list(chain.from_iterable(self.applying.items()))
         last = self.unapplied[-1]
         state = ReplicaState(last.decree, last.ballot, last.last_timestamp_us)
         engine = self.engine
@@ -506,7 +505,7 @@ class Replica(Guarded):
         # Made anew: one deletion looks like any other, so nobody can tell whose row is there.
         self.applying.clear()
         for batch in self.unapplied:
-            self.applying.update(batch.overlay)
+            self.applying.update(batch.rows)
         self._hand_out_snapshots(decree)
         self.apply_now()
 
@@ -543,8 +542,8 @@ class Replica(Guarded):
         self.applying.clear()
         self.applying_bytes = 0
         for batch in kept:
-            batch.controls = []
-            batch.progress = {}
+            batch.controls = ()
+            batch.progress = None
             self._keep(batch)
 
     # --- Life --------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class SlowRequests:
         """The writes of a batch took long; the first of them has waited longest."""
         replica.slow_write_requests += len(batch.replies)
         if batch.replies and self._may_log():
-            keys = [each for each in batch.overlay if each[:2] != RESERVED_PREFIX]
+            keys = [each for each in batch.rows if each[:2] != RESERVED_PREFIX]
             key = f" hash_key={_shown(decode_key(keys[0])[0])}" if keys else ""
             _log.warning(
                 "slow request: %s operation=write client=%s%s took %d ms with %d requests and "

@@ -167,6 +167,7 @@ class ReplicaStub:
         loop = asyncio.get_running_loop()
         self._front = Front(
             log=self._log,
+            now_ms=self._clock.monotonic_ms,
             call_soon=loop.call_soon,
             call_later=loop.call_later,
             on_fatal=self._on_log_failed,

@@ -148,8 +148,7 @@ class WriteHandlers:
         # Whatever may find no memory has been made: the batch takes all of it or nothing.
         replica.last_timestamp_us = timestamp
         batch.operations.append(operation)
-        batch.rows += (key, row)
-        batch.overlay[key] = row
+        batch.rows[key] = row
         batch.replies.append((connection, [request_id, 0, 0]))
         connection.in_flight += 1
         batch.size += len(body)

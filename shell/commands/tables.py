@@ -314,7 +314,11 @@ async def get_envs(context: Context) -> Result:
     ),
     repeated_name="pairs",
     repeated_minimum=1,
-    examples=("set_app_envs default_ttl 3600", "set_app_envs default_ttl 60 durability os"),
+    examples=(
+        "set_app_envs default_ttl 3600",
+        "set_app_envs replica.write_throttling 20000*delay*100,30000*reject*200",
+        "set_app_envs default_ttl 60 durability os",
+    ),
     json="all envs of the table after the change",
     needs=Needs.TABLE,
 )

@@ -32,7 +32,7 @@ from pegaskv.client import (
 )
 from tests.shell.fake_duplications import FakeDuplicationAdmin, FakeDuplications
 
-KNOWN_ENVS = ("default_ttl", "durability")
+KNOWN_ENVS = ("default_ttl", "durability", "replica.write_throttling")
 START = 1_800_000_000
 
 

@@ -27,7 +27,7 @@ from pegaskv.codec.operations import OPERATIONS
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.replica.counts import ReplicaCounts
 from pegaskv.replica.slow_requests import SlowRequests
-from pegaskv.replica.throttling import Bucket, Gate, ThrottledLine, Window
+from pegaskv.replica.throttling import Bucket, Gate, ThrottledLine, Window, refusal
 
 __all__ = ["Guarded", "GuardedRequests", "guard"]
 
@@ -58,7 +58,8 @@ class Guarded(ReplicaCounts):
     writes_guarded = False
     read_gate: Gate | None = None
     write_gate: Gate | None = None
-    # From how many milliseconds on a request is slow.
+    # From how many milliseconds on a request is slow, and whether single reads are timed too.
+    times_reads = False
     slow_ms = SLOW_QUERY_MS_DEFAULT
     # What the gates were made from.
     guarded_by: Mapping[str, str] = {}
@@ -117,59 +118,54 @@ class GuardedRequests:
     def on_request(self, connection: ServerConnection, message: list[Any]) -> None:
         """Throttle and time a request whose shape and partition were found right."""
         replica = self._replicas[message[3], message[4]]
-        if message[1] in _WRITES:
-            if not self._line.releasing and self._holds(connection, message, replica, write=True):
+        write = message[1] in _WRITES
+        gate = replica.write_gate if write else replica.read_gate
+        now_ms = self._slow.now_ms()
+        # What is refused in any case is not counted.
+        counts = replica.serving and not (write and replica.follower)
+        if gate is not None and counts and not self._line.releasing:
+            found = gate.admit(message, now_ms)
+            if found is not None:
+                self._hold(connection, message, replica, *found, now_ms=now_ms)
                 return
-            replica.lower_guards()
-            try:
-                self.handlers[message[1]](connection, message)
-            finally:
-                replica.raise_guards()
-            return
-        if not self._line.releasing and self._holds(connection, message, replica, write=False):
-            return
-        before = connection.out_bytes
-        in_flight = connection.in_flight
-        began_ms = self._slow.now_ms()
+        before, in_flight = connection.out_bytes, connection.in_flight
         replica.lower_guards()
         try:
             self.handlers[message[1]](connection, message)
         finally:
             replica.raise_guards()
-        if connection.in_flight > in_flight:
-            # A thread reads; it is timed and charged where it ends.
+        if write or gate is None or connection.in_flight > in_flight:
+            # Writes are timed by their batch, what is deferred where it ends.
             return
-        if replica.read_gate is not None:
-            replica.read_gate.charge(connection.out_bytes - before)
-        took_ms = self._slow.now_ms() - began_ms
-        if took_ms >= replica.slow_ms:
-            self._slow.on_read(replica, connection.address, message, took_ms, waited_ms=0)
+        gate.charge(connection.out_bytes - before)
+        if replica.times_reads:
+            took_ms = self._slow.now_ms() - now_ms
+            if took_ms >= replica.slow_ms:
+                self._slow.on_read(replica, connection.address, message, took_ms, waited_ms=0)
 
-    def _holds(
-        self, connection: ServerConnection, message: list[Any], replica: Guarded, *, write: bool
-    ) -> bool:
-        gate = replica.write_gate if write else replica.read_gate
-        if gate is None or not replica.serving or (write and replica.follower):
-            # It is refused whatever the gate says.
-            return False
-        name = f"partition {replica.gpid} of table `{replica.table_name}`"
-        found = gate.admit(message, self._slow.now_ms(), name)
-        if found is None:
-            return False
-        pause_ms, refusal = found
-        if refusal is not None:
-            if write:
-                replica.throttling_rejected_write_requests += 1
-            else:
-                replica.throttling_rejected_read_requests += 1
-            if not pause_ms:
-                raise refusal
-        elif write:
-            replica.throttling_delayed_write_requests += 1
+    def _hold(
+        self,
+        connection: ServerConnection,
+        message: list[Any],
+        replica: Guarded,
+        pause_ms: int,
+        limit: Window | Bucket | None,
+        *,
+        now_ms: int,
+    ) -> None:
+        error = None
+        if limit is not None:
+            name = f"partition {replica.gpid} of table `{replica.table_name}`"
+            error = refusal(limit, now_ms, name)
+        if message[1] in _WRITES:
+            replica.throttling_rejected_write_requests += error is not None
+            replica.throttling_delayed_write_requests += error is None
         else:
-            replica.throttling_delayed_read_requests += 1
-        self._line.hold(connection, message, pause_ms, refusal)
-        return True
+            replica.throttling_rejected_read_requests += error is not None
+            replica.throttling_delayed_read_requests += error is None
+        if error is not None and not pause_ms:
+            raise error
+        self._line.hold(connection, message, pause_ms, error)
 
 
 def guard(replica: Guarded, table: TableInfo) -> None:
@@ -188,6 +184,7 @@ def guard(replica: Guarded, table: TableInfo) -> None:
     # Another version of the software may have stored what this one cannot read.
     known = slow.isdigit() and slow.isascii()
     replica.slow_ms = int(slow) if known else SLOW_QUERY_MS_DEFAULT
+    replica.times_reads = known
     replica.read_gate = Gate(reads, bucket) if reads or bucket or known else None
     replica.raise_guards()
 

@@ -105,7 +105,10 @@ class ReadHandlers:
         if xxh3_64_intdigest(hash_key or sort_key) & replica.mask != index:
             raise WrongPartition(f"the row does not belong to partition {replica.gpid}")
         if not replica.unguarded:
-            raise Detour(self._guarded) if replica.serving else replica.refusal()
+            if not replica.serving:
+                raise replica.refusal()
+            self._guarded(connection, message)
+            return
         replica.reads += 1
         try:
             row = replica.get(_pack_length(len(hash_key)) + hash_key + sort_key)

@@ -20,7 +20,7 @@ from pegaskv.base.throttling import Throttling
 from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
 
-__all__ = ["Bucket", "Gate", "ThrottledLine", "Window", "bytes_in", "operations_in"]
+__all__ = ["Bucket", "Gate", "ThrottledLine", "Window", "bytes_in", "operations_in", "refusal"]
 
 # One request may take more than a second's share; the seconds that follow pay for it, at
 # most so many: with a limit that is far too low a table would else be closed for days.
@@ -121,17 +121,17 @@ class Gate:
         self.windows = windows
         self.bucket = bucket
 
-    def admit(self, message: list[Any], now_ms: int, name: str) -> tuple[int, Busy | None] | None:
-        """Return None for a request that may be done now; else a pause in ms, and what then.
+    def admit(self, message: list[Any], now_ms: int) -> tuple[int, Window | Bucket | None] | None:
+        """Return None for a request that may be done now; else a pause in ms, and what refuses it.
 
-        After the pause the request is answered with the error, or done if there is none.
+        After the pause the request is refused, or done if there is nothing that refuses it.
         """
         bucket = self.bucket
         if bucket is not None and bucket.rejects(now_ms):
-            return _rejected(message, bucket, now_ms, name)
+            return _patience(message, bucket.reject_ms), bucket
         for window in self.windows:
             if window.rejects(now_ms):
-                return _rejected(message, window, now_ms, name)
+                return _patience(message, window.reject_ms), window
         pause_ms = 0
         for window in self.windows:
             if window.take(bytes_in(message) if window.by_size else operations_in(message)):
@@ -234,16 +234,14 @@ class ThrottledLine:
         assert not self.releasing
 
 
-def _rejected(
-    message: list[Any], limit: Window | Bucket, now_ms: int, name: str
-) -> tuple[int, Busy]:
-    error = Busy(
+def refusal(limit: Window | Bucket, now_ms: int, name: str) -> Busy:
+    """Return the error for a request that `limit` refuses; `name` says to what it went."""
+    return Busy(
         f"{name} was asked for more than `{limit.env}` allows in a second",
         hint=f"the env {limit.env}={limit.text} of the table limits it: send less at once, "
         "or change the env",
         details={"retry_after_ms": 1_000 - now_ms % 1_000, "throttled_by": limit.env},
     )
-    return _patience(message, limit.reject_ms), error
 
 
 def operations_in(message: list[Any]) -> int:

@@ -135,7 +135,8 @@ class WriteHandlers:
         batch = replica.open
         if batch is None or replica.checks_writes:
             if replica.writes_guarded:
-                raise Detour(self._guarded)
+                self._guarded(connection, message)
+                return
             batch = replica.open_batch(len(value))
         timestamp = replica.last_timestamp_us + 1
         expiry = 0

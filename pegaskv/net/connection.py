@@ -273,11 +273,10 @@ class ServerConnection(asyncio.Protocol):
                 self._backlog = behind + self._backlog
                 self._end_turn()
         handlers = self._handlers
-        requests_max = self._options.connection_requests_max
         written = 0
         for number, messages in enumerate(frames, 1):
             count = len(messages)
-            if self.in_flight + count > requests_max and self.in_flight:
+            if self.in_flight + count > self._options.connection_requests_max and self.in_flight:
                 self._backlog = frames[number - 1 :] + self._backlog
                 self._pause(_IN_FLIGHT)
                 return

@@ -77,6 +77,8 @@ class Replica(Guarded):
     uncommitted_mutations_max = PARTITION_MUTATIONS_UNCOMMITTED_MAX
     uncommitted_bytes_max = PARTITION_BYTES_UNCOMMITTED_MAX
     applying_bytes_max = PARTITION_BYTES_UNAPPLIED_MAX
+    engine_failed: BaseException | None = None
+    reopening = False
     read_only = ""
     available = True
     # Whether what the sweep removes may have come since its last pass.
@@ -129,8 +131,6 @@ class Replica(Guarded):
         self.proposed = participation.copy()
         self.shipping = Shipping(machine.committed, engine.state().last_timestamp_us)
         self.shipping.look(self.proposed)
-        self.engine_failed: BaseException | None = None
-        self.reopening = False
         # Set while the front has this replica on its list for the next tick.
         self.dirty = False
         # When that was.

@@ -191,7 +191,10 @@ class PartitionClosed(RequestError):
 
 
 class Busy(RequestError):
-    """A bound was reached; nothing was done. `details["retry_after_ms"]` says when to retry."""
+    """A bound was reached; nothing was done. `details["retry_after_ms"]` says when to retry.
+
+    With `details["throttled_by"]`, the env that limits the table, a client should not.
+    """
 
     code = 20
     name = "ERR_BUSY"

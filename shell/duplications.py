@@ -50,8 +50,16 @@ _HELP: Final[Mapping[str, str]] = {
     "`start_dup {t} {d}` tries at once",
     "foreign": "rename or drop {r} at {c}, and it goes on by itself; or `remove_dup {t} {d}`, "
     "then `add_dup {t} {c} -a <other name>`, or --merge to write into that table",
-    "target_gone": "`recall` the table at {c}, and it goes on by itself; or "
-    "`start_dup {t} {d} --copy` makes it anew",
+    "not_listed": "`start_dup {t} {d} --copy` has {c} list it anew and copies all rows, "
+    "`remove_dup {t} {d}` ends it",
+    "target_gone": "`recall` the table at {c} (or `create` it, if it was never there), and it goes "
+    "on by itself; or `start_dup {t} {d} --copy` makes it anew",
+    "target_closed": "`app {r} -d` at {c} shows the partition that is closed, and its server's log "
+    "what it waits for; the duplication goes on by itself when it opens",
+    "target_error": "the log of {c} has the cause; it goes on by itself",
+    "source_error": "the log of this cluster's server has the cause; it goes on by itself",
+    "unacceptable": "mend what the sentence names, here or at {c}, and it goes on by itself; "
+    "`remove_dup {t} {d}` ends it",
     "target_purged": "`start_dup {t} {d} --copy` makes {r} anew at {c} and copies all rows",
     "source_closed": "`app {t} -d` shows the partition, and its server's log what it waits for; "
     "the duplication goes on by itself when it opens",

@@ -5,10 +5,13 @@ from typing import Final, NamedTuple
 from pegaskv.base.errors import (
     AuthenticationError,
     Busy,
+    BusyCreating,
+    BusyDropping,
     ClockSkew,
     CorruptionError,
     DiskFull,
     DuplicationNotListed,
+    ForwardToOthers,
     InvalidArgument,
     InvalidData,
     NotPrimary,
@@ -17,6 +20,7 @@ from pegaskv.base.errors import (
     PartitionClosed,
     PegasKVError,
     PermissionDenied,
+    RequestError,
     TableNotFound,
     Timeout,
     Unavailable,
@@ -41,10 +45,15 @@ _CLOCK_MS: Final = 3_000
 _SOON_MS_MAX: Final = {
     UNREACHABLE: 2_000,
     "foreign": 3_000,
+    "not_listed": 3_000,
     "target_gone": 3_000,
+    "target_closed": 3_000,
     "busy": 3_000,
     "target_full": 3_000,
+    "source_error": 3_000,
 }
+# It may come from another server, and is stored and shown.
+_CHARACTERS_MAX: Final = 1_000
 
 
 class Foreign(PegasKVError):
@@ -58,37 +67,44 @@ class Failure(NamedTuple):
     text: str
 
 
-_CLASSES: Final[tuple[tuple[type[PegasKVError], str], ...]] = (
+_CLASSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (AuthenticationError, "refused"),
     (PermissionDenied, "refused"),
     (ClockSkew, "clock"),
     (Foreign, "foreign"),
-    (DuplicationNotListed, "foreign"),
+    (DuplicationNotListed, "not_listed"),
     (TableNotFound, "target_gone"),
-    (PartitionClosed, "target_gone"),
+    (PartitionClosed, "target_closed"),
     (UnknownOperation, "target_too_old"),
     (InvalidData, "rejected"),
-    (InvalidArgument, "rejected"),
+    (InvalidArgument, "unacceptable"),
     (DiskFull, "target_full"),
-    (Busy, "busy"),
     (Timeout, UNREACHABLE),
     (Unavailable, UNREACHABLE),
+    (Busy, "busy"),
+    (BusyCreating, "busy"),
+    (BusyDropping, "busy"),
     (NotReady, "busy"),
     (NotServing, "busy"),
     (NotPrimary, "busy"),
     (WrongPartition, "busy"),
-    (CorruptionError, "log_damaged"),
+    (ForwardToOthers, "busy"),
+    (CorruptionError, "source_error"),
 )
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Classify what stopped a duplication."""
+    """Classify what stopped a duplication for now; `why_broken` is asked first."""
+    text = (str(error) or type(error).__name__)[:_CHARACTERS_MAX]
     for cls, name in _CLASSES:
         if isinstance(error, cls):
-            return Failure(name, str(error))
+            return Failure(name, text)
+    if isinstance(error, MemoryError):
+        return Failure("source_error", "this server has no memory for it at the moment")
     if isinstance(error, OSError):
-        return Failure("log_damaged", f"the log could not be read: {error}")
-    return Failure("rejected", f"{type(error).__name__}: {error}")
+        return Failure("source_error", f"this server could not read what is to be sent: {text}")
+    name = type(error).name if isinstance(error, RequestError) else type(error).__name__
+    return Failure("target_error", f"the target answered {name}: {text}"[:_CHARACTERS_MAX])
 
 
 def why_broken(error: BaseException, order: DuplicationOrder) -> str:

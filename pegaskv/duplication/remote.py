@@ -153,7 +153,7 @@ class RemoteCluster:
 
         """
         route = await self._route(table_id)
-        address = route.primaries[index]
+        address = route.primaries[index] if index < len(route.primaries) else None
         if address is None:
             self.forget_route(table_id)
             raise Unavailable(f"partition {table_id}.{index} has no primary at the target")

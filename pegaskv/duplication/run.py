@@ -24,6 +24,7 @@ from pegaskv.codec.messages_duplication import (
     lost_pin,
 )
 from pegaskv.codec.operations import Operation
+from pegaskv.duplication.answers import checked_answer
 from pegaskv.duplication.context import RunContext
 from pegaskv.duplication.copier import Copied, Copier
 from pegaskv.duplication.doors import SourcePartition
@@ -42,6 +43,7 @@ _LOG: Final = DuplicationStatus.DS_LOG
 
 # After a rewind, so that one that repeats itself does not burn the processor.
 _REWIND_MS: Final = 1
+_REWINDS_MAX: Final = 10
 # Whether too much log is held is looked at so often.
 _HELD_CHECK_MS: Final = 1_000
 # So far beyond a stream's progress that a batch is checked and answered, and never applied.
@@ -93,6 +95,8 @@ class PartitionRun:
         self._epoch = 0
         self._unsubscribe: Callable[[], None] = source.subscribe(self._wake.set)
         self.trouble = Trouble(context.clock, context.random, context.options)
+        # One after the other, and nothing was taken in between.
+        self._rewinds = 0
         self.skipped = Skipped(stored)
         self._shown = Shown(context.clock, stored.confirmed_decree)
 
@@ -126,10 +130,11 @@ class PartitionRun:
                 continue
             except _Rewind:
                 self.trouble.retries += 1
-                await self._clock.sleep_ms(_REWIND_MS)
+                await self._clock.sleep_ms(_REWIND_MS << min(self._rewinds, _REWINDS_MAX))
+                self._rewinds += 1
             except _Broken as error:
                 await self._break(error)
-            except (PegasKVError, OSError) as error:
+            except (PegasKVError, OSError, MemoryError) as error:
                 await self._stall(error)
 
     async def _phase(self) -> None:
@@ -381,6 +386,7 @@ class PartitionRun:
             self.source.note_back(self.order.uuid, target, uuids_in(answer, 3))
             self._shown.conflicts += lost
             if self._machine.acked(target, progress):
+                self._rewinds = 0
                 self._went_on()
             else:
                 self._error = self._error or _Rewind()
@@ -451,7 +457,8 @@ class PartitionRun:
             if answer.done():
                 return
             try:
-                answer.set_result(remote.read_reply(found, operation.name))
+                fields = remote.read_reply(found, operation.name)
+                answer.set_result(checked_answer(operation, fields, self.order.remote_cluster))
             except PegasKVError as error:
                 answer.set_exception(error)
                 # Whoever waits for an earlier one may never come here.

@@ -89,7 +89,7 @@ def _copied(entry: Entry, event: ModifyDuplication) -> Entry:
         ensured=False,
         checkpoint=True,
         # The copy makes the table where it is gone, and takes it where it is.
-        wanted="merge" if entry.wanted == "existing" else entry.wanted,
+        wanted="merge" if entry.remote_table_id else entry.wanted,
         paused=False,
         failure="",
         failed_at=0,

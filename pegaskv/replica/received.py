@@ -284,7 +284,8 @@ class ReceivedHandlers:
 def _not_listed(replica: Replica) -> RequestError:
     return DuplicationNotListed(
         f"table {replica.gpid[0]} takes nothing from this duplication: it was removed, or never "
-        "ensured here"
+        "ensured here",
+        hint="at the source `start_dup --copy` has it listed anew, `remove_dup` ends it",
     )
 
 

@@ -372,6 +372,7 @@ def test_a_time_that_cannot_be_is_left_out() -> None:
         *("unreachable", "refused", "foreign", "target_gone", "clock", "rejected"),
         *("target_too_old", "busy", "target_full", "source_lost", "target_lost"),
         *("log_damaged", "log_limit", "target_purged", "source_closed"),
+        *("not_listed", "target_closed", "target_error", "source_error", "unacceptable"),
         *("of another version", ""),
     ],
 )

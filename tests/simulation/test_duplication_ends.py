@@ -12,6 +12,7 @@ from pegaskv.codec.keys import encode_key, end_of_prefix
 from pegaskv.codec.values import ROW_HEADER_BYTES, make_timetag, pack_row_header
 from pegaskv.replica import received_rows
 from pegaskv.replica.participation import PIN_PREFIX
+from pegaskv.replica.received import ReceivedHandlers
 from pegaskv.storage.engine import ReplicaState
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.memory import MemoryEngine, MemoryFactory
@@ -213,5 +214,52 @@ def test_what_the_target_finds_invalid_is_left_out_counted_once_and_listed(
     async def table_writes(pair: Pair) -> None:
         await (await pair.source.table("t")).set(b"h5", b"after", b"1")
         await pair.source.admin.wait_duplicated("t", timeout=20.0)
+
+    play(scenario)
+
+
+def test_a_source_partition_that_is_closed_is_named_as_the_cause() -> None:
+    async def scenario(pair: Pair) -> None:
+        await shipping(pair)
+        pair.alpha.node.crash(power=False)
+        disk = pair.alpha.node.disk = pair.alpha.node.disk.reborn()  # type: ignore[union-attr]
+        disk.remove_tree(_ENGINE.parent)  # type: ignore[attr-defined]
+        pair.alpha.start()
+        pair.source = await pair.alpha.connected()
+        found = await shown(pair, lambda one: bool(one.last_error))
+        assert "partition 1.0 is closed: its replica is missing" in found.last_error
+        assert (found.error_class, found.failure) == ("source_closed", "")
+        assert found.stalled_since > 0
+        assert "`app t -d`" in what_helps(found)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("answer", [[], ["x", 1], [-1, 0]])
+def test_a_target_that_answers_nonsense_stops_nothing_but_its_duplication(
+    monkeypatch: pytest.MonkeyPatch, answer: list[Any]
+) -> None:
+    mad = False
+    progress = ReceivedHandlers.on_progress
+
+    def on_progress(self: ReceivedHandlers, connection: Any, message: list[Any]) -> None:
+        if mad:
+            connection.out.append((message[0], 0, *answer))
+        else:
+            progress(self, connection, message)
+
+    monkeypatch.setattr(ReceivedHandlers, "on_progress", on_progress)
+
+    async def scenario(pair: Pair) -> None:
+        nonlocal mad
+        await shipping(pair)
+        mad = True
+        await pair.kill(pair.alpha)
+        await (await pair.source.table("t")).set(b"h", b"s", b"v2")
+        found = await shown(pair, lambda one: one.error_class == "target_error")
+        assert "beta answered DUPLICATION_PROGRESS" in found.last_error
+        mad = False
+        await pair.source.admin.start_duplication("t", "beta")
+        await pair.equal("t")
 
     play(scenario)

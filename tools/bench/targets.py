@@ -85,7 +85,7 @@ TARGETS: Final = (
     Target("duplication", "last write, idle, p99", "", 5, 2, at_most=True),
     *_steady("rows at full speed"),
     *_steady("new segments of the log"),
-    *_steady("a checkpoint"),
+    *_steady("checkpoints"),
     *_steady("a full compaction"),
     *_steady("a sweep"),
     Target("partitions", "set, os, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),

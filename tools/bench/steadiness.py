@@ -3,7 +3,8 @@
 25 tasks read and 25 write 100 bytes, each every 20 ms; a call counts from the moment when it
 was due. So quiet is measured, and then each of these in the same table of 8
 partitions: 1-KB rows written as fast as another process can, for a minute; a log that switches
-its segments; three checkpoints of a partition of 1 GB; a full compaction of it; a sweep of 1 million
+its segments; three checkpoints of a partition of 1 GB; a full compaction of it; a sweep of 1
+million
 expired rows. Peer is quiet, measured right before. A stop is the longest time in which not one
 read, or not one write, was answered; the last rows say how late the measuring process itself was,
 since it shares the processors.

@@ -81,4 +81,10 @@ def bound_metrics(
             max((each.applying_bytes for each in replicas), default=0),
         ),
         ("partition_unapplied_bytes_max", "Their bound.", options.partition_unapplied_bytes_max),
+        (
+            "shipping_bytes",
+            "Bytes of mutations in memory to be duplicated.",
+            sum(each.shipping.recent_bytes for each in replicas),
+        ),
+        ("shipping_bytes_max", "Their bound.", options.shipping_bytes_max),
     )

@@ -33,6 +33,9 @@ class ReplicaOptions:
     partition_uncommitted_mutations_max: int = PARTITION_MUTATIONS_UNCOMMITTED_MAX
     partition_uncommitted_bytes_max: int = PARTITION_BYTES_UNCOMMITTED_MAX
     partition_unapplied_bytes_max: int = PARTITION_BYTES_UNAPPLIED_MAX
+    # The newest mutations that are kept in memory to be duplicated, of all partitions together;
+    # older ones are read from the log.
+    shipping_bytes_max: int = 64 * 1024 * 1024
     # Requests of throttled tables that wait their time; more are answered Busy.
     throttled_requests_max: int = 10_000
     # Lines about slow requests in ten seconds; all are counted.
@@ -59,6 +62,8 @@ class ReplicaOptions:
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"[replica] {name}: must be at least 1")
+        if self.shipping_bytes_max < 1024 * 1024:
+            raise ConfigurationError("[replica] shipping_bytes_max: must be at least 1048576")
         # The largest single write must fit, with its keys.
         least = 4 * MUTATION_BYTES_MAX
         for name in ("partition_uncommitted_bytes_max", "partition_unapplied_bytes_max"):

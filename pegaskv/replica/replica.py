@@ -579,6 +579,7 @@ class Replica(Guarded):
         self.applying.clear()
         self.applying_bytes = self._in_thread = 0
         self._refuse_snapshots(f"partition {self.gpid} is gone")
+        self.shipping.give_back()
         self.shipping.notify()
         for batch in self.in_flight:
             for call in batch.settled:

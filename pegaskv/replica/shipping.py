@@ -14,10 +14,45 @@ from typing import Final
 from pegaskv.codec.mutations import mutation_timestamps
 from pegaskv.replica.participation import Participation
 
-__all__ = ["RECENT_BYTES_MAX", "Shipping"]
+__all__ = ["RECENT_BYTES_MAX", "Shipping", "ShippingMemory"]
 
 # Of each pinned partition; older mutations are read from the log.
 RECENT_BYTES_MAX: Final = 4 * 1024 * 1024
+
+
+class ShippingMemory:
+    """What all partitions of a server keep in memory to be shipped, under one bound.
+
+    Above it the partition that was written longest ago gives up what it keeps: its duplications
+    have it already, or are behind and read the log anyway. The newest mutation of all stays.
+    Invariant: `bytes` is the sum over `_holders`, which are in the order of their last write.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.bytes = 0
+        self._holders: dict[Shipping, None] = {}
+        self._newest: Shipping | None = None
+
+    def changed(self, holder: "Shipping", more: int) -> None:
+        """`holder` was written, and keeps so many bytes more than before."""
+        self.bytes += more
+        if holder is not self._newest:
+            self._holders.pop(holder, None)
+            self._holders[holder] = None
+            self._newest = holder
+        while self.bytes > self.bytes_max:
+            oldest = next(iter(self._holders))
+            if not oldest.give_back(keep_last=oldest is holder):
+                break
+
+    def released(self, holder: "Shipping", size: int) -> None:
+        """`holder` keeps so many bytes less."""
+        self.bytes -= size
+        if not holder.recent_bytes:
+            self._holders.pop(holder, None)
+            if holder is self._newest:
+                self._newest = None
 
 
 class Shipping:
@@ -27,7 +62,7 @@ class Shipping:
     timestamp at or below `clock_us`; `_recent` has consecutive decrees.
     """
 
-    def __init__(self, committed: int, clock_us: int) -> None:
+    def __init__(self, committed: int, clock_us: int, memory: ShippingMemory | None = None) -> None:
         # All that was recovered is durable.
         self.synced = committed
         self.shippable = committed
@@ -41,7 +76,9 @@ class Shipping:
         # one and the target's partition: one that is not known here yet may bring old writes.
         self.back: dict[bytes, dict[int, tuple[bytes, ...]]] = {}
         self._recent: deque[tuple[int, bytes]] = deque()
-        self._recent_bytes = 0
+        self.recent_bytes = 0
+        # Exchanged for that of the server before anything is kept.
+        self.memory = memory or ShippingMemory(RECENT_BYTES_MAX)
         # (decree, last timestamp) of what is not shippable yet.
         self._clocks: deque[tuple[int, int]] = deque()
         self._listeners: list[Callable[[], None]] = []
@@ -50,9 +87,8 @@ class Shipping:
         """Pins have changed."""
         self.pinned = proposed.holds_log
         if not self.pinned:
-            self._recent.clear()
+            self.give_back()
             self._clocks.clear()
-            self._recent_bytes = 0
         for uuid in list(self.confirmed):
             if not proposed.pins.get(uuid):
                 del self.confirmed[uuid]
@@ -63,18 +99,20 @@ class Shipping:
     def remember(self, decree: int, payload: bytes) -> None:
         """A mutation goes into the log; one of the same decree before it is void."""
         recent, clocks = self._recent, self._clocks
+        before = self.recent_bytes
         while recent and recent[-1][0] >= decree:
-            self._recent_bytes -= len(recent.pop()[1])
+            self.recent_bytes -= len(recent.pop()[1])
         while clocks and clocks[-1][0] >= decree:
             clocks.pop()
         if recent and recent[-1][0] != decree - 1:
             recent.clear()
-            self._recent_bytes = 0
+            self.recent_bytes = 0
         recent.append((decree, payload))
         clocks.append((decree, mutation_timestamps(payload)[1]))
-        self._recent_bytes += len(payload)
-        while self._recent_bytes > RECENT_BYTES_MAX and len(recent) > 1:
-            self._recent_bytes -= len(recent.popleft()[1])
+        self.recent_bytes += len(payload)
+        while self.recent_bytes > RECENT_BYTES_MAX and len(recent) > 1:
+            self.recent_bytes -= len(recent.popleft()[1])
+        self.memory.changed(self, self.recent_bytes - before)
 
     def advance(self, committed: int) -> None:
         """Decrees up to `committed` are committed, those up to `synced` are durable."""
@@ -104,8 +142,26 @@ class Shipping:
     def forget(self, decree: int) -> None:
         """Nobody will ask for mutations up to `decree` again."""
         recent = self._recent
+        size = 0
         while recent and recent[0][0] <= decree:
-            self._recent_bytes -= len(recent.popleft()[1])
+            size += len(recent.popleft()[1])
+        self._release(size)
+
+    def give_back(self, *, keep_last: bool = False) -> bool:
+        """Keep nothing in memory, or the newest mutation alone; whether that is less."""
+        recent = self._recent
+        last = recent.pop() if keep_last and recent else None
+        size = self.recent_bytes - (len(last[1]) if last else 0)
+        recent.clear()
+        if last:
+            recent.append(last)
+        self._release(size)
+        return size > 0
+
+    def _release(self, size: int) -> None:
+        if size:
+            self.recent_bytes -= size
+            self.memory.released(self, size)
 
     def awaited_back(self, uuid: bytes) -> set[bytes]:
         """Return what the target of a duplication will ship to here, by the uuids."""

@@ -42,6 +42,7 @@ from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.request_handlers import request_handlers
 from pegaskv.replica.settings import take_bounds, take_settings
+from pegaskv.replica.shipping import ShippingMemory
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.source import ReplicaSource
 from pegaskv.replica.throttling import ThrottledLine
@@ -127,6 +128,7 @@ class ReplicaStub:
         self._line = ThrottledLine(
             now_ms=clock.monotonic_ms, waiting_max=options.throttled_requests_max
         )
+        self._shipping_memory = ShippingMemory(options.shipping_bytes_max)
         # Whether there may be log that nobody needs.
         self._collect_due = True
         self._stopping = False
@@ -450,6 +452,7 @@ class ReplicaStub:
             slow=self._slow,
         )
         replica.disk_full = self._space.full
+        replica.shipping.memory = self._shipping_memory
         take_bounds(replica, self._options)
         self._replicas[gpid] = replica
         assert self._log is not None

@@ -1,5 +1,7 @@
 """What one partition may have under way is an option, and is seen beside what it has."""
 
+from pegaskv.base.hashing import partition_index
+from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.options import ReplicaOptions
 from tests.replica.stub_world import Server, play
@@ -95,6 +97,36 @@ def test_scans_and_throttled_requests_are_seen_beside_their_bounds() -> None:
         assert answers.count(BUSY) == 2
         found = values(server)
         assert (found["scans_waiting"], found["throttled_requests"]) == (0, 0)
+        await server.stop()
+
+    play(scenario)
+
+
+def test_what_is_kept_to_be_duplicated_is_bounded_and_the_rest_comes_from_the_log() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        orders = (DuplicationOrder(1, b"u" * 16, "other"),)
+        server = Server(life, partitions=8, options=ReplicaOptions(shipping_bytes_max=1024 * 1024))
+        await server.start()
+        await server.serve(first=True, duplications=orders)
+        for number in range(30):
+            hash_key = b"%d" % number
+            index = partition_index(hash_key, b"", 8)
+            value = bytes(200_000)
+            status, *_ = await server.ask(Operation.SET, hash_key, b"s", value, 0, index=index)
+            assert status == OK
+            found = values(server)
+            assert 200_000 < found["shipping_bytes"] <= found["shipping_bytes_max"] == 1024 * 1024
+        shipped = 0
+        for index in range(8):
+            source = server.source(index)
+            decree = source.start_decree(b"u" * 16)
+            while decree < source.shippable_decree:
+                records = await source.read_records(decree + 1, 1)
+                decree = records[-1].decree
+                shipped += len(records)
+        assert shipped == 30
+        await server.stub.configure(server.push(version=9, purged=True))
+        assert values(server)["shipping_bytes"] == 0
         await server.stop()
 
     play(scenario)

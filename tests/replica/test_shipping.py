@@ -1,15 +1,21 @@
 """The end of a log that may be shipped, and its newest part in memory."""
 
+from random import Random
+
 from pegaskv.codec.mutations import OperationKind, encode_mutation
 from pegaskv.replica.participation import Participation
-from pegaskv.replica.shipping import RECENT_BYTES_MAX, Shipping
+from pegaskv.replica.shipping import RECENT_BYTES_MAX, Shipping, ShippingMemory
+
+
+def pinned_state() -> Participation:
+    state = Participation()
+    state.obey(OperationKind.PIN, [b"u" * 16], 1)
+    return state
 
 
 def pinned(committed: int = 0) -> Shipping:
     shipping = Shipping(committed, 7)
-    state = Participation()
-    state.obey(OperationKind.PIN, [b"u" * 16], 1)
-    shipping.look(state)
+    shipping.look(pinned_state())
     return shipping
 
 
@@ -56,6 +62,39 @@ def test_memory_is_bounded_and_keeps_the_newest() -> None:
     shipping.synced = count + 1
     shipping.advance(count + 1)
     assert len(shipping.recent(count + 1, 1) or []) == 1
+
+
+def test_all_partitions_together_keep_what_they_may_and_the_newest_stays() -> None:
+    memory = ShippingMemory(1_000_000)
+    partitions = [pinned() for _ in range(40)]
+    decrees = dict.fromkeys(range(40), 0)
+    random = Random(5)
+    seen = set()
+    for _ in range(3_000):
+        index = random.randrange(40)
+        one = partitions[index]
+        one.memory = memory
+        match random.randrange(12):
+            case 0:
+                one.forget(decrees[index] - random.randrange(3))
+            case 1 if random.random() < 0.2:
+                one.look(Participation())
+                one.look(pinned_state())
+            case _:
+                # Now and then a decree comes again.
+                decrees[index] = max(1, decrees[index] + (random.random() < 0.9))
+                size = random.choice([10, 20_000, 60_000])
+                one.remember(decrees[index], payload(1, 1, size))
+                assert one.recent_bytes >= size, "the newest is not in memory"
+        kept = sum(each.recent_bytes for each in partitions)
+        assert memory.bytes == kept <= 1_000_000
+        seen.add(kept > 800_000)
+    assert seen == {False, True}
+    # One that is larger than all that may be kept is kept alone.
+    partitions[3].remember(decrees[3] + 1, payload(1, 1, 2_000_000))
+    assert [each.recent_bytes > 0 for each in partitions] == [n == 3 for n in range(40)]
+    partitions[3].give_back()
+    assert memory.bytes == 0
 
 
 def test_what_is_proposed_again_takes_the_place_of_what_was_there() -> None:

@@ -114,15 +114,15 @@ class CopiedRange:
         start = self._next_key
         assert start is not None
         try:
-            for seen, (key, row) in enumerate(snapshot.iterate(start, removals.end)):
+            for seen, (key, row) in enumerate(snapshot.iterate(start, removals.end, marks=True)):
                 late = (
                     seen
-                    and seen % _ROWS_PER_CLOCK == 0
+                    and (seen % _ROWS_PER_CLOCK == 0 or not row)
                     and clock.monotonic_ms() - started_ms > PAGE_TIME_MS_MAX
                 )
                 if late or seen >= LOOKED_AT_MAX or size >= _FOUND_BYTES_MAX:
                     return found, key
-                if removals.covers(key, row):
+                if row and removals.covers(key, row):
                     found.append((key, row))
                     size += len(key) + len(row)
             return found, None

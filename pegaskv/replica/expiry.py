@@ -31,6 +31,7 @@ __all__ = ["InvisiblePage", "Sweeper", "find_invisible", "remove_rows", "sweep",
 _log = logging.getLogger(__name__)
 
 PAGE_ROWS_MAX: Final = 5_000
+_PAGE_MARKS_MAX: Final = 16
 _REMOVED_PER_TURN: Final = 200
 _PAUSE_MS: Final = 20
 
@@ -97,10 +98,16 @@ def _watermark_us(replica: Replica, uuid: bytes) -> int:
 def find_invisible(snapshot: Snapshot, start: bytes, now: int, limit: bytes) -> InvisiblePage:
     """Look at up to PAGE_ROWS_MAX rows from `start` on; `limit` is that of `sweep_limit`."""
     page = InvisiblePage()
-    for seen, (key, row) in enumerate(snapshot.iterate(start, RESERVED_PREFIX)):
-        if seen == PAGE_ROWS_MAX:
+    marks = 0
+    for seen, (key, row) in enumerate(snapshot.iterate(start, RESERVED_PREFIX, marks=True)):
+        if not row:
+            # Thousands of removed rows that cost time as well.
+            marks += 1
+        if seen == PAGE_ROWS_MAX or marks > _PAGE_MARKS_MAX:
             page.next_key = key
             break
+        if not row:
+            continue
         expiry = row_expiry(row)
         is_tombstone = row[11] & 1
         if is_tombstone or (expiry and expiry <= now):

@@ -25,7 +25,7 @@ class OverlaidSnapshot:
         return self._rows[key] if key in self._rows else self._snapshot.get(key)
 
     def iterate(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward."""
         keys = sorted(
@@ -34,7 +34,7 @@ class OverlaidSnapshot:
         )
         # The last one comes first off the list.
         keys.reverse()
-        for key, row in self._snapshot.iterate(start, stop, reverse=reverse):
+        for key, row in self._snapshot.iterate(start, stop, reverse=reverse, marks=marks):
             while keys and (keys[-1] > key if reverse else keys[-1] < key):
                 yield from self._pair(keys.pop())
             if keys and keys[-1] == key:

@@ -110,11 +110,18 @@ def multi_get_range(
     size = 0
     complete = True
     previous: bytes | None = None
-    for seen, (key, row) in enumerate(snapshot.iterate(lower, upper, reverse=reverse), 1):
+    rows = snapshot.iterate(lower, upper, reverse=reverse, marks=True)
+    for seen, (key, row) in enumerate(rows, 1):
         if seen % _ROWS_PER_CLOCK == 0 and is_late():
             complete = False
             break
         sort_key = key[skip:]
+        if not row:
+            previous = sort_key
+            if is_late():
+                complete = False
+                break
+            continue
         if is_visible(row, now) and matches(read.filter_type, read.pattern, sort_key):
             if len(found) >= rows_max or size >= bytes_max:
                 complete = False
@@ -145,12 +152,14 @@ def scan(
     with_expiry = read.flags & ScanFlag.RETURN_EXPIRY
     found: list[bytes | int] = []
     count = size = 0
-    for seen, (key, row) in enumerate(snapshot.iterate(read.start, stop), 1):
+    for seen, (key, row) in enumerate(snapshot.iterate(read.start, stop, marks=True), 1):
         if count >= rows_max or size >= bytes_max:
             return key, count, found
-        # Not before the second look: a page always makes progress.
-        if seen % _ROWS_PER_CLOCK == 0 and is_late():
+        # A page always makes progress.
+        if (seen % _ROWS_PER_CLOCK == 0 or (not row and key > read.start)) and is_late():
             return key, count, found
+        if not row:
+            continue
         if (row[:4] != _NEVER or row[11] & 1) and not is_visible(row, now):
             continue
         if not plain and not _passes(read, key, row):

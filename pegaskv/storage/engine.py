@@ -84,11 +84,13 @@ class Snapshot(Protocol):
         ...
 
     def iterate(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward.
 
-        Reserved keys are yielded like any others: the caller bounds the range.
+        Reserved keys are yielded like any others: the caller bounds the range. With `marks` an
+        engine that walks over many removed rows says so now and then by (key, b""): the walk
+        may end there, and go on from that key.
         """
         ...
 
@@ -111,6 +113,8 @@ class Engine(Protocol):
 
     def write(self, rows: list[bytes | None], state: ReplicaState) -> None:
         """Apply a flat list [key, row, key, None = remove, ...] and the state, atomically.
+
+        A row is never empty.
 
         Raises:
             OSError: the engine takes no more writes until it is opened again.

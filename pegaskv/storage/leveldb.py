@@ -25,6 +25,7 @@ from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, EngineClosed, ReplicaState
 from pegaskv.storage.leveldb_files import TableLinker, make_ready, newest_log, restore
+from pegaskv.storage.leveldb_marks import Marks, is_marked
 from pegaskv.storage.leveldb_salvage import Salvage
 from pegaskv.storage.options import StorageOptions
 
@@ -195,6 +196,7 @@ class LevelDBEngine:
             self._db.close()
             raise
         self._uses: list[None] = []
+        self._marks = Marks()
         self._closing = self._closed = False
         self._close_lock = threading.Lock()
         self._files_lock = threading.Lock()
@@ -219,7 +221,8 @@ class LevelDBEngine:
         uses = self._uses
         uses.append(None)
         try:
-            return self._get(key, verify_checksums=True)  # type: ignore[no-any-return]
+            # A mark is empty.
+            return self._get(key, verify_checksums=True) or None
         except plyvel.Error as error:
             raise _translate(error) from None
         finally:
@@ -239,13 +242,17 @@ class LevelDBEngine:
         try:
             batch = self._write_batch()
             put = batch.put
-            pairs = iter(rows)
+            if self._marks.worn:
+                self._marks.drop_worn(self._get, batch)
+            pairs: Iterator[Any] = iter(rows)
             for key in pairs:
                 row = next(pairs)
-                if row is None:
-                    batch.delete(key)
-                else:
+                if row is not None:
                     put(key, row)
+                elif is_marked(key):
+                    put(key, b"")
+                else:
+                    batch.delete(key)
             encoded = state.encode()
             put(STATE_KEY, encoded)
             batch.write()
@@ -273,7 +280,7 @@ class LevelDBEngine:
         try:
             if self._closing:
                 self._refuse()
-            return LevelDBSnapshot(self._db.snapshot(), self._uses)
+            return LevelDBSnapshot(self._db.snapshot(), self._uses, self._marks)
         except BaseException:
             self._uses.pop()
             raise
@@ -288,7 +295,10 @@ class LevelDBEngine:
 
         """
         with self._use() as db:
-            return self._flush(db)
+            decree = self._flush(db)
+            with self._work():
+                self._marks.tidy(db)
+            return decree
 
     def checkpoint(self, target: Path) -> CheckpointInfo:
         """Flush, and publish a copy of hard links as the new directory `target`.
@@ -429,10 +439,11 @@ class LevelDBEngine:
 class LevelDBSnapshot:
     """The engine as it was at one moment; for one thread at a time."""
 
-    __slots__ = ("_iterators", "_snapshot", "_uses")
+    __slots__ = ("_iterators", "_marks", "_snapshot", "_uses")
 
-    def __init__(self, snapshot: Any, uses: list[None]) -> None:
+    def __init__(self, snapshot: Any, uses: list[None], marks: Marks) -> None:
         self._snapshot: Any = snapshot
+        self._marks = marks
         self._uses = uses
         self._iterators: list[Any] = []
 
@@ -447,14 +458,16 @@ class LevelDBSnapshot:
         if self._snapshot is None:
             raise EngineClosed("snapshot is closed")
         try:
-            return self._snapshot.get(key, verify_checksums=True)  # type: ignore[no-any-return]
+            return self._snapshot.get(key, verify_checksums=True) or None
         except plyvel.Error as error:
             raise _translate(error) from None
 
     def iterate(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward.
+
+        With `marks` also (key, b"") now and then where rows were removed.
 
         Raises:
             CorruptionError: a table in the range is damaged.
@@ -467,20 +480,32 @@ class LevelDBSnapshot:
         # and downward it misses a first row that equals `start`.
         rows = self._snapshot.raw_iterator(verify_checksums=True)
         self._iterators.append(rows)
-        if reverse:
-            return self._downward(rows, start, stop)
-        return self._upward(rows, start, stop)
+        found = self._downward(rows, start, stop) if reverse else self._upward(rows, start, stop)
+        return found if marks else (pair for pair in found if pair[1])
 
     def _upward(self, rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         key_of, row_of, advance = rows.key, rows.value, rows.next
-        with self._iterating(rows):
-            rows.seek(start)
-            while True:
-                key = key_of()
-                if stop and key >= stop:
-                    return
-                yield key, row_of()
-                advance()
+        # The first of the marks since the last row, the last one, and how many.
+        first = last = b""
+        met = 0
+        try:
+            with self._iterating(rows):
+                rows.seek(start)
+                while True:
+                    key = key_of()
+                    if stop and key >= stop:
+                        return
+                    row = row_of()
+                    if not row:
+                        first, last, met = first or key, key, met + 1
+                    elif met:
+                        self._marks.met(first, last, met)
+                        first, met = b"", 0
+                    yield key, row
+                    advance()
+        finally:
+            if met:
+                self._marks.met(first, last, met)
 
     def _downward(self, rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         key_of, row_of, advance = rows.key, rows.value, rows.prev

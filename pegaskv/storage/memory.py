@@ -274,9 +274,11 @@ class MemorySnapshot:
         return self._open_rows().by_key.get(key)
 
     def iterate(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward.
+
+        Removed rows are in nobody's way here, so there are no marks.
 
         Raises:
             EngineClosed: the snapshot was closed.

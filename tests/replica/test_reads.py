@@ -26,7 +26,7 @@ class ModelSnapshot:
         return self.rows.get(key)
 
     def iterate(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         keys = sorted(key for key in self.rows if start <= key and (not stop or key < stop))
         for key in reversed(keys) if reverse else keys:

@@ -229,6 +229,21 @@ class Participation:
         assert kind is OperationKind.DURABILITY
         return [DURABILITY_KEY, subject]
 
+    def lose(self, from_decree: int, *, rows: bool) -> list[bytes | None]:
+        """Decrees from here on are lost, or `rows` of any: return what must go from the engine.
+
+        A pin below is taken away: it is set anew by the next order, and the meta server sees that
+        it is another one. With rows gone nobody knows how far the streams are.
+        """
+        found: list[bytes | None] = []
+        for uuid in [uuid for uuid, start in self.pins.items() if 0 < start < from_decree]:
+            del self.pins[uuid]
+            found += (PIN_PREFIX + uuid, None)
+        for stream in list(self.progress) if rows else ():
+            del self.progress[stream]
+            found += (PROGRESS_PREFIX + stream, None)
+        return found
+
     def _forget(self, uuid: bytes) -> list[bytes | None]:
         self.sources.pop(uuid, None)
         rows: list[bytes | None] = [SOURCE_PREFIX + uuid, None]

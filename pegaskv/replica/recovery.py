@@ -23,7 +23,7 @@ from pegaskv.base.types import Gpid
 from pegaskv.codec.mutations import mutation_timestamps
 from pegaskv.replica.participation import RESERVED_RANGES, Participation
 from pegaskv.replica.prepare_list import Mutation
-from pegaskv.replica.replay import mutation_rows, split_history
+from pegaskv.replica.replay import mutation_rows, split_history, whole_history
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.directories import DataDirectory
@@ -43,7 +43,6 @@ __all__ = [
     "open_late",
     "read_participation",
     "recover_replicas",
-    "whole_history",
 ]
 
 _log = logging.getLogger(__name__)
@@ -54,6 +53,8 @@ _ACCEPT: Final = "start with --accept-loss to go on without"
 _OF_THE_WHOLE: Final = frozenset(
     {errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
 )
+# More than any decree.
+_UNKNOWN: Final = 1 << 63
 # A pin that keeps the whole log of a replica whose own pins nobody has read yet.
 _UNREAD: Final = "not opened"
 
@@ -67,7 +68,7 @@ class RecoveredReplica:
     """A replica as a start found it; `closed` says why it cannot be opened, or is empty.
 
     `waiting`: the disk refused, which may pass, and it is to be tried again. `damage`: why its
-    tables are known to be damaged, though they open.
+    tables are known to be damaged, though they open. `salvaged`: rows are gone, as was accepted.
     """
 
     engine: Engine | None = None
@@ -81,6 +82,7 @@ class RecoveredReplica:
     closed: str = ""
     waiting: bool = False
     damage: str = ""
+    salvaged: bool = False
 
     def take(self, other: "RecoveredReplica") -> None:
         """Become what another try has found."""
@@ -159,6 +161,7 @@ def recover_replicas(
         recovery = _Recovery(directory, engine_factory, gpid, replica, accept_loss=accept_loss)
         if recovery.may_use(recovered.damage) and not replica.waiting:
             recovery.bring_up(recovered.records.pop(gpid, []))
+            recovery.tell_duplications()
         _set_pins(log, gpid, replica)
     damage = recovered.damage
     if damage is not None and not any(replica.closed for replica in replicas.values()):
@@ -242,11 +245,12 @@ def _open_engine(
     """Open an engine, from its checkpoint if need be; OSErrors are added to `refused`."""
     files = directory.files(gpid)
     damage = ""
+    salvaged = False
     try:
         damage = files.damage()
         if damage and accept_loss:
             _salvage(directory, gpid, factory)
-            damage = ""
+            damage, salvaged = "", True
         try:
             engine = factory.open(files.engine_path)
         except CorruptionError as error:
@@ -268,6 +272,7 @@ def _open_engine(
         ballot=state.ballot,
         last_timestamp_us=state.last_timestamp_us,
         damage=damage,
+        salvaged=salvaged,
     )
 
 
@@ -357,6 +362,8 @@ class _Recovery:
         self._replica = replica
         self._accept_loss = accept_loss
         self._files = directory.files(gpid)
+        # From where on decrees are lost, as was accepted; 0 = none are.
+        self._lost_from = 0
 
     def close(self, reason: str) -> None:
         """Keep the replica from being opened until somebody acts."""
@@ -383,6 +390,7 @@ class _Recovery:
             _log.error("partition %s: the operator accepts the loss: %s", self._gpid, lost)
             files = accepted.files | damage.files_of(self._gpid, replica.incarnation)
             if self._accept(Accepted(accepted.incarnation, files, accepted.gap)):
+                self._lost_from = _UNKNOWN
                 return True
         # What does not open either says so first.
         before = f"{replica.closed}; " if replica.closed and not replica.waiting else ""
@@ -469,6 +477,22 @@ class _Recovery:
                 replica.last_timestamp_us, mutation_timestamps(mutation.payload)[1]
             )
 
+    def tell_duplications(self) -> None:
+        """Let those whose other side may have what is lost here find that out."""
+        replica = self._replica
+        if replica.engine is None or replica.closed:
+            return
+        lost_from = _UNKNOWN if replica.salvaged else self._lost_from
+        rows = replica.participation.lose(lost_from, rows=replica.salvaged)
+        if not rows:
+            return
+        try:
+            replica.engine.write(rows, replica.engine.state())
+            # The log still has what set them.
+            replica.engine.flush()
+        except (PegasKVError, OSError) as error:
+            self.close(f"what its duplications lost could not be written: {error}")
+
     def _salvaged(self) -> bool:
         """Exchange the engine for what can be read of it; False if that is nothing."""
         replica = self._replica
@@ -487,25 +511,19 @@ class _Recovery:
             return False
         replica.decree, replica.ballot = state.decree, state.ballot
         replica.last_timestamp_us = state.last_timestamp_us
+        replica.salvaged = True
         return True
 
     def _may_skip(self, gap_at: int, gap: str) -> bool:
         """Whether the records behind a gap that begins at this decree are given up."""
         accepted = self._accepted()
+        self._lost_from = gap_at
         if accepted.gap == gap_at:
             return True
         if not self._accept_loss:
             return False
         _log.error("partition %s: the operator accepts the loss: %s", self._gpid, gap)
         return self._accept(Accepted(accepted.incarnation, accepted.files, gap_at))
-
-
-def whole_history(records: Sequence[LogRecord]) -> str:
-    """Why these records are not all since a replica was created; empty when they are."""
-    history = list(valid_history(records))
-    if not history:
-        return "the log has none of its records"
-    return split_history(history, 0).gap
 
 
 def read_participation(engine: Engine) -> Participation:

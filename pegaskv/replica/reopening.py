@@ -16,7 +16,8 @@ from contextlib import suppress
 from typing import Final
 
 from pegaskv.base.errors import CorruptionError, PegasKVError
-from pegaskv.replica.recovery import DamagedTables, bring_up_from_log, whole_history
+from pegaskv.replica.recovery import DamagedTables, bring_up_from_log
+from pegaskv.replica.replay import whole_history
 from pegaskv.replica.replica import Replica
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker

@@ -5,16 +5,17 @@ later, secondaries. Its result depends on the mutation, its decree and what the 
 has made of the partition before it, so a replay ends where the first time did.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from pegaskv.codec.mutations import OperationKind, decode_mutation
 from pegaskv.replica.participation import Participation
 from pegaskv.replica.prepare_list import Mutation
+from pegaskv.storage.log_recovery import valid_history
 from pegaskv.storage.mutation_log import LogRecord
 
-__all__ = ["History", "mutation_controls", "mutation_rows", "split_history"]
+__all__ = ["History", "mutation_controls", "mutation_rows", "split_history", "whole_history"]
 
 _WRITE: Final = OperationKind.WRITE
 _RECEIVED: Final = OperationKind.RECEIVED
@@ -102,3 +103,11 @@ def split_history(valid: Iterable[LogRecord], flushed_decree: int) -> History:
         if record.decree > commit_point
     ]
     return History(committed, tail, gap, gap_at)
+
+
+def whole_history(records: Sequence[LogRecord]) -> str:
+    """Why these records are not all since a replica was created; empty when they are."""
+    history = list(valid_history(records))
+    if not history:
+        return "the log has none of its records"
+    return split_history(history, 0).gap

@@ -149,3 +149,29 @@ def test_an_order_that_does_not_carry_what_it_should_closes_the_replica(
 def test_damaged_rows_of_the_server_are_told(key: bytes, row: bytes) -> None:
     with pytest.raises(CorruptionError):
         Participation.read([(key, row)])
+
+
+def test_what_reaches_behind_a_loss_is_set_anew_and_lost_rows_make_all_progress_unsure() -> None:
+    stream = progress_key(B, 1, 0)
+
+    def state() -> Participation:
+        found = Participation()
+        for uuid, decree in ((A, 5), (b"c" * 16, 9), (b"d" * 16, 4)):
+            found.obey(OperationKind.PIN, [uuid], decree)
+        found.obey(OperationKind.UNPIN, [b"d" * 16, BROKEN], 6)
+        found.obey(OperationKind.SOURCE, [B, FACTS.encode()], 7)
+        found.note_progress(PROGRESS_PREFIX + stream, pack_progress(50, 60))
+        return found
+
+    one = state()
+    assert one.lose(0, rows=False) == []
+    # Decrees from 9 on are used again: a pin of one of them is a new one.
+    assert one.lose(9, rows=False) == [PIN_PREFIX + A, None]
+    assert one.pins == {b"c" * 16: 9, b"d" * 16: 0}
+    assert one.progress == {stream: (50, 60)}
+    one = state()
+    rows = one.lose(1 << 63, rows=True)
+    assert set(rows[::2]) == {PIN_PREFIX + A, PIN_PREFIX + b"c" * 16, PROGRESS_PREFIX + stream}
+    assert set(rows[1::2]) == {None}
+    # Who may send, and what was broken before, stays.
+    assert (one.pins, one.sources, one.progress) == ({b"d" * 16: 0}, {B: FACTS}, {})

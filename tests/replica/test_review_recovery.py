@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pegaskv.base.types import Gpid
+from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.codec.mutations import encode_mutation, encode_operation
 from pegaskv.codec.operations import Operation
 from pegaskv.storage.log_options import LogOptions
@@ -234,6 +235,52 @@ def test_an_accepted_loss_stays_accepted_while_another_replica_keeps_the_report_
         assert not life.disk.exists(report)
 
     play_lives(damaged, refused, accepted, without_the_flag, the_last_one)
+
+
+def test_a_loss_that_was_accepted_is_no_secret_to_duplications() -> None:
+    pin = (DuplicationOrder(1, b"u" * 16, "other"),)
+    again = (
+        DuplicationOrder(1, b"u" * 16, "other", ended=True, broken=True),
+        DuplicationOrder(1, b"v" * 16, "other"),
+    )
+
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, first=True)
+        await server.serve(duplications=pin, version=1)
+        start = server.source().start_decree(b"u" * 16)
+        await server.set(b"a", b"1")
+        replica = server.replica()
+        decree, ballot = replica.machine.committed, replica.machine.ballot
+        payload = encode_mutation(1, [encode_operation(1, 0, [b"\0\1hghost", bytes(12)])])
+        records = [
+            LogRecord(1, 0, replica.incarnation, ballot, each, each - 1, 1, payload)
+            for each in range(decree + 2, decree + 6)
+        ]
+        server.log.append(records)
+        await server.stop()
+        for accept_loss in (True, False):
+            # The same marks as before would say that nothing is missing.
+            server = Server(life)
+            await server.start(accept_loss=accept_loss)
+            assert not server.stub.node_report("").replicas[0].closed
+            recovered = server.stub._recovered[GPID]
+            assert recovered.participation.pins == {}
+            await server.stop()
+        server = Server(life)
+        await server.start()
+        await server.serve(duplications=pin, version=1)
+        moved = server.source().start_decree(b"u" * 16)
+        assert moved > decree > start
+        # The next copy has a mark of its own, which is not taken away again.
+        await server.serve(duplications=again, version=2)
+        anew = server.source().start_decree(b"v" * 16)
+        await server.stop()
+        server = await opened(life)
+        assert server.source().start_decree(b"v" * 16) == anew
+        assert server.replica().participation.pins == {b"u" * 16: 0, b"v" * 16: anew}
+        await server.stop()
+
+    play(scenario)
 
 
 def test_an_accepted_gap_stays_accepted_after_a_crash_before_anything_was_written() -> None:

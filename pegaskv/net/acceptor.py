@@ -440,6 +440,12 @@ class Acceptor:
                 "Where it is cut off.",
                 options.connection_unsent_bytes_max,
             ),
+            (
+                "lingering_connections",
+                "Refused connections that may still read why.",
+                len(self._lingering),
+            ),
+            ("lingering_connections_max", "Their bound.", options.lingering_max),
             ("hello_bytes_max", "What a peer may send before hello.", options.hello_bytes_max),
         )
 

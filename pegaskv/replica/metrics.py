@@ -20,6 +20,8 @@ _PLAIN: Final = {
     "disk_full": "1 while writes are refused.",
     "log_appends_total": "Blocks appended to the log.",
     "log_syncs_total": "Syncs of the log.",
+    "log_unflushed_bytes": "Log that a restart would replay.",
+    "log_unflushed_bytes_max": "From where on partitions are flushed, the largest first.",
 }
 
 

@@ -579,7 +579,7 @@ class ReplicaStub:
         """Return what the replica server counts, per table where that means something."""
         closed = [replica.closed for replica in self._replicas.values()]
         closed += [recovered.closed for recovered in self._recovered.values()]
-        front = self._front
+        front, log = self._front, self._log
         yield from replica_metrics(
             self._replicas.values(),
             self._table_name,
@@ -590,11 +590,12 @@ class ReplicaStub:
             disk_full=int(self._space.full),
             log_appends_total=front.ticks if front is not None else 0,
             log_syncs_total=front.syncs if front is not None else 0,
+            log_unflushed_bytes=log.total_unflushed if log is not None else 0,
+            log_unflushed_bytes_max=self._log_options.flush_total_bytes,
         )
         yield from bound_metrics(
             self._replicas.values(), self._options, scans=self._workers.scan, line=self._line
         )
 
     def _table_name(self, table_id: int) -> str:
-        table = self._tables.get(table_id)
-        return str(table_id) if table is None else table.name
+        return self._tables[table_id].name if table_id in self._tables else str(table_id)

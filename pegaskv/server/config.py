@@ -58,6 +58,7 @@ _SERVER_LEAST: Final[Mapping[str, int]] = {
     "connections_max": 1,
     "connections_per_address_max": 1,
     "http_connections_max": 1,
+    "lingering_connections_max": 1,
     "connection_requests_max": 1,
     "connection_in_flight_bytes_max": 64 * 1024,
     "in_flight_bytes_max": 1024 * 1024,
@@ -133,6 +134,8 @@ class ServerOptions:
     connections_max: int = AcceptorOptions().connections_max
     connections_per_address_max: int = AcceptorOptions().connections_per_address_max
     http_connections_max: int = 64
+    # Refused connections that are kept open for a moment, so that they can read why.
+    lingering_connections_max: int = AcceptorOptions().lingering_max
     # Requests that are under way, of one connection and of all; a sixteenth of the memory that
     # is free at the start is the most, whatever stands here.
     connection_requests_max: int = AcceptorOptions().connection_requests_max
@@ -188,6 +191,7 @@ class ServerOptions:
             connections_max=min(self.connections_max, connections_max),
             connections_per_address_max=self.connections_per_address_max,
             descriptor_max=descriptor_max,
+            lingering_max=self.lingering_connections_max,
             connection_requests_max=self.connection_requests_max,
             connection_in_flight_bytes_max=self.connection_in_flight_bytes_max,
             bytes_in_flight_max=min(self.in_flight_bytes_max, bytes_max),

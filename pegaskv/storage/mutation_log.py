@@ -451,6 +451,11 @@ class MutationLog:
         """The partition's engine holds everything up to `decree` durably."""
         self._index.mark_flushed(gpid, decree, self._clock.monotonic_ms())
 
+    @property
+    def total_unflushed(self) -> int:
+        """About how many bytes of log a restart would replay."""
+        return self._index.total_unflushed
+
     def flush_candidates(self, now_ms: int) -> list[Gpid]:
         """Return the partitions that should be flushed now, the largest first."""
         return self._index.flush_candidates(now_ms)

@@ -178,6 +178,7 @@ def test_no_option_carries_its_unit_twice() -> None:
         "open_files_max", "default_partition_count", "default_replica_count",
         "tables_max", "partitions_max", "requests_max", "scans_waiting_max",
         "throttled_requests_max", "slow_request_lines_max", "http_connections_max",
+        "lingering_connections_max",
         "window_requests_max", "batches_in_flight_max", "pages_in_flight_max",
         "connection_requests_max", "partition_uncommitted_mutations_max",
     }  # fmt: skip

@@ -577,11 +577,12 @@ class ReplicaStub:
 
     def metrics(self) -> Iterable[Metric]:
         """Return what the replica server counts, per table where that means something."""
-        closed = [replica.closed for replica in self._replicas.values()]
+        replicas = self._replicas.values()
+        closed = [replica.closed for replica in replicas]
         closed += [recovered.closed for recovered in self._recovered.values()]
         front, log = self._front, self._log
         yield from replica_metrics(
-            self._replicas.values(),
+            replicas,
             self._table_name,
             replicas_closed=sum(1 for reason in closed if reason),
             replicas_damaged=len(self.damaged),
@@ -593,9 +594,7 @@ class ReplicaStub:
             log_unflushed_bytes=log.total_unflushed if log is not None else 0,
             log_unflushed_bytes_max=self._log_options.flush_total_bytes,
         )
-        yield from bound_metrics(
-            self._replicas.values(), self._options, scans=self._workers.scan, line=self._line
-        )
+        yield from bound_metrics(replicas, self._options, scans=self._workers.scan, line=self._line)
 
     def _table_name(self, table_id: int) -> str:
         return self._tables[table_id].name if table_id in self._tables else str(table_id)

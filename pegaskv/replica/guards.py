@@ -59,8 +59,8 @@ class Guarded(ReplicaCounts):
     read_gate: Gate | None = None
     write_gate: Gate | None = None
     # From how many milliseconds on a request is slow, and whether single reads are timed too.
-    times_reads = False
     slow_ms = SLOW_QUERY_MS_DEFAULT
+    times_reads = False
     # What the gates were made from.
     guarded_by: Mapping[str, str] = {}
     table_name = ""

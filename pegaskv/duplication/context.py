@@ -26,6 +26,6 @@ class RunContext(Protocol):
         """Wait until so many bytes may be sent, of a copy that has sent `sent` before."""
         ...
 
-    def log_is_held_too_long(self) -> str:
-        """Why the log that this server holds for its duplications is too much; "" if it is not."""
+    def log_is_held_too_long(self, uuid: bytes) -> str:
+        """Why a duplication must be given up for the log that is held; "" if it need not."""
         ...

@@ -171,10 +171,9 @@ class PartitionRun:
             and self.remote is not None
             and not self.order.paused
         ):
-            paused = self.order.paused and self.status is _LOG
-            if paused:
-                self._look_at_held_log()
-            await self._woken(_HELD_CHECK_MS if paused else None)
+            # Whatever it waits for, its log is kept meanwhile.
+            self._look_at_held_log()
+            await self._woken(_HELD_CHECK_MS)
 
     async def _woken(self, at_most_ms: int | None = None) -> None:
         """Wait for anything that may let the run go on."""
@@ -252,6 +251,7 @@ class PartitionRun:
             if found.left_out is not None:
                 self.skipped.add_row(*found.left_out)
             self._went_on()
+            self._look_at_held_log()
             now_ms = self._clock.monotonic_ms()
             if now_ms - reported_ms >= self._options.confirm_interval_ms and found.more:
                 reported_ms = now_ms
@@ -289,6 +289,9 @@ class PartitionRun:
                 if behind and not self._reporting:
                     self._report()
                 continue
+            if self._is_behind(machine):
+                # The target answers, and not fast enough.
+                self._look_at_held_log()
             if behind or wants:
                 await self._woken(max(due_ms, 1))
             else:
@@ -420,7 +423,7 @@ class PartitionRun:
         return record
 
     def _look_at_held_log(self) -> None:
-        reason = self._context.log_is_held_too_long()
+        reason = self._context.log_is_held_too_long(self.order.uuid)
         if reason:
             raise _Broken(reason)
 
@@ -477,7 +480,8 @@ class PartitionRun:
         """Say why it does not go on, and wait for the next attempt."""
         self._epoch += 1
         self._error = None
-        reason = why_broken(error, self.order) or self._context.log_is_held_too_long()
+        reason = why_broken(error, self.order)
+        reason = reason or self._context.log_is_held_too_long(self.order.uuid)
         if reason:
             await self._break(_Broken(reason))
         failure = failure_of(error)

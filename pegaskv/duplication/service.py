@@ -19,6 +19,7 @@ from pegaskv.base.types import DuplicationStatus, Gpid
 from pegaskv.codec.messages_duplication import DuplicationOrder, PartitionProgress, ProgressReport
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.duplication.doors import MetaDoor, SourcePartition, SourceReplicas
+from pegaskv.duplication.held import HeldLog
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.duplication.pacing import CopyPace
 from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
@@ -63,8 +64,7 @@ class DuplicationService:
         self._meta = meta
         self._remotes = remotes
         self._scope = scope
-        self._free_bytes = free_bytes
-        self._held_max = 0
+        self._held = HeldLog(clock, options.max_log_bytes_held, free_bytes, self._held_now)
         self._runs: dict[tuple[Gpid, bytes], tuple[PartitionRun, asyncio.Task[None]]] = {}
         self._tables: dict[int, str] = {}
         # When somebody first saw that a source partition serves nobody.
@@ -167,20 +167,13 @@ class DuplicationService:
         """Wait until so many bytes may be sent, of a copy that has sent `sent` before."""
         await self._pace.wait(size, sent)
 
-    def log_is_held_too_long(self) -> str:
-        """Why the log that is held for all duplications is too much; "" when it is not."""
-        if not self._held_max:
-            self._held_max = self.options.max_log_bytes_held or self._free_bytes() // 2
-        held: dict[Gpid, int] = {}
+    def log_is_held_too_long(self, uuid: bytes) -> str:
+        """Why a duplication must be given up for the log that is held; "" if it need not."""
+        return self._held.why_too_much(uuid)
+
+    def _held_now(self) -> Iterable[tuple[Gpid, bytes, int]]:
         for (gpid, uuid), (run, _) in self._runs.items():
-            held[gpid] = max(held.get(gpid, 0), run.source.held_bytes(uuid))
-        total = sum(held.values())
-        if total <= self._held_max:
-            return ""
-        return (
-            f"needs_copy: {total} bytes of log were held for it, more than max_log_bytes_held "
-            f"= {self._held_max}; start it again by `start_dup --copy`"
-        )
+            yield gpid, uuid, run.source.held_bytes(uuid)
 
     # --- What is shown ---------------------------------------------------------------------
 
@@ -228,7 +221,7 @@ class DuplicationService:
             (
                 "duplication_bytes_held_max",
                 "Where a duplication is broken for the log that is kept; 0: never asked for yet.",
-                self._held_max or self.options.max_log_bytes_held,
+                self._held.bytes_max,
             ),
         )
 

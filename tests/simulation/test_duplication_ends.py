@@ -10,6 +10,7 @@ from pegaskv.base.types import Gpid
 from pegaskv.client import Duplication
 from pegaskv.codec.keys import encode_key, end_of_prefix
 from pegaskv.codec.values import ROW_HEADER_BYTES, make_timetag, pack_row_header
+from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.replica import received_rows
 from pegaskv.replica.participation import PIN_PREFIX
 from pegaskv.replica.received import ReceivedHandlers
@@ -261,5 +262,57 @@ def test_a_target_that_answers_nonsense_stops_nothing_but_its_duplication(
         mad = False
         await pair.source.admin.start_duplication("t", "beta")
         await pair.equal("t")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("phase", ["DS_PREPARE", "DS_APP", "DS_LOG", "paused"])
+def test_log_is_bounded_in_every_phase(phase: str) -> None:
+    async def scenario(pair: Pair) -> None:
+        pair.alpha.log = LogOptions(
+            log_segment_bytes=64 * 1024, flush_partition_bytes=16 * 1024, flush_age_ms=200
+        )
+        speed = 5_000 if phase == "DS_APP" else 0
+        pair.alpha.duplication = DuplicationOptions(
+            max_log_bytes_held=300_000, copy_bytes_per_second=speed, batch_bytes=4_096
+        )
+        await pair.kill(pair.alpha)
+        admin = pair.source.admin
+        for name in ("t", "small"):
+            await admin.create_table(name, 1)
+        table = await pair.source.table("t")
+        for number in range(100 if phase == "DS_APP" else 1):
+            await table.set(b"h%d" % number, b"s", bytes(1_000))
+        if phase == "DS_PREPARE":
+            pair.beta.node.crash(power=True)
+        await pair.add("small")
+        await pair.add("t")
+        if phase != "DS_PREPARE":
+            await pair.reach("small", "DS_LOG")
+            await pair.reach("t", "DS_LOG" if phase == "paused" else phase)
+        if phase == "paused":
+            await admin.pause_duplication("t", "beta")
+        elif phase == "DS_LOG":
+            pair.beta.node.crash(power=True)
+        await (await pair.source.table("small")).set(b"h", b"s", b"v")
+        for number in range(400):
+            await table.set(b"h", b"%d" % number, bytes(1_000))
+        found = await shown(pair, lambda one: bool(one.failure))
+        assert "more than max_log_bytes_held = 300000" in found.failure
+        assert (found.error_class, found.status.value) == (
+            "log_limit",
+            "DS_PAUSE" if phase == "paused" else phase,
+        )
+        await pair.world.sleep_ms(5_000)
+        # Who keeps little does not pay for it.
+        (other,) = await admin.query_duplication("small")
+        assert not other.failure
+        if not pair.beta.node.alive:
+            await pair.start_target()
+        await pair.equal("small")
+        # One that copies slower than it is written to would not end.
+        pair.alpha.duplication = DuplicationOptions(max_log_bytes_held=300_000)
+        await pair.kill(pair.alpha)
+        await copied_anew(pair, await pair.entry("t"))
 
     play(scenario)

@@ -79,11 +79,9 @@ class ServerConnection(asyncio.Protocol):
     __slots__ = (
         "_acceptor",
         "_backlog",
-        "_buffered",
         "_charged",
         "_counted",
         "_going_on",
-        "_greeted",
         "_handlers",
         "_loop",
         "_options",
@@ -95,9 +93,11 @@ class ServerConnection(asyncio.Protocol):
         "closed",
         "deadline_ms",
         "descriptor",
+        "greeted",
         "in_flight",
         "out",
         "out_bytes",
+        "partial_bytes",
         "partial_since_ms",
         "progress",
         "received_bytes",
@@ -111,6 +111,9 @@ class ServerConnection(asyncio.Protocol):
         self.out_bytes = 0
         self.in_flight = 0
         self.closed = False
+        # Whether hello was accepted, and the bytes of a frame that is not complete.
+        self.greeted = False
+        self.partial_bytes = 0
         # Read and written by the acceptor's sweep.
         self.address = "?"
         self.descriptor = -1
@@ -125,7 +128,6 @@ class ServerConnection(asyncio.Protocol):
         self._acceptor = acceptor
         self._options = options = acceptor.options
         self._handlers = handlers
-        self._greeted = False
         self._splitter = FrameSplitter(
             options.hello_bytes_max, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
         )
@@ -138,7 +140,6 @@ class ServerConnection(asyncio.Protocol):
         # Bytes charged: for the frames whose requests are under way, for the partial frame, and
         # the sum that the process's account holds. `_counted` requests stand for the first.
         self._request_bytes = 0
-        self._buffered = 0
         self._charged = 0
         self._counted = 0
 
@@ -180,11 +181,17 @@ class ServerConnection(asyncio.Protocol):
         if self._paused:
             self._consider()
 
+    def answer(self, frame: bytes, count: int) -> None:
+        """Write a frame with the replies of `count` deferred requests, packed before."""
+        self.in_flight -= count
+        if not self.closed:
+            self._write(frame)
+        self.flush()
+
     def close(self) -> None:
         """Write what is in `out`, then close when the peer has taken it."""
         if not self.closed:
-            # Not through `flush`, which would come back here at the end of a drain.
-            if self.out:
+            if self.out:  # Not by `flush`, which would come back here at the end of a drain.
                 self._write_apart(self.out)
             self._end()
         if self._transport is not None and not self._transport.is_closing():
@@ -238,7 +245,7 @@ class ServerConnection(asyncio.Protocol):
             self.turn_away(Busy("the server is short of memory", details={"retry_after_ms": 1_000}))
             return
         if frames:
-            if not self._greeted:
+            if not self.greeted:
                 frames = self._greet(frames)
             if self._paused & _HOLDING or self._backlog:
                 self._backlog.extend(frames)
@@ -359,7 +366,7 @@ class ServerConnection(asyncio.Protocol):
             self._acceptor.refuse_hello(self, error)
             self.turn_away(error, request_id=message[0])
             return []
-        self._greeted = True
+        self.greeted = True
         self.deadline_ms = None
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
         self.out.append((message[0], 0, *fields))
@@ -426,16 +433,16 @@ class ServerConnection(asyncio.Protocol):
             return
         buffered = self._splitter.buffered_bytes
         if buffered:
-            if whole or not self._buffered:
+            if whole or not self.partial_bytes:
                 self.partial_since_ms = self._acceptor.now_ms
                 self._acceptor.watch(self)
         else:
             self.partial_since_ms = None
         if self.in_flight or self._backlog:
-            self._request_bytes += received + self._buffered - buffered
+            self._request_bytes += received + self.partial_bytes - buffered
         else:
             self._request_bytes = 0
-        self._buffered = buffered
+        self.partial_bytes = buffered
         self._counted = self.in_flight
         self._book()
         options = self._options
@@ -459,7 +466,7 @@ class ServerConnection(asyncio.Protocol):
         self._book()
 
     def _book(self) -> None:
-        charged = self._request_bytes + self._buffered
+        charged = self._request_bytes + self.partial_bytes
         if charged != self._charged:
             change = charged - self._charged
             self._charged = charged
@@ -471,11 +478,6 @@ class ServerConnection(asyncio.Protocol):
         return self._charged
 
     @property
-    def partial_bytes(self) -> int:
-        """The bytes of a frame that has begun and is not complete."""
-        return self._buffered
-
-    @property
     def paused(self) -> bool:
         """Whether nothing is read from the peer at the moment."""
         return self._paused != 0
@@ -484,11 +486,6 @@ class ServerConnection(asyncio.Protocol):
     def output_paused(self) -> bool:
         """Whether the peer leaves so much unread that large replies should not be made now."""
         return self._paused & _OUTPUT != 0
-
-    @property
-    def greeted(self) -> bool:
-        """Whether hello has been accepted."""
-        return self._greeted
 
     @property
     def unsent_bytes(self) -> int:
@@ -581,7 +578,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _break(self, error: WireError, data: bytes = b"") -> None:
         """The peer does not speak our protocol, or breaks it."""
-        if not self._greeted and data.startswith(HTTP_METHODS):
+        if not self.greeted and data.startswith(HTTP_METHODS):
             self._acceptor.count_broken(self, WireError("HTTP on the protocol's port"))
             self._write(HTTP_ANSWER)
             self.close()
@@ -596,5 +593,5 @@ class ServerConnection(asyncio.Protocol):
         self.out.clear()
         self._backlog.clear()
         self._splitter = FrameSplitter(0)
-        self._request_bytes = self._buffered = self._counted = 0
+        self._request_bytes = self.partial_bytes = self._counted = 0
         self._book()

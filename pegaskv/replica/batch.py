@@ -24,6 +24,7 @@ class Batch:
     """
 
     __slots__ = (
+        "answered",
         "ballot",
         "controls",
         "decree",
@@ -50,6 +51,8 @@ class Batch:
         self.operations: list[bytes] = []
         self.rows: dict[bytes, bytes | None] = {}
         self.replies: list[tuple[ServerConnection, Any]] = []
+        # How many of them, from the first on, have been sent.
+        self.answered = 0
         # Orders (DURABILITY, PIN ...) whose effect begins with the commit.
         self.controls: tuple[tuple[OperationKind, list[bytes]], ...] = ()
         # How far streams have come with it, as in `Participation`; None = none has.

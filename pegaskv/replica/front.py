@@ -15,7 +15,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from pegaskv.base.limits import FRAME_MESSAGES_MAX, REPLY_FLUSH_BYTES
+from pegaskv.codec.frames import encode_frame
 from pegaskv.net.connection import ServerConnection
+from pegaskv.replica.batch import Batch
 from pegaskv.replica.replica import Replica
 from pegaskv.storage.mutation_log import LogRecord, MutationLog
 
@@ -69,6 +72,9 @@ class Front:
         self._unlogged: list[LogRecord] = []
         self._unanswered: list[tuple[Replica, int]] = []
         self._syncing: list[tuple[Replica, int]] | None = None
+        # What goes out when the sync under way has ended, packed while the disk is at work.
+        self._answers: list[tuple[ServerConnection, bytes, int]] = []
+        self._answering: list[tuple[Batch, int]] = []
         # What `os` tables have committed and a duplication may ship once it is synced: what the
         # sync under way covers, and what the next one will.
         self._covered: list[tuple[Replica, int]] = []
@@ -234,6 +240,47 @@ class Front:
         self._covered, self._uncovered = self._uncovered, []
         self.syncs += 1
         self._log.sync(self._on_synced)
+        if replicas:
+            self.call_soon(self._prepare_answers)
+
+    def _prepare_answers(self) -> None:
+        """Pack the answers of the tick that is being synced: the loop would only wait."""
+        if self._syncing is None or self._answering or self._short:
+            return
+        answers: dict[ServerConnection, list[Any]] = {}
+        counts: list[tuple[Batch, int]] = []
+        try:
+            for replica, decree in self._syncing:
+                replica.prepare_answers(decree, answers, counts)
+            packed = [
+                (connection, encode_frame(replies), len(replies))
+                for connection, replies in answers.items()
+            ]
+        except (TypeError, ValueError, OverflowError, MemoryError):
+            return
+        if all(
+            count <= FRAME_MESSAGES_MAX and len(frame) <= REPLY_FLUSH_BYTES
+            for _, frame, count in packed
+        ):
+            # Others are cut into frames when they are written.
+            self._answers, self._answering = packed, counts
+
+    def _send_answers(self, synced: list[tuple[Replica, int]]) -> None:
+        """Commit, and send what was packed for it, before anything else is done."""
+        answers, self._answers = self._answers, []
+        counts, self._answering = self._answering, []
+        if not counts or any(replica.machine.committed >= decree for replica, decree in synced):
+            # A table that became `os` meanwhile has been answered with its next tick.
+            return
+        for replica, decree in synced:
+            replica.commit(decree)
+        if any(replica.machine.prepared.committed < decree for replica, decree in synced):
+            # One is no primary any more: its writers are not told that they were heard.
+            return
+        for batch, count in counts:
+            batch.answered = count
+        for connection, frame, count in answers:
+            connection.answer(frame, count)
 
     def _on_synced(self, error: BaseException | None) -> None:
         synced, self._syncing = self._syncing, None
@@ -250,6 +297,7 @@ class Front:
             # The disk gets the next tick before the clients get their answers.
             self._tick()
         if synced:
+            self._send_answers(synced)
             self._commit(synced)
         for replica, _ in covered:
             replica.shipping.advance(replica.machine.committed)

@@ -20,28 +20,15 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, Final
 
-from pegaskv.base.errors import (
-    Busy,
-    DiskFull,
-    FollowerTable,
-    NotReady,
-    PartitionClosed,
-    PegasKVError,
-    RequestError,
-)
-from pegaskv.base.limits import (
-    PARTITION_BYTES_UNAPPLIED_MAX,
-    PARTITION_BYTES_UNCOMMITTED_MAX,
-    PARTITION_MUTATIONS_UNCOMMITTED_MAX,
-)
+from pegaskv.base.errors import NotReady, PegasKVError
 from pegaskv.base.types import Durability, Gpid
 from pegaskv.codec.mutations import OperationKind, encode_mutation, mutation_timestamps
 from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import ServerConnection
+from pegaskv.replica.admission import Admission
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, Deactivated
-from pegaskv.replica.guards import Guarded
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
@@ -67,24 +54,18 @@ _LOOP_BYTES: Final = 512 * 1024
 _MISSING: Final[Any] = object()
 
 
-class Replica(Guarded):
-    """A partition's replica; `read_only` says why it takes no writes until an operator acts.
+class Replica(Admission):
+    """A partition's replica.
 
     Invariants: `serving` implies that the machine serves and nothing closed the replica;
     `in_flight` holds the batches of exactly the decrees in the machine's window.
     """
 
-    uncommitted_mutations_max = PARTITION_MUTATIONS_UNCOMMITTED_MAX
-    uncommitted_bytes_max = PARTITION_BYTES_UNCOMMITTED_MAX
-    applying_bytes_max = PARTITION_BYTES_UNAPPLIED_MAX
-    engine_failed: BaseException | None = None
     reopening = False
-    read_only = ""
     available = True
     # Whether what the sweep removes may have come since its last pass.
     expires = True
     earliest_expiry = 0
-    disk_full = False
     # Batches that were never logged.
     batches_refused = 0
 
@@ -124,8 +105,6 @@ class Replica(Guarded):
         self.wanted_durability = self.durability
         # Whether commits wait for a sync; `os` takes effect once the manifest says so.
         self.fsync = True
-        # Why the replica does not serve until an operator acts, or "".
-        self.closed = ""
         # What the committed part of the log has made of the partition, and all of it.
         self.participation = participation
         self.proposed = participation.copy()
@@ -135,6 +114,8 @@ class Replica(Guarded):
         self.dirty = False
         # When that was.
         self._woken_ms = 0
+        # The barrier of the present ballot is committed, and nobody was told.
+        self._begins_to_serve = False
 
         self.open: Batch | None = None
         self.full: deque[Batch] = deque()
@@ -190,12 +171,6 @@ class Replica(Guarded):
         except (OSError, MemoryError, PegasKVError) as error:
             return error
 
-    def refusal(self) -> RequestError:
-        """Why the replica does not serve at this moment."""
-        if self.closed:
-            return PartitionClosed(f"partition {self.gpid} is closed: {self.closed}")
-        return NotReady(f"partition {self.gpid} is not ready yet")
-
     # --- Filling batches ---------------------------------------------------------------
 
     def open_batch(self, size: int = 0) -> Batch:
@@ -210,38 +185,6 @@ class Replica(Guarded):
         if batch is None:
             batch = self.open = self.begin_batch()
         return batch
-
-    def admit(self, size: int = 0) -> None:
-        """Raise the error that a client's write of `size` bytes is answered with, if any."""
-        if self.follower and self.serving:
-            raise FollowerTable(
-                f"table {self.gpid[0]} is the target of a duplication and takes no writes",
-                hint="write at the source, or open it: open_table, switch_dup, a duplication back",
-            )
-        self.admit_received(size)
-
-    def admit_received(self, size: int = 0) -> None:
-        """Raise the error that a duplicated write is answered with, if any."""
-        if not self.serving:
-            raise self.refusal()
-        if self.disk_full:
-            raise DiskFull(f"partition {self.gpid} refuses writes: the disk is nearly full")
-        if self.read_only:
-            raise PartitionClosed(f"partition {self.gpid} takes no writes: {self.read_only}")
-        if self.engine_failed is not None:
-            raise Busy(
-                f"partition {self.gpid} is reopening its storage after {self.engine_failed}",
-                details={"retry_after_ms": 500},
-            )
-        if (
-            len(self.full) + len(self.in_flight) >= self.uncommitted_mutations_max
-            or self.uncommitted_bytes + size > self.uncommitted_bytes_max
-            or self.applying_bytes > self.applying_bytes_max
-        ):
-            raise Busy(
-                f"partition {self.gpid} has too many writes under way",
-                details={"retry_after_ms": 20},
-            )
 
     def begin_batch(self) -> Batch:
         """Return a batch above all that was written, which the next tick takes up."""
@@ -400,9 +343,37 @@ class Replica(Guarded):
 
     def on_logged(self, decree: int, touched: dict[ServerConnection, None], now_ms: int) -> None:
         """The log has everything up to `decree`: commit, and answer into `touched`."""
-        machine = self.machine
-        begins_to_serve = machine.logged(decree)
-        committed = machine.prepared.committed
+        self.commit(decree)
+        self._take_committed(touched, now_ms)
+
+    def prepare_answers(
+        self,
+        decree: int,
+        answers: dict[ServerConnection, list[Any]],
+        counts: list[tuple[Batch, int]],
+    ) -> None:
+        """Add the replies that go out when `decree` is committed, and how many of each batch."""
+        for batch in self.in_flight:
+            if batch.decree > decree:
+                break
+            counts.append((batch, len(batch.replies)))
+            number = batch.decree
+            for connection, reply in batch.replies:
+                if reply[1] == 0:
+                    reply[2] = number
+                found = answers.get(connection)
+                if found is None:
+                    answers[connection] = [reply]
+                else:
+                    found.append(reply)
+
+    def commit(self, decree: int) -> None:
+        """The log has everything up to `decree`; `on_logged` follows in the same turn."""
+        if self.machine.logged(decree):
+            self._begins_to_serve = True
+
+    def _take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> None:
+        committed = self.machine.prepared.committed
         in_flight = self.in_flight
         last: ServerConnection | None = None
         while in_flight and in_flight[0].decree <= committed:
@@ -416,7 +387,9 @@ class Replica(Guarded):
             decree = batch.decree
             if now_ms - batch.opened_ms >= self.slow_ms:
                 self._slow.on_batch(self, batch, now_ms - batch.opened_ms)
-            for connection, reply in batch.replies:
+            replies = batch.replies
+            # Who came after the answers were packed is answered here.
+            for connection, reply in replies[batch.answered :] if batch.answered else replies:
                 if reply[1] == 0:
                     reply[2] = decree
                 # `finish`, written out.
@@ -425,7 +398,8 @@ class Replica(Guarded):
                 if connection is not last:
                     touched[connection] = None
                     last = connection
-        if begins_to_serve:
+        if self._begins_to_serve:
+            self._begins_to_serve = False
             self._open_for_clients()
 
     def _look_whether_to_serve(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import RequestError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
+from pegaskv.codec.frames import FrameSplitter
 from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.operations import Operation
@@ -144,6 +145,13 @@ class Connection:
     def finish(self, reply: Any) -> None:
         self.in_flight -= 1
         self.out.append(reply)
+
+    def answer(self, frame: bytes, count: int) -> None:
+        self.in_flight -= count
+        [replies] = FrameSplitter(1 << 24).feed(frame)
+        assert len(replies) == count
+        self.out += replies
+        self.flush()
 
     def flush(self) -> None:
         for reply in self.out:

@@ -1,13 +1,18 @@
 """Whether a server stays prompt while it works hard in the background.
 
-25 tasks read and 25 write 100 bytes, each every 20 ms; a call counts from the moment when it
-was due. So quiet is measured, and then each of these in the same table of 8
-partitions: 1-KB rows written as fast as another process can, for a minute; a log that switches
-its segments; three checkpoints of a partition of 1 GB; a full compaction of it; a sweep of 1
-million
-expired rows. Peer is quiet, measured right before. A stop is the longest time in which not one
-read, or not one write, was answered; the last rows say how late the measuring process itself was,
-since it shares the processors.
+25 tasks read and 25 write 100 bytes, each every 20 ms; a call counts from the moment when it was
+due. So quiet is measured, and then each of these in the same table of 8 partitions:
+
+* 1-KB rows that cannot be compressed, written as fast as another process can, for a minute:
+  flushes, checkpoints, new segments and LevelDB's own compactions of gigabytes, one behind the
+  other;
+* a log that switches its segments;
+* three checkpoints of a partition of 1 GB, the only one of another table;
+* a sweep of 1 million expired rows of another table.
+
+Peer is quiet, measured right before. A stop is the longest time in which not one read, or not one
+write, was answered. The last row of each says how late the measuring process itself was: it shares
+the processors with the server, and its lateness is a part of what it measures.
 """
 
 import asyncio

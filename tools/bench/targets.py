@@ -86,7 +86,6 @@ TARGETS: Final = (
     *_steady("rows at full speed"),
     *_steady("new segments of the log"),
     *_steady("checkpoints"),
-    *_steady("a full compaction"),
     *_steady("a sweep"),
     Target("partitions", "set, os, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),
     Target("partitions", "set, fsync, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),

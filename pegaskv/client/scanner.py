@@ -5,8 +5,10 @@ says where the next page begins, so a scan survives a restart, a new primary and
 reply. A row that is there throughout is returned exactly once, in key order within a
 partition; rows that are written meanwhile may or may not be.
 
-While the rows of one page are handed out, the next one is already asked for, as a
-plain future: a scanner that is dropped half-way leaves nothing behind.
+While one page is unpacked and its rows are handed out, the next one is already asked for, as
+a plain future: a scanner that is dropped half-way leaves nothing behind. The loop gets two
+turns to send it (one packs, one writes), since whoever takes the rows may give it none: client
+and server are to work at the same time.
 """
 
 import asyncio
@@ -76,6 +78,7 @@ class Scanner:
         self._ordinal = 0
         self._next = self._start
         self._done = bounds is None or partitions == []
+        self._closed = False
         self._ahead: tuple[Call, asyncio.Future[Any], str] | None = None
         self._turning = asyncio.Lock()
 
@@ -109,11 +112,9 @@ class Scanner:
 
     async def aclose(self) -> None:
         """End the scan; what was asked for ahead is dropped. May be called again."""
-        self._done = True
+        self._done = self._closed = True
         self._rows = iter(())
-        if self._ahead is not None:
-            self._ahead[1].cancel()
-            self._ahead = None
+        self._drop_ahead()
 
     async def _turn(self) -> None:
         """Get the next page, or find that there is none."""
@@ -127,16 +128,40 @@ class Scanner:
             call, reply = await self._page()
             if self._done:
                 return
+            where = self._next, self._ordinal
             try:
-                rows, resume = self._read(call, reply)
-            except (WireError, ValueError, TypeError, IndexError) as error:
-                raise malformed(call, str(error)) from None
-            self._advance(resume)
+                self._advance(_resume_of(call, reply))
+                if self._send_ahead():
+                    await self._calls.clock.sleep_ms(0)
+                    await self._calls.clock.sleep_ms(0)
+                    if self._closed:
+                        return
+                rows = self._read(call, reply)
+            except BaseException as error:
+                # This page was not handed out: it is asked for again.
+                self._drop_ahead()
+                self._next, self._ordinal = where
+                self._done = self._closed
+                if isinstance(error, WireError | ValueError | TypeError | IndexError):
+                    raise malformed(call, str(error)) from None
+                raise
             self._rows = iter(rows)
-            if not self._done:
-                ahead = self._call()
-                sent = self._calls.send_now(ahead)
-                self._ahead = None if sent is None else (ahead, *sent)
+
+    def _send_ahead(self) -> bool:
+        """Ask for the next page if there is one and that needs no waiting."""
+        if self._done:
+            return False
+        ahead = self._call()
+        sent = self._calls.send_now(ahead)
+        if sent is None:
+            return False
+        self._ahead = (ahead, *sent)
+        return True
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead[1].cancel()
+            self._ahead = None
 
     async def _begin(self) -> None:
         """Learn which table this is: a scan never goes on in another one of the same name."""
@@ -184,8 +209,8 @@ class Scanner:
         if not isinstance(self._partitions, list) or self._ordinal >= len(self._partitions):
             self._done = True
 
-    def _read(self, call: Call, reply: list[Any]) -> tuple[list[Row], bytes | None]:
-        """Check a page and make its rows; return them and where the next page begins."""
+    def _read(self, call: Call, reply: list[Any]) -> list[Row]:
+        """Check a page and make its rows."""
         resume, _count, flat = reply[2:5]
         with_expiry = self._options.return_expire
         width = 3 if with_expiry else 2
@@ -202,9 +227,7 @@ class Scanner:
             and all(map(lt, keys, keys[1:]))
         ):
             raise WireError("rows outside of the range, or not in their order")
-        if resume is not None and (
-            type(resume) is not bytes or resume <= (keys[-1] if keys else start)
-        ):
+        if resume is not None and resume <= (keys[-1] if keys else start):
             # Whatever else it is, such a page would be asked for again and again.
             raise WireError("the next page does not begin behind this one")
         if with_expiry:
@@ -214,8 +237,15 @@ class Scanner:
         else:
             expiries = repeat(None)
         hash_keys, sort_keys = _split(keys)
-        rows = list(map(_new_row, _ROW, zip(hash_keys, sort_keys, values, expiries, strict=False)))
-        return rows, resume
+        return list(map(_new_row, _ROW, zip(hash_keys, sort_keys, values, expiries, strict=False)))
+
+
+def _resume_of(call: Call, reply: list[Any]) -> bytes | None:
+    """Return where the next page begins; the page itself is looked at later."""
+    resume = reply[2]
+    if resume is not None and (type(resume) is not bytes or resume <= call.fields[0]):
+        raise WireError("the next page does not begin behind this one")
+    return resume
 
 
 async def count_rows(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tools.bench.__main__ import BENCHES
-from tools.bench.document import document, main, read_lines
+from tools.bench.document import ORDER, document, main, read_lines
 from tools.bench.report import OURS, Report
 from tools.bench.targets import TARGETS
 
@@ -97,7 +97,8 @@ def test_the_document_is_of_all_benches_or_of_none() -> None:
 
 def test_a_page_names_each_bench_also_those_that_did_not_run() -> None:
     page = document({"scan": report_of("scan", full_scan={OURS: [500_000.0, 700_000.0]})})
-    assert [each for each in BENCHES if f"\n## {each}\n" not in page] == []
+    assert sorted(ORDER) == sorted(BENCHES)
+    assert [each for each in ORDER if f"\n## {each}\n" not in page] == []
     assert page.count("Not part of this run.") == len(BENCHES) - 1
     assert "About scan." in page
     assert "python -m tools.bench scan --seconds 1 --rounds 2" in page

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tools.bench.report import OURS, spread
 from tools.bench.targets import TARGETS, Target
 
-__all__ = ["PAGE", "document", "main", "read_lines"]
+__all__ = ["ORDER", "PAGE", "document", "main", "read_lines"]
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -33,7 +33,7 @@ _HELD: Final = """## What must hold
 less is better.
 """
 
-_ORDER: Final = (
+ORDER: Final = (
     "client",
     "server",
     "scan",
@@ -67,7 +67,7 @@ def document(benches: dict[str, dict[str, Any]]) -> str:
     lines = [_OPENING]
     lines += _machines(benches)
     lines += [_HELD, *_verdicts(benches), ""]
-    for name in _ORDER:
+    for name in ORDER:
         lines += _bench(name, benches[name]) if name in benches else _absent(name)
     return "\n".join(lines)
 
@@ -75,12 +75,12 @@ def document(benches: dict[str, dict[str, Any]]) -> str:
 def _machines(benches: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The machine of each run; one table when it was one run."""
     seen: list[dict[str, str]] = []
-    for name in _ORDER:
+    for name in ORDER:
         machine = benches.get(name, {}).get("machine")
         if machine is not None and machine not in seen:
             seen.append(machine)
     for machine in seen:
-        where = [name for name in _ORDER if benches.get(name, {}).get("machine") == machine]
+        where = [name for name in ORDER if benches.get(name, {}).get("machine") == machine]
         title = "The machine" if len(seen) == 1 else f"The machine of {', '.join(where)}"
         yield f"## {title}\n"
         yield from _table(("", ""), [(name, value) for name, value in machine.items()])

@@ -300,7 +300,7 @@ class Connection(asyncio.Protocol):
         self._early = half if half > _EARLY_MESSAGES_MIN else _EARLY_MESSAGES_MIN
         self._write_out()
         if self._spinner is not None:
-            self._spinner.touch()
+            self._spinner.wake()
 
     def _write_out(self) -> None:
         out = self._out

@@ -151,16 +151,7 @@ class Table:
             connection = node.connection
             if connection is not None:
                 future = connection.submit(
-                    (
-                        _SET,
-                        self._timeout_ms,
-                        route.table_id,
-                        index,
-                        hash_key,
-                        sort_key,
-                        value,
-                        ttl,
-                    ),
+                    (_SET, self._timeout_ms, route.table_id, index, hash_key, sort_key, value, ttl),
                     0,
                     route.early,
                 )

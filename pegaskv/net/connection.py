@@ -256,7 +256,7 @@ class ServerConnection(asyncio.Protocol):
         if self.out:
             self.flush()
         if self._acceptor.spinner is not None:
-            self._acceptor.spinner.touch()
+            self._acceptor.spinner.wake()
         if (self._splitter.more or size >= FULL_READ_BYTES) and not self.closed:
             self._end_turn()
 

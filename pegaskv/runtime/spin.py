@@ -16,7 +16,7 @@ _QUICK: Final = 4
 
 
 class Spinner:
-    """Keeps a loop awake for `spin_us` microseconds after each `touch`, while `is_useful`.
+    """Keeps a loop awake for `spin_us` microseconds after each `wake`, while `is_useful`.
 
     `now_us` may jump: that ends a spin.
     """
@@ -36,7 +36,7 @@ class Spinner:
         self._touched_us = 0
         self._spinning = False
 
-    def touch(self) -> None:
+    def wake(self) -> None:
         """A request came, or went."""
         now_us = self._now_us()
         quick = 0 <= now_us - self._touched_us <= self._spin_us * _QUICK

@@ -16,12 +16,7 @@ from pegaskv.base.types import FailMode, Gpid
 from pegaskv.codec.messages_duplication import EnsureAnswer
 from pegaskv.codec.messages_meta import NodeReport
 from pegaskv.codec.operations import Operation
-from pegaskv.meta.events import (
-    CollectDue,
-    Ensured,
-    NodeReported,
-    RecallTable,
-)
+from pegaskv.meta.events import CollectDue, Ensured, NodeReported, RecallTable
 from pegaskv.meta.sources import FORGET_FOR_S
 from tests.meta.harness import Crash, drop
 from tests.meta.sides import APP, LOG, Side, connected, progress

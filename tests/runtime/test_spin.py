@@ -33,17 +33,17 @@ class Loop:
 
 def test_it_stays_awake_for_so_long_after_the_last_request() -> None:
     loop = Loop()
-    loop.spinner.touch()
+    loop.spinner.wake()
     # The first one after silence says nothing about the next.
     assert loop.turns() == 0
     loop.now_us += 300
-    loop.spinner.touch()
+    loop.spinner.wake()
     assert loop.turns() == 10
-    loop.spinner.touch()
+    loop.spinner.wake()
     loop.calls.pop()()
     loop.now_us += 50
     # One more on the way: still one chain of turns.
-    loop.spinner.touch()
+    loop.spinner.wake()
     assert len(loop.calls) == 1
     assert loop.turns() == 10
 
@@ -51,18 +51,18 @@ def test_it_stays_awake_for_so_long_after_the_last_request() -> None:
 def test_requests_that_are_far_apart_cost_nothing() -> None:
     loop = Loop()
     for _ in range(5):
-        loop.spinner.touch()
+        loop.spinner.wake()
         assert loop.turns() == 0
         loop.now_us += 401
 
 
 def test_it_ends_when_it_is_of_no_use_or_the_clock_jumps() -> None:
     loop = Loop()
-    loop.spinner.touch()
-    loop.spinner.touch()
+    loop.spinner.wake()
+    loop.spinner.wake()
     loop.useful = False
     assert loop.turns() == 1
     loop.useful = True
-    loop.spinner.touch()
+    loop.spinner.wake()
     loop.now_us -= 1_000_000
     assert loop.turns() == 1

@@ -47,7 +47,7 @@ _DECREE_MAX: Final = (1 << 63) - 1
 # What a row costs in an operation beside its bytes.
 PAIR_BYTES: Final = 10
 # So many rows are checked, or compared and logged, before others have their turn.
-PART_ROWS: Final = 256
+PART_ROWS: Final = 512
 _NEVER: Final = b"\x00\x00\x00\x00"
 _EARLIEST: Final = bytes(8)
 

@@ -28,6 +28,13 @@ _log = logging.getLogger(__name__)
 _FOREIGN_MS: Final = 2_000
 _FORGET_FOR_S: Final = 24 * 3_600
 
+_OUTCOMES: Final = (
+    EnsureOutcome.CREATED,
+    EnsureOutcome.ALREADY_YOURS,
+    EnsureOutcome.EXISTS_FOREIGN,
+)
+_UUID_CHARACTERS_MAX: Final = 64
+
 _Key = tuple[str, int, bytes]
 
 
@@ -97,7 +104,7 @@ class Coordinator:
             try:
                 if await self._attempt(item, work):
                     return
-            except (PegasKVError, OSError) as error:
+            except (PegasKVError, OSError, MemoryError) as error:
                 failure = failure_of(error)
             else:
                 continue
@@ -157,6 +164,8 @@ def _read_answer(work: RemoteWork, fields: list[Any]) -> EnsureAnswer:
     ):
         raise Unavailable(f"{work.remote_cluster} answered what is no answer")
     answer = EnsureAnswer(*fields[: len(kinds)])
+    if answer.outcome not in _OUTCOMES or len(answer.cluster_uuid) > _UUID_CHARACTERS_MAX:
+        raise Unavailable(f"{work.remote_cluster} answered what is no answer")
     if work.remote_cluster_id not in (0, answer.cluster_id):
         raise Foreign(
             f"the cluster at {work.metas} has id {answer.cluster_id}, and {work.remote_cluster} "

@@ -52,8 +52,8 @@ _SOON_MS_MAX: Final = {
     "target_full": 3_000,
     "source_error": 3_000,
 }
-# It may come from another server, and is stored and shown.
-_CHARACTERS_MAX: Final = 1_000
+# It may come from another server, and is shown for each of thousands of partitions.
+_CHARACTERS_MAX: Final = 400
 
 
 class Foreign(PegasKVError):

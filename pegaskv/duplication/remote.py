@@ -31,8 +31,8 @@ __all__ = ["RemoteCluster", "RemoteClusters", "uuids_in"]
 
 _PROBE_MS: Final = 1_000
 _PROBE_TIMEOUT_MS: Final = 2_000
+_ALIVE_MS: Final = 1_000
 _HEAVY_BYTES: Final = 4_096
-# Requests under way to a cluster that has answered all of them in time.
 
 
 class RemoteCluster:
@@ -60,6 +60,7 @@ class RemoteCluster:
         self._resolver = MetaResolver(addresses, self._pool)
         self._routes: dict[int, PartitionTable] = {}
         self._probing = False
+        self._answered_ms = -_ALIVE_MS
         # Who waits for the cluster to answer.
         self._waiters: dict[Callable[[], None], None] = {}
         # Bytes and requests that may still be sent, and who waits for some.
@@ -86,8 +87,13 @@ class RemoteCluster:
         return end
 
     def unreachable(self) -> None:
-        """A request found nobody: give up what is open, and ask until somebody answers."""
-        if self._probing:
+        """A request found nobody: give up what is open, and ask until somebody answers.
+
+        Unless others were answered meanwhile: then a part of the cluster is slow, and who talks to
+        the rest is left alone.
+        """
+        alive = self._clock.monotonic_ms() - self._answered_ms < _ALIVE_MS
+        if self._probing or alive:
             return
         self._probing = True
         # A link that was cut may stay silent for long after it has healed.
@@ -204,6 +210,7 @@ class RemoteCluster:
                 self._threshold = min(self._window, float(self._under_way)) / 2
                 self._window = 1.0
         elif reply is not None:
+            self._answered_ms = self._clock.monotonic_ms()
             faster = self._window < self._threshold
             more = 1.0 if faster else 1 / self._window
             self._window = min(self._window + more, self._window_max)

@@ -11,6 +11,7 @@ confirmed, and for pauses after a failure.
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -102,7 +103,8 @@ class PartitionRun:
 
     def update(self, order: DuplicationOrder, remote: RemoteCluster | None) -> None:
         """The order has changed: take it up, and do not wait for the end of a pause."""
-        if order == self.order:
+        # How far other partitions are is no reason to begin anew.
+        if replace(order, progress=()) == replace(self.order, progress=()):
             return
         again = order.attempt != self.order.attempt
         self.order = order

@@ -21,6 +21,9 @@ from pegaskv.codec.mutations import (
 __all__ = ["Skipped", "invalid_left_out"]
 
 _KEYS_MAX: Final = 1_000
+# As much of a key is kept. Of the keys so many are shown: partitions may be thousands.
+_KEY_BYTES_MAX: Final = 64
+_KEYS_SHOWN_MAX: Final = 5
 # So many mutations without an invalid row, and they go many at once again.
 _CLEAN_MAX: Final = 64
 
@@ -58,17 +61,17 @@ class Skipped:
             return False
         self.decree = decree
         self.count += len(operations)
-        self._keys += [(decree, key) for keys in operations for key in keys]
+        self._keys += [(decree, key[:_KEY_BYTES_MAX]) for keys in operations for key in keys]
         return True
 
     def add_row(self, decree: int, key: bytes) -> None:
         """A row of a copy was left out."""
         self.count += 1
-        self._keys.append((decree, key))
+        self._keys.append((decree, key[:_KEY_BYTES_MAX]))
 
     def keys(self) -> list[tuple[int, bytes]]:
-        """The last (decree, stored key) that were left out."""
-        return list(self._keys)
+        """The last (decree, stored key) that were left out, as far as they are shown."""
+        return list(self._keys)[-_KEYS_SHOWN_MAX:]
 
 
 async def invalid_left_out(

@@ -83,6 +83,9 @@ def _started(entry: Entry, *, stalled: bool) -> Entry:
 
 
 def _copied(entry: Entry, event: ModifyDuplication) -> Entry:
+    if entry.checkpoint and not entry.ensured and not entry.failure:
+        # The copy has not begun: a new uuid would only leave another one to be forgotten.
+        return entry.changed(paused=False, attempt=entry.attempt + 1)
     return entry.changed(
         uuid=event.new_uuid,
         earlier=(*entry.earlier, (entry.uuid, True)),

@@ -15,6 +15,7 @@ from pegaskv.base.errors import (
     CorruptionError,
     InvalidArgument,
     InvalidData,
+    UnknownOperation,
     UnsupportedFormat,
 )
 from pegaskv.base.limits import (
@@ -102,6 +103,7 @@ def parse_batch(
     Raises:
         InvalidArgument: it is no batch at all.
         InvalidData: a mutation or a row in it can be no source's.
+        UnknownOperation: a mutation is of a later version.
 
     """
     if type(previous) is not int or type(last) is not int:
@@ -135,7 +137,13 @@ def parse_batch(
                 if rows:
                     operations.append(rows)
                     newest = max(newest, tag)
-        except (CorruptionError, UnsupportedFormat) as error:
+        except UnsupportedFormat as error:
+            # Not what nobody could take, but what this server is too old for: never left out.
+            raise UnknownOperation(
+                f"the mutation of decree {decree} is newer than this server: {error}",
+                hint="upgrade this cluster",
+            ) from None
+        except CorruptionError as error:
             raise InvalidData(f"the mutation of decree {decree} cannot be read: {error}") from None
     return operations, newest
 

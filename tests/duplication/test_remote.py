@@ -80,3 +80,19 @@ async def test_bytes_under_way_are_bounded_and_what_was_never_sent_says_nothing(
         for _ in range(3):
             await asyncio.sleep(0)
         assert waiting.under_way == 2
+
+
+async def test_a_cluster_of_which_a_part_is_slow_keeps_its_connections() -> None:
+    async with TaskScope("test") as scope:
+        for answered in (False, True):
+            remote = _remote(scope)
+            for _ in range(2):
+                await remote.take_room(1)
+            if answered:
+                remote.give_room(1, ANSWER)
+            remote.give_room(1, LATE)
+            running = scope.running
+            remote.unreachable()
+            # A hello tells when nobody was heard; else the others are left alone.
+            assert scope.running == running + (not answered)
+        await scope.close()

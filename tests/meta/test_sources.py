@@ -548,8 +548,9 @@ def test_an_answer_that_cannot_be_is_not_believed(alpha: Side, answer: EnsureAns
 
 def test_an_answer_for_an_old_uuid_changes_nothing(alpha: Side) -> None:
     entry = alpha.add("t")
-    copied = alpha.modify(entry, "copy")
     answer = EnsureAnswer("CREATED", 5, 4, 2, "u", "")
+    alpha.ask(Ensured(alpha.next_id(), entry.dupid, entry.uuid, answer))
+    copied = alpha.modify(entry, "copy")
     alpha.ask(Ensured(alpha.next_id(), entry.dupid, entry.uuid, answer))
     assert alpha.entry(1, entry.dupid) == copied
 

@@ -16,7 +16,8 @@ from tests.simulation.world import Life
 
 UUID = stream_uuid(2)
 STREAM = (UUID, 1, 0)
-OK, INVALID_ARGUMENT, INVALID_DATA, NOT_LISTED, CLOCK_SKEW, FOLLOWER = 0, 1, 2, 52, 53, 23
+OK, INVALID_ARGUMENT, INVALID_DATA, UNKNOWN_OPERATION = 0, 1, 2, 3
+NOT_LISTED, CLOCK_SKEW, FOLLOWER = 52, 53, 23
 
 
 def row(timestamp_us: int, value: bytes = b"", *, cluster: int = 2, **more: Any) -> bytes:

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -47,8 +47,10 @@ SEGMENT_ROWS: Final = 16_000
 SEGMENT_RATE: Final = 8_000
 CHECKPOINTS: Final = 3
 QUIET_S: Final = 5
-# Longer than it takes to write the rows that expire, and the pass that removes them.
-SWEEP_PATIENCE_S: Final = 600
+# All rows of a sweep expire so long after the first was written, on a machine that is not slow
+# after the last one and after quiet was measured.
+EXPIRE_S: Final = 40
+PATIENCE_S: Final = 600
 # The table with one large partition.
 BIG: Final = "big"
 CONFIG: Final = "[replica]\nexpiry_sweep_interval_ms = 1000\n"
@@ -141,7 +143,29 @@ async def _probe(table: pegaskv.Table, work: _Work) -> _Taken:
     return taken
 
 
+@dataclass(frozen=True)
+class _Flood:
+    """A process that writes rows."""
+
+    process: asyncio.subprocess.Process
+
+    def begin(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+
+    async def write_all(self) -> None:
+        """Let it write; return when it has ended by itself."""
+        assert self.process.stdout is not None
+        self.begin()
+        said = await self.process.stdout.readline()
+        if not said.strip().isdigit() or int(said) < 1:
+            raise SystemExit("the process that writes rows has failed")
+
+
 class _Bench:
+    # The directory of the replica of the large partition.
+    _big = ""
+
     def __init__(
         self, server: Server, client: pegaskv.Client, seconds: float, report: Report
     ) -> None:
@@ -155,10 +179,14 @@ class _Bench:
         await self._client.admin.create_table(name, partitions, envs={"durability": "os"})
         return await self._client.table(name)
 
-    async def compare(self, phase: str, probed: pegaskv.Table, work: _Work) -> None:
-        """Measure quiet, then `work`."""
+    async def compare(
+        self, phase: str, probed: pegaskv.Table, work: _Work, between: _Work | None = None
+    ) -> None:
+        """Measure quiet, then `work`; do `between` before that."""
         await self.calm()
         quiet = await _probe(probed, lambda: asyncio.sleep(QUIET_S * self._share))
+        if between is not None:
+            await between()
         loud = await _probe(probed, work)
         self._taken.setdefault(phase, []).append((loud, quiet))
 
@@ -179,21 +207,26 @@ class _Bench:
                 return
             before = after
 
-    async def flood(self, table: str, prefix: str, rows: int, **how: Any) -> None:
-        """Let another process write; return when it has ended."""
+    @contextlib.asynccontextmanager
+    async def flood(
+        self, table: str, prefix: str, rows: int, **how: Any
+    ) -> AsyncIterator["_Flood"]:
+        """Have another process ready to write."""
         process = await asyncio.create_subprocess_exec(
             *flood.command(self._server.listen, table, prefix=prefix, rows=rows, **how),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            said, _ = await process.communicate()
-            if process.returncode or int(said) < 1:
-                raise SystemExit("the process that writes rows has failed")
+            assert process.stdout is not None
+            if await process.stdout.readline() != b"ready\n":
+                raise SystemExit("the process that writes rows does not start")
+            yield _Flood(process)
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+            await process.wait()
 
     # --- The phases ------------------------------------------------------------------------
 
@@ -201,63 +234,72 @@ class _Bench:
         seconds = FLOOD_S * self._share / rounds
         rows = max(1_000, int(FLOOD_KEYS * self._share))
         for _ in range(rounds):
-            await self.compare(
-                "rows at full speed",
-                probed,
-                lambda: self.flood(probed.name, "flood", rows, seconds=seconds),
-            )
+            async with self.flood(probed.name, "flood", rows, seconds=seconds) as writer:
+                await self.compare("rows at full speed", probed, writer.write_all)
 
     async def segments(self, probed: pegaskv.Table) -> None:
         count = max(1, round(SEGMENTS * self._share))
+        rows = SEGMENT_ROWS
+        async with self.flood(
+            probed.name, "segment", rows, seconds=PATIENCE_S, rate=SEGMENT_RATE
+        ) as writer:
 
-        async def fill() -> None:
-            before = self._newest_segment()
-            while self._newest_segment() < before + count:
-                await self.flood(probed.name, "segment", SEGMENT_ROWS, seconds=1, rate=SEGMENT_RATE)
+            async def fill() -> None:
+                before = self._newest_segment()
+                writer.begin()
+                await self._until(lambda: self._newest_segment() >= before + count)
 
-        await self.compare("new segments of the log", probed, fill)
+            await self.compare("new segments of the log", probed, fill)
 
     async def big(self) -> int:
         """Make a table of one partition; return its rows."""
         rows = max(1_000, int(BIG_ROWS * self._share))
-        await self.table(BIG, 1)
-        await self.flood(BIG, "row", rows)
+        table = await self._client.admin.table_info((await self.table(BIG, 1)).name)
+        self._big = f"{table.table.table_id}.0"
+        async with self.flood(BIG, "row", rows) as writer:
+            await writer.write_all()
         return rows
 
     async def checkpoint(self, probed: pegaskv.Table, rows: int) -> None:
         """Checkpoints come with every flush; 8 MiB of log bring a flush."""
         self._report.note(f"Each checkpoint was of {rows / 1e6:g} GB.")
+        async with self.flood(
+            BIG, "row", rows, seconds=PATIENCE_S, rate=SEGMENT_RATE // 2
+        ) as writer:
 
-        async def fill() -> None:
-            before = await self._newest_checkpoint()
-            while await self._newest_checkpoint() < before + CHECKPOINTS:
-                await self.flood(BIG, "row", rows, seconds=1, rate=SEGMENT_RATE // 2)
+            async def fill() -> None:
+                before = self._newest_checkpoint()
+                writer.begin()
+                await self._until(lambda: self._newest_checkpoint() >= before + CHECKPOINTS)
 
-        await self.compare("checkpoints", probed, fill)
+            await self.compare("checkpoints", probed, fill)
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        # In a thread: what is asked here must not make the calls wait that are measured.
+        deadline = time.perf_counter() + PATIENCE_S
+        while not await asyncio.to_thread(reached):
+            if time.perf_counter() > deadline:
+                raise SystemExit("what was to be measured did not happen")
+            await asyncio.sleep(0.2)
 
     async def sweep(self, probed: pegaskv.Table) -> None:
         rows = max(1_000, int(EXPIRING_ROWS * self._share))
         self._report.note(f"The sweep was of {rows:,} rows.")
         await self.table("expiring", 8)
-        # Only those of 100 bytes, so that they are written before they expire.
-        began = time.perf_counter()
-        ttl = 30 if self._share > 0.1 else 2
         before = self._swept()
-        await self.flood("expiring", "row", rows, ttl=ttl, size=100)
-        left = began + ttl - time.perf_counter()
+        ttl = 3 + int(EXPIRE_S * self._share)
+        async with self.flood("expiring", "row", rows, ttl=ttl, size=100) as writer:
+            expired = time.perf_counter() + ttl
+            await writer.write_all()
 
-        async def watch() -> None:
-            # The first of them have expired, whatever writing them took.
-            await asyncio.sleep(max(0.0, began + ttl - time.perf_counter()))
-            deadline = time.perf_counter() + SWEEP_PATIENCE_S
-            while self._swept() < before + rows:
-                if time.perf_counter() > deadline:
-                    raise SystemExit(f"{rows} rows were not swept in {SWEEP_PATIENCE_S} s")
-                await asyncio.sleep(0.2)
+        async def expire() -> None:
+            if self._swept() > before:
+                self._report.note("Rows expired before the sweep was measured.")
+            await asyncio.sleep(expired - time.perf_counter())
 
-        if left < 2 * QUIET_S * self._share:
-            self._report.note("Rows began to expire before quiet was measured.")
-        await self.compare("a sweep", probed, watch)
+        await self.compare(
+            "a sweep", probed, lambda: self._until(lambda: self._swept() >= before + rows), expire
+        )
         await self._client.admin.drop_table("expiring", 0)
 
     # --- What the server shows -------------------------------------------------------------
@@ -266,10 +308,8 @@ class _Bench:
         log = self._server.directory / "data" / "log"
         return max(int(path.stem) for path in log.glob("*.log"))
 
-    async def _newest_checkpoint(self) -> int:
-        details = await self._client.admin.table_info(BIG)
-        replicas = self._server.directory / "data" / "replicas"
-        checkpoints = replicas / f"{details.table.table_id}.0" / "checkpoint"
+    def _newest_checkpoint(self) -> int:
+        checkpoints = self._server.directory / "data" / "replicas" / self._big / "checkpoint"
         numbers = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
         return max(numbers, default=0)
 

@@ -12,6 +12,7 @@ from typing import Final
 from pegaskv.base.errors import PegasKVError, RequestError, Timeout
 from pegaskv.base.limits import PAGE_TIME_MS_MAX
 from pegaskv.net.connection import ServerConnection
+from pegaskv.replica.control import call_after_pending
 from pegaskv.replica.lane import Lane, Steps
 from pegaskv.replica.large_writes import Unbroken
 from pegaskv.replica.received_rows import (
@@ -192,11 +193,25 @@ class CopiedRange:
                 log_received(replica, contest.won, self._newest_us)
             count_contest(replica, contest, len(rows))
             lost += contest.lost
+        reply = [self._request_id, 0, 0, lost, self._removed]
         connection = self._connection
+        if not replica.fsync:
+            # The source never sends these rows again, and has no other way to hear of a power cut.
+            call_after_pending(replica, lambda: replica.after_sync(lambda: self._answer(reply)))
+            return
         # It is deferred already, and this counts once more when it has to wait.
         connection.in_flight -= 1
-        replica.answer_after_pending(connection, [self._request_id, 0, 0, lost, self._removed])
+        replica.answer_after_pending(connection, reply)
         connection.flush()
+
+    def _answer(self, reply: list[int]) -> None:
+        if self._replica.serving:
+            reply[2] = self._replica.machine.committed
+            self._connection.finish(tuple(reply))
+            self._connection.flush()
+        else:
+            # It was refused meanwhile, or nobody knows.
+            self._fail(self._replica.refusal())
 
     def _admit(self, size: int) -> None:
         self._replica.admit_received(size)

@@ -79,6 +79,9 @@ class Front:
         # sync under way covers, and what the next one will.
         self._covered: list[tuple[Replica, int]] = []
         self._uncovered: list[tuple[Replica, int]] = []
+        # Who waits for the sync under way, and who for the next one.
+        self._waiting: list[Callable[[], None]] = []
+        self._waiting_next: list[Callable[[], None]] = []
         self.stopped = False
         self.ticks = 0
         self.syncs = 0
@@ -120,6 +123,11 @@ class Front:
     def syncing(self) -> bool:
         """Whether the disk is at work."""
         return self._syncing is not None
+
+    def after_sync(self, call: Callable[[], None]) -> None:
+        """Call back once all that is in the log now is durable; never, if the log fails."""
+        self._waiting_next.append(call)
+        self._sync_uncovered()
 
     @property
     def idle(self) -> bool:
@@ -238,6 +246,7 @@ class Front:
     def _start_sync(self, replicas: list[tuple[Replica, int]]) -> None:
         self._syncing = replicas
         self._covered, self._uncovered = self._uncovered, []
+        self._waiting, self._waiting_next = self._waiting_next, []
         self.syncs += 1
         self._log.sync(self._on_synced)
         if replicas:
@@ -291,6 +300,7 @@ class Front:
             return
         assert synced is not None
         covered, self._covered = self._covered, []
+        waiting, self._waiting = self._waiting, []
         for replica, decree in synced + covered:
             replica.shipping.synced = max(replica.shipping.synced, decree)
         if self._dirty and not self._short:
@@ -301,6 +311,8 @@ class Front:
             self._commit(synced)
         for replica, _ in covered:
             replica.shipping.advance(replica.machine.committed)
+        for call in waiting:
+            call()
         self._sync_uncovered()
         if self._short:
             self._schedule()
@@ -326,8 +338,9 @@ class Front:
         self._sync_uncovered()
 
     def _sync_uncovered(self) -> None:
-        """Sync at once what only that keeps from being shipped."""
-        if self._uncovered and self._syncing is None and not self.stopped:
+        """Sync at once what only that keeps from being shipped, or what somebody waits for."""
+        wanted = self._uncovered or self._waiting_next
+        if wanted and self._syncing is None and not self.stopped:
             self._start_sync([])
 
     def _fail(self, error: BaseException) -> None:

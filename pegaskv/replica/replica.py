@@ -36,6 +36,7 @@ from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_controls, mutation_rows
 from pegaskv.replica.shipping import Shipping
 from pegaskv.replica.slow_requests import SlowRequests
+from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
@@ -82,9 +83,7 @@ class Replica(Admission):
         participation: Participation,
         clock: Clock,
         apply_worker: Worker,
-        wake: Callable[["Replica"], int],
-        lag: Callable[["Replica"], None],
-        call_soon: Callable[[Callable[[], Any]], Any],
+        tick: Tick,
         on_engine_failed: Callable[["Replica", BaseException], None],
         on_control: Callable[["Replica", OperationKind, list[bytes]], None],
         slow: SlowRequests,
@@ -132,9 +131,8 @@ class Replica(Admission):
 
         self._clock = clock
         self._apply_worker = apply_worker
-        self._wake = wake
-        self._lag = lag
-        self._call_soon = call_soon
+        self._wake, self._lag, self._call_soon = tick.wake, tick.lag, tick.call_soon
+        self.after_sync = tick.after_sync
         self._on_engine_failed = on_engine_failed
         self._on_control = on_control
         self._slow = slow

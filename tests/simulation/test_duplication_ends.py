@@ -316,3 +316,30 @@ def test_log_is_bounded_in_every_phase(phase: str) -> None:
         await copied_anew(pair, await pair.entry("t"))
 
     play(scenario)
+
+
+@pytest.mark.parametrize("durability", ["os", "fsync"])
+def test_no_copied_row_is_lost_when_the_target_loses_its_power(durability: str) -> None:
+    async def scenario(pair: Pair) -> None:
+        pair.alpha.duplication = DuplicationOptions(copy_bytes_per_second=50_000, batch_bytes=4_096)
+        await pair.kill(pair.alpha)
+        await pair.source.admin.create_table("t", 1, envs={"durability": durability})
+        table = await pair.source.table("t")
+        for number in range(200):
+            await table.set(b"h%d" % number, b"s", bytes(1_000))
+        await pair.add("t")
+        await pair.reach("t", "DS_APP")
+        before = 0
+        for _ in range(3):
+            # As soon as it is told that a page is there.
+            while (found := (await pair.entry("t")).partitions[0].copied_rows) <= before:
+                await pair.world.sleep_ms(1)
+            before = found
+            pair.beta.node.crash(power=True)
+            await pair.start_target()
+            await pair.world.sleep_ms(300)
+        assert before < 200
+        await pair.reach("t", "DS_LOG", within_ms=60_000)
+        await pair.equal("t")
+
+    play(scenario)

@@ -36,6 +36,9 @@ __all__ = [
 Change = tuple[bytes, bytes | None, int]
 
 _WRITE = int(OperationKind.WRITE)
+# What a row takes in memory beside its bytes, until the engine has it: thousands of tiny ones
+# count for what they are.
+_ROW_MEMORY = 128
 _EXPIRY_MAX = (1 << 32) - 1
 _pack_operation = Struct(">IQB").pack
 

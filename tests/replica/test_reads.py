@@ -155,6 +155,41 @@ def test_a_byte_limit_lets_the_row_that_reaches_it_through() -> None:
     assert (complete, found[::2], last) == (False, [b"a", b"b"], b"b")
 
 
+class MarkedSnapshot(ModelSnapshot):
+    """Thousands of removed rows were before each empty one."""
+
+    def iterate(
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        for key, row in super().iterate(start, stop, reverse=reverse):
+            if row or marks:
+                yield key, row
+
+
+def test_a_page_may_end_among_removed_rows_and_goes_on_there() -> None:
+    rows = {encode_key(b"h", b"%03d" % number): b"" for number in range(20)}
+    rows |= rows_of(b"h", [b"005x", b"zz"])
+    snapshot = MarkedSnapshot(rows)
+    start: bytes | None = b""
+    found: list[object] = []
+    pages = 0
+    while start is not None:
+        page = scan(snapshot, scan_read(start=start), now=NOW, is_late=lambda: True)
+        assert page[0] is None or page[0] > start
+        found += page[2][::2]
+        start = page[0]
+        pages += 1
+    assert found == [encode_key(b"h", b"005x"), encode_key(b"h", b"zz")]
+    assert pages > 10
+    for reverse in (0, int(RangeFlag.REVERSE)):
+        flags = int(RangeFlag.START_INCLUSIVE) | reverse
+        late = multi_get_range(snapshot, range_read(flags=flags), now=NOW, is_late=lambda: True)
+        assert late[0] is False
+        assert late[2] == (b"019" if reverse else b"000")
+        whole = multi_get_range(snapshot, range_read(flags=flags), now=NOW, is_late=never)
+        assert whole == (True, [b"005x", b"v005x", b"zz", b"vzz"], None)
+
+
 def test_named_keys_come_ascending_once_and_within_the_limits() -> None:
     rows = rows_of(b"h", [b"a", b"b", b"c"])
     complete, found, last = multi_get_keys(

@@ -181,13 +181,21 @@ class DuplicationService:
         """Return what is shown of one partition; empty when nothing runs here."""
         found = self._runs.get((gpid, uuid))
         state = {} if found is None else found[0].state()
-        closed = self._sources.replica_state(gpid).get("closed", "")
-        if not closed:
+        why = self._why_not_serving(gpid) if found is None or not found[0].source.serving else ""
+        if not why:
             self._closed_since.pop(gpid, None)
         elif not state.get("last_error"):
             since_us = self._closed_since.setdefault(gpid, self.clock.wall_us())
-            state |= closed_state(f"partition {gpid} is closed: {closed}", since_us)
+            state |= closed_state(f"partition {gpid} {why}", since_us)
         return state
+
+    def _why_not_serving(self, gpid: Gpid) -> str:
+        replica = self._sources.replica_state(gpid)
+        if closed := replica.get("closed"):
+            return f"is closed: {closed}"
+        if error := replica.get("storage_error"):
+            return f"opens its storage again: {error}"
+        return ""
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what is counted of each duplication."""

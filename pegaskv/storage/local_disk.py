@@ -177,6 +177,8 @@ class LocalDisk:
     def rename(self, source: Path, target: Path) -> None:
         """Rename a file or directory; an existing target file is replaced."""
         os.rename(source, target)
+        # Each checkpoint is made under a name of its own: they must not add up.
+        self._durable.discard(source)
 
     def link(self, source: Path, target: Path) -> None:
         """Give the file a second name."""

@@ -166,3 +166,16 @@ def test_descriptors_of_the_real_disk_are_not_inherited(tmp_path: Path) -> None:
     file = disk.create(tmp_path / "a")
     assert not os.get_inheritable(file._descriptor)
     file.close()
+
+
+def test_directories_that_are_made_and_renamed_for_ever_are_not_remembered(tmp_path: Path) -> None:
+    disk = LocalDisk()
+    disk.make_dirs(tmp_path / "checkpoint")
+    known = len(disk._durable)
+    for number in range(20):
+        disk.make_dirs(tmp_path / "checkpoint" / f"{number}.tmp")
+        disk.rename(
+            tmp_path / "checkpoint" / f"{number}.tmp", tmp_path / "checkpoint" / str(number)
+        )
+    assert len(disk.list(tmp_path / "checkpoint")) == 20
+    assert len(disk._durable) == known

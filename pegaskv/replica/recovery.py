@@ -68,7 +68,8 @@ class RecoveredReplica:
     """A replica as a start found it; `closed` says why it cannot be opened, or is empty.
 
     `waiting`: the disk refused, which may pass, and it is to be tried again. `damage`: why its
-    tables are known to be damaged, though they open. `salvaged`: rows are gone, as was accepted.
+    tables are known to be damaged, though they open. Of what was accepted: `salvaged` says that
+    rows are gone, `lost_from` from where on decrees are (0 = none).
     """
 
     engine: Engine | None = None
@@ -83,6 +84,7 @@ class RecoveredReplica:
     waiting: bool = False
     damage: str = ""
     salvaged: bool = False
+    lost_from: int = 0
 
     def take(self, other: "RecoveredReplica") -> None:
         """Become what another try has found."""
@@ -189,9 +191,9 @@ def open_late(
 
     Fills `replica`, of which only the incarnation is known.
     """
-    incarnation = replica.incarnation
+    incarnation, lost_from = replica.incarnation, replica.lost_from
     replica.take(_open_engine(directory, gpid, factory))
-    replica.incarnation = incarnation
+    replica.incarnation, replica.lost_from = incarnation, lost_from
     if replica.waiting:
         return
     recovery = _Recovery(directory, factory, gpid, replica, accept_loss=False)
@@ -201,6 +203,7 @@ def open_late(
         recovery.close(f"{replica.closed}; {error}" if replica.closed else str(error))
         return
     recovery.bring_up(records)
+    recovery.tell_duplications()
     _set_pins(log, gpid, replica)
 
 
@@ -362,8 +365,6 @@ class _Recovery:
         self._replica = replica
         self._accept_loss = accept_loss
         self._files = directory.files(gpid)
-        # From where on decrees are lost, as was accepted; 0 = none are.
-        self._lost_from = 0
 
     def close(self, reason: str) -> None:
         """Keep the replica from being opened until somebody acts."""
@@ -390,7 +391,7 @@ class _Recovery:
             _log.error("partition %s: the operator accepts the loss: %s", self._gpid, lost)
             files = accepted.files | damage.files_of(self._gpid, replica.incarnation)
             if self._accept(Accepted(accepted.incarnation, files, accepted.gap)):
-                self._lost_from = _UNKNOWN
+                replica.lost_from = _UNKNOWN
                 return True
         # What does not open either says so first.
         before = f"{replica.closed}; " if replica.closed and not replica.waiting else ""
@@ -482,7 +483,7 @@ class _Recovery:
         replica = self._replica
         if replica.engine is None or replica.closed:
             return
-        lost_from = _UNKNOWN if replica.salvaged else self._lost_from
+        lost_from = _UNKNOWN if replica.salvaged else replica.lost_from
         rows = replica.participation.lose(lost_from, rows=replica.salvaged)
         if not rows:
             return
@@ -517,7 +518,7 @@ class _Recovery:
     def _may_skip(self, gap_at: int, gap: str) -> bool:
         """Whether the records behind a gap that begins at this decree are given up."""
         accepted = self._accepted()
-        self._lost_from = gap_at
+        self._replica.lost_from = gap_at
         if accepted.gap == gap_at:
             return True
         if not self._accept_loss:

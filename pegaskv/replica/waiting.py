@@ -66,7 +66,7 @@ class WaitingReplicas:
             await self._try(gpid, replica)
 
     async def _try(self, gpid: Gpid, replica: RecoveredReplica) -> None:
-        found = RecoveredReplica(incarnation=replica.incarnation)
+        found = RecoveredReplica(incarnation=replica.incarnation, lost_from=replica.lost_from)
         try:
             await self._worker.run(
                 partial(open_late, self._directory, self._factory, self._log, gpid, found)

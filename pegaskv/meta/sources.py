@@ -209,6 +209,12 @@ class Sources:
                 )
                 if other:
                     text += f"; it is not what was asked for: {'; '.join(other.values())}"
+                in_force = self._host.delivery.acknowledged(table.table_id, table.version)
+                if not (entry.checkpoint or in_force):
+                    text += (
+                        "; not every partition has marked its log for it yet, so what is written "
+                        "now may be missed: ask again in a moment"
+                    )
                 raise DuplicationExists(
                     text,
                     hint=f"`query_dup {table.name}` shows it; nothing was changed",
@@ -216,6 +222,7 @@ class Sources:
                         "existing": stored_map(self._host.cluster, entry),
                         "requested": requested(event, table),
                         "differences": list(other),
+                        "in_force": in_force,
                     },
                 )
 

@@ -160,6 +160,8 @@ def _already(error: DuplicationExists, table: str, requested: dict[str, Any]) ->
         hint = f"to have it as requested: `remove_dup {word} {cluster}`, then add it again"
     elif existing.paused or existing.status is DuplicationStatus.DS_PAUSE:
         hint = f"it is there as requested, and paused: `start_dup {word} {cluster}` ends the pause"
+    elif not existing.checkpoint and (error.details or {}).get("in_force") is False:
+        hint = "not every partition has marked its log for it yet: ask again before you write"
     else:
         hint = f"it is there as requested: `query_dup {word}` shows how far it is"
     return AlreadyDuplicated(

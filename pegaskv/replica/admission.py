@@ -45,7 +45,7 @@ class Admission(Guarded):
 
     def admit(self, size: int = 0) -> None:
         """Raise the error that a client's write of `size` bytes is answered with, if any."""
-        if self.follower and self.serving:
+        if self._follower and self._serving:
             raise FollowerTable(
                 f"table {self.gpid[0]} is the target of a duplication and takes no writes",
                 hint="write at the source, or open it: open_table, switch_dup, a duplication back",
@@ -54,7 +54,7 @@ class Admission(Guarded):
 
     def admit_received(self, size: int = 0) -> None:
         """Raise the error that a duplicated write is answered with, if any."""
-        if not self.serving:
+        if not self._serving:
             raise self.refusal()
         if self.disk_full:
             raise DiskFull(f"partition {self.gpid} refuses writes: the disk is nearly full")

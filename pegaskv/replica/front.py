@@ -324,7 +324,8 @@ class Front:
         touched: dict[ServerConnection, None] = {}
         now_ms = self._now_ms()
         for replica, decree in logged:
-            replica.on_logged(decree, touched, now_ms)
+            replica.commit(decree)
+            replica.take_committed(touched, now_ms)
         for connection in touched:
             connection.flush()
         for replica, decree in logged:

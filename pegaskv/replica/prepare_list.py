@@ -54,7 +54,8 @@ class PrepareList:
         forget = self._mutations.popleft
         for _ in range(decree - self.committed):
             forget()
-        self.committed = max(self.committed, decree)
+        if decree > self.committed:
+            self.committed = decree
 
     def replace(self, mutations: list[Mutation]) -> None:
         """Exchange the whole window for one of the same or a greater length."""

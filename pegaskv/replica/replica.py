@@ -188,7 +188,8 @@ class Replica(Admission):
         """Return a batch above all that was written, which the next tick takes up."""
         wall_us = self._clock.wall_us()
         first = self.last_timestamp_us + 1
-        first = max(first, wall_us)
+        if first < wall_us:
+            first = wall_us
         self.last_timestamp_us = first - 1
         if not self.dirty:
             self.dirty = True
@@ -339,11 +340,6 @@ class Replica(Admission):
         for call in batch.settled:
             call()
 
-    def on_logged(self, decree: int, touched: dict[ServerConnection, None], now_ms: int) -> None:
-        """The log has everything up to `decree`: commit, and answer into `touched`."""
-        self.commit(decree)
-        self._take_committed(touched, now_ms)
-
     def prepare_answers(
         self,
         decree: int,
@@ -366,11 +362,12 @@ class Replica(Admission):
                     found.append(reply)
 
     def commit(self, decree: int) -> None:
-        """The log has everything up to `decree`; `on_logged` follows in the same turn."""
+        """The log has everything up to `decree`; `take_committed` follows in the same turn."""
         if self.machine.logged(decree):
             self._begins_to_serve = True
 
-    def _take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> None:
+    def take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> None:
+        """Hand over what the machine has committed; answer into `touched` who was not."""
         committed = self.machine.prepared.committed
         in_flight = self.in_flight
         last: ServerConnection | None = None

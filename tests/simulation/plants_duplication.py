@@ -119,14 +119,14 @@ def _collect_while_it_is_paused(patch: Patch) -> None:
 
 
 def _ship_what_is_not_synced(patch: Patch) -> None:
-    real = Replica.on_logged
+    real = Replica.take_committed
 
     def at_once(self: Replica, *arguments: Any) -> None:
         real(self, *arguments)
         self.shipping.synced = max(self.shipping.synced, self.machine.committed)
         self.shipping.advance(self.machine.committed)
 
-    patch.setattr(Replica, "on_logged", at_once)
+    patch.setattr(Replica, "take_committed", at_once)
 
 
 def _ship_from_the_end_of_the_copy(patch: Patch) -> None:

@@ -104,10 +104,11 @@ class Pair:
 
     async def reach(self, name: str, status: str, *, within_ms: int = RECOVERED_MS) -> None:
         """Wait for a phase."""
-        end_ms = self.world.now_ms + within_ms
+        began_ms = self.world.now_ms
         while (found := await self.entry(name)).status.value != status:
-            assert self.world.now_ms < end_ms, f"not {status} after {within_ms} ms: {found}"
-            await self.world.sleep_ms(5)
+            took_ms = self.world.now_ms - began_ms
+            assert took_ms < within_ms, f"not {status} after {within_ms} ms: {found}"
+            await self.world.sleep_ms(2 + took_ms // 20)
 
     async def shows_a_cause(self, name: str, *, what: str = "") -> Duplication:
         """Wait for the sentence that says why it does not go on."""

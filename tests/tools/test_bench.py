@@ -132,6 +132,17 @@ def test_a_ratio_is_held_against_its_target_and_a_stop_by_its_worst_round() -> N
     assert all(row.endswith("**missed** |") for row in rows)
 
 
+@pytest.mark.parametrize(("ratio", "told"), [(1.7, True), (1.5, False)])
+def test_a_reason_is_given_for_what_was_missed_and_for_nothing_else(
+    ratio: float, told: bool
+) -> None:
+    (target,) = [each for each in TARGETS if each.comparison == "set, os, 256 partitions"]
+    rounds = {OURS: [ratio], target.peer: [1.0]}
+    page = document({"partitions": report_of("partitions", **{target.comparison: rounds})})
+    assert target.why
+    assert (f"* {target.comparison}. {target.why}" in page) == told
+
+
 def test_a_peer_that_was_not_there_leaves_its_targets_open() -> None:
     page = document({"client": report_of("client", **{"set, os, 50 tasks": {OURS: [90_000.0]}})})
     (row,) = [line for line in page.splitlines() if line.startswith("| client | set, os, 50")]

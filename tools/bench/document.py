@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.bench.report import OURS, spread
-from tools.bench.targets import TARGETS, Target
+from tools.bench.targets import MISSED, TARGETS, Target
 
 __all__ = ["ORDER", "PAGE", "document", "main", "read_lines"]
 
@@ -89,6 +89,7 @@ def _machines(benches: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def _verdicts(benches: dict[str, dict[str, Any]]) -> list[str]:
     rows = []
+    reasons: dict[str, list[str]] = {}
     for target in TARGETS:
         figure = _figure(target, benches)
         row = (
@@ -102,10 +103,16 @@ def _verdicts(benches: dict[str, dict[str, Any]]) -> list[str]:
             rows.append((*row, "-", "not measured"))
         else:
             digits = 0 if figure >= 100 else 2
-            rows.append((*row, f"{figure:,.{digits}f}", target.verdict(figure)))
-    return list(
-        _table(("bench", "what", "", "at least", "aim", "measured", ""), rows, right=(3, 4, 5))
-    )
+            verdict = target.verdict(figure)
+            rows.append((*row, f"{figure:,.{digits}f}", verdict))
+            if verdict == MISSED and target.why:
+                reasons.setdefault(target.why, []).append(target.comparison)
+    names = ("bench", "what", "", "at least", "aim", "measured", "")
+    lines = list(_table(names, rows, right=(3, 4, 5)))
+    if reasons:
+        lines.append("\nOf what was missed:\n")
+        lines += [f"* {'; '.join(missed)}. {why}" for why, missed in reasons.items()]
+    return lines
 
 
 def _figure(target: Target, benches: dict[str, dict[str, Any]]) -> float | None:

@@ -27,6 +27,8 @@ class DuplicationOptions:
     pages_in_flight_max: int = 4
     # Confirmed decrees are stored at the meta server at most so often.
     confirm_interval_ms: int = 1_000
+    # Where nothing is written, the target is asked so often whether it has all that it had.
+    idle_check_interval_ms: int = 10_000
     # How long a request to the other cluster may take.
     timeout_ms: int = 3_000
     # Back-off after a failure.
@@ -50,6 +52,7 @@ class DuplicationOptions:
             ("batches_in_flight_max", 1, 64),
             ("pages_in_flight_max", 1, 64),
             ("confirm_interval_ms", 10, 60_000),
+            ("idle_check_interval_ms", 100, 3_600_000),
             ("timeout_ms", 100, 600_000),
             ("retry_ms_min", 1, 60_000),
             ("retry_ms_max", 1, 600_000),

@@ -6,7 +6,7 @@ or the role, the next run goes on where that leaves it, and a repetition is harm
 
 There is no timer on the way of a write: the commit wakes the run, which reads the record
 from memory and sends it in the same turn of the loop. Timers exist for storing what is
-confirmed, and for pauses after a failure.
+confirmed, for pauses after a failure, and for a look at the target where nothing is written.
 """
 
 import asyncio
@@ -156,7 +156,7 @@ class PartitionRun:
         """Wait for the pin, and see that it is the one that was there before."""
         uuid, stored = self.order.uuid, self._stored
         while not (self.source.serving and self.source.start_decree(uuid)):
-            await self._woken()
+            await self._woken(_HELD_CHECK_MS)
         start_decree = self.source.start_decree(uuid)
         if stored.start_decree and stored.start_decree != start_decree:
             raise _Broken(lost_pin(stored.start_decree, start_decree))
@@ -177,17 +177,15 @@ class PartitionRun:
             self._look_at_held_log()
             await self._woken(_HELD_CHECK_MS)
 
-    async def _woken(self, at_most_ms: int | None = None) -> None:
-        """Wait for anything that may let the run go on."""
-        if at_most_ms is None:
-            await self._wake.wait()
-        else:
-            try:
-                async with self._clock.timeout_ms(at_most_ms):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+    async def _woken(self, at_most_ms: int) -> bool:
+        """Wait for anything that may let the run go on; whether it came in time."""
+        try:
+            async with self._clock.timeout_ms(at_most_ms):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
         self._wake.clear()
+        return True
 
     def _go_on(self) -> None:
         """Raise what the phase at hand must not go on against."""
@@ -299,7 +297,15 @@ class PartitionRun:
             else:
                 # Answers wake it, and what may be shipped does.
                 waits = machine.batches_in_flight or self._is_behind(machine)
-                await self._woken(interval_ms if waits else None)
+                if waits:
+                    await self._woken(interval_ms)
+                elif not await self._woken(self._idle_ms()):
+                    # Nobody tells that the target is gone, or has lost the last write.
+                    machine = await self._open()
+
+    def _idle_ms(self) -> int:
+        most = self._options.idle_check_interval_ms
+        return self._context.random.randint(most // 2, most)
 
     def _is_behind(self, machine: LogMachine) -> bool:
         return machine.read < self.source.shippable_decree

@@ -343,3 +343,44 @@ def test_no_copied_row_is_lost_when_the_target_loses_its_power(durability: str) 
         await pair.equal("t")
 
     play(scenario)
+
+
+def test_where_nothing_is_written_a_target_that_is_away_is_seen_and_comes_back() -> None:
+    async def scenario(pair: Pair) -> None:
+        await shipping(pair)
+        pair.beta.node.crash(power=True)
+        found = await shown(pair, lambda one: bool(one.last_error), within_ms=15_000)
+        assert (found.error_class, found.gap, found.failure) == ("unreachable", 0, "")
+        await pair.start_target()
+        found = await shown(pair, lambda one: not one.last_error)
+        assert (found.caught_up, found.attempts) == (True, 0)
+        await pair.equal("t")
+
+    play(scenario)
+
+
+def test_a_last_write_that_a_target_without_syncs_loses_is_not_taken_for_there() -> None:
+    async def scenario(pair: Pair) -> None:
+        pair.alpha.duplication = DuplicationOptions(confirm_interval_ms=10)
+        table = await shipping(pair, durability="os")
+        for number in range(20):
+            # At some time between two syncs of the target.
+            await pair.world.sleep_ms(1_000 + 7 * number)
+            last = b"last %d" % number
+            await table.set(last, b"s", b"v")
+            await pair.world.sleep_ms(30)
+            pair.beta.node.crash(power=True)
+            found = (await pair.entry("t")).partitions[0]
+            assert found.confirmed_decree == found.last_committed_decree
+            await pair.start_target()
+            if await (await pair.target.table("t")).get(last, b"s") is None:
+                break
+        else:
+            raise AssertionError("nothing was ever lost")
+        found = await shown(pair, lambda one: bool(one.failure), within_ms=15_000)
+        assert "the target lost what it had confirmed" in found.failure
+        assert found.error_class == "target_lost"
+        await copied_anew(pair, found)
+        assert await (await pair.target.table("t")).get(last, b"s") == b"v"
+
+    play(scenario)

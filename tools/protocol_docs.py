@@ -33,8 +33,12 @@ _SECTION: Final = re.compile(
 # Limits that a client should know and that hello does not announce: name, value, meaning.
 _OTHER_LIMITS: Final = (
     ("frame before hello", limits.BEFORE_HELLO_BYTES_MAX, "bytes of body"),
-    ("values in a frame of requests", limits.REQUEST_VALUES_MAX, "counted above 64 KiB of body"),
-    ("values in a frame of replies", limits.FRAME_VALUES_MAX, "counted above 64 KiB of body"),
+    (
+        "values in a frame of requests",
+        limits.REQUEST_VALUES_MAX,
+        f"counted above 64 KiB of body; an array or map is {limits.CONTAINER_VALUES} more",
+    ),
+    ("values in a frame of replies", limits.FRAME_VALUES_MAX, "counted in the same way"),
     ("time to live", limits.TTL_SECONDS_MAX, "seconds"),
     ("time limit", limits.TIMEOUT_MS_MAX, "milliseconds"),
     ("table name", limits.TABLE_NAME_BYTES_MAX, "bytes"),

@@ -14,6 +14,7 @@ __all__ = [
     "CONNECTION_OUTPUT_BYTES_MAX",
     "CONNECTION_OUTPUT_PAUSE_BYTES",
     "CONNECTION_REQUESTS_IN_FLIGHT_MAX",
+    "CONTAINER_VALUES",
     "ENV_COUNT_MAX",
     "ENV_VALUE_BYTES_MAX",
     "FRAME_MESSAGES_MAX",
@@ -56,7 +57,9 @@ FRAME_UNCOUNTED_BYTES_MAX: Final = 64 * 1024
 # The same in a frame of requests: a server that decodes one serves nobody else meanwhile.
 REQUEST_VALUES_MAX: Final = 256 * 1024
 # A sender puts several messages into one frame up to this size: then the count never bites.
-FRAME_SHARED_BYTES_MAX: Final = 256 * 1024
+FRAME_SHARED_BYTES_MAX: Final = 160 * 1024
+# What an array or map counts beside what is in it: an empty one takes its time too.
+CONTAINER_VALUES: Final = 3
 
 # Rows. A hash key of 65 535 bytes would collide with the reserved keys.
 HASH_KEY_BYTES_MAX: Final = 65_534
@@ -105,9 +108,12 @@ SPIN_US_MAX: Final = 10_000
 assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert PAGE_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert CLIENT_FRAME_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
-# Each value takes a byte at least; and a frame of one full page or operation passes the count.
-assert FRAME_SHARED_BYTES_MAX <= REQUEST_VALUES_MAX <= FRAME_VALUES_MAX
-assert 5 * max(PAGE_ROWS_MAX, BATCH_ROWS_MAX, OPERATION_ROWS_MAX) < REQUEST_VALUES_MAX
+# A frame of one full page or operation passes the count, and so does whatever is shared. The
+# shortest thing that is sent in numbers is [2, b""]: 4 bytes, and one value of what holds it.
+assert FRAME_SHARED_BYTES_MAX * (3 + CONTAINER_VALUES) // 4 <= REQUEST_VALUES_MAX
+assert REQUEST_VALUES_MAX <= FRAME_VALUES_MAX
+assert (5 + CONTAINER_VALUES) * max(BATCH_ROWS_MAX, OPERATION_ROWS_MAX) < REQUEST_VALUES_MAX
+assert 4 * PAGE_ROWS_MAX < FRAME_VALUES_MAX
 assert BEFORE_HELLO_BYTES_MAX < FRAME_UNCOUNTED_BYTES_MAX < CLIENT_FRAME_BYTES_MAX
 assert CLIENT_FRAME_BYTES_MAX <= CONNECTION_BYTES_IN_FLIGHT_MAX <= PROCESS_BYTES_IN_FLIGHT_MAX
 assert REPLY_FLUSH_BYTES < CONNECTION_OUTPUT_PAUSE_BYTES < CONNECTION_OUTPUT_BYTES_MAX

@@ -14,6 +14,7 @@ from msgpack import fallback
 from pegaskv.base.errors import WireError
 from pegaskv.base.limits import (
     BATCH_ROWS_MAX,
+    CONTAINER_VALUES,
     FRAME_MESSAGES_MAX,
     FRAME_UNCOUNTED_BYTES_MAX,
     FRAME_VALUES_MAX,
@@ -103,7 +104,7 @@ def _counting_hook(values_max: int) -> Callable[[Any], Any]:
 
     def count(container: Any) -> Any:
         nonlocal left
-        left -= len(container) + 1
+        left -= len(container) + CONTAINER_VALUES
         if left < 0:
             raise WireError(f"more than {values_max} values in one frame")
         return container

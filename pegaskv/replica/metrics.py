@@ -6,9 +6,9 @@ from typing import Final
 from pegaskv.base.metrics import Metric, gauges
 from pegaskv.replica.counts import COUNTS
 from pegaskv.replica.options import ReplicaOptions
+from pegaskv.replica.read_line import ReadLine
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.throttling import ThrottledLine
-from pegaskv.runtime.worker import Worker
 
 __all__ = ["bound_metrics", "replica_metrics"]
 
@@ -48,7 +48,7 @@ def replica_metrics(
 
 
 def bound_metrics(
-    replicas: Collection[Replica], options: ReplicaOptions, *, scans: Worker, line: ThrottledLine
+    replicas: Collection[Replica], options: ReplicaOptions, *, scans: ReadLine, line: ThrottledLine
 ) -> Iterable[Metric]:
     """Return what waits or is under way, beside what may."""
     most = "of the partition that has most."

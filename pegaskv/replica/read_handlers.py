@@ -37,11 +37,11 @@ from pegaskv.replica.fields import (
     require_hash_key,
 )
 from pegaskv.replica.lane import SLICE_BYTES, SLICE_ROWS, Lane, Steps
+from pegaskv.replica.read_line import ReadLine
 from pegaskv.replica.reads import RangeRead, ScanRead, multi_get_keys, multi_get_range, scan
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.runtime.clock import Clock
-from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Snapshot
 
 __all__ = ["ReadHandlers"]
@@ -63,7 +63,7 @@ class ReadHandlers:
         closed: dict[tuple[int, int], str],
         *,
         clock: Clock,
-        worker: Worker,
+        line: ReadLine,
         lane: Lane,
         scans_waiting_max: int,
         on_corruption: Callable[[Replica, BaseException], RequestError],
@@ -73,7 +73,7 @@ class ReadHandlers:
         self._replicas = replicas
         self._closed = closed
         self._clock = clock
-        self._worker = worker
+        self._line = line
         self._lane = lane
         self._scans_waiting_max = scans_waiting_max
         self._on_corruption = on_corruption
@@ -270,7 +270,7 @@ class ReadHandlers:
         if connection.output_paused:
             # Pages that nobody takes would only pile up.
             raise Busy("the replies before this one are not read", details={"retry_after_ms": 50})
-        if self._worker.pending >= self._scans_waiting_max:
+        if self._line.pending >= self._scans_waiting_max:
             raise Busy("too many scans are waiting", details={"retry_after_ms": 50})
         replica.scans += 1
         request_id = message[0]
@@ -317,7 +317,7 @@ class ReadHandlers:
             if isinstance(snapshot, BaseException):
                 done(None, snapshot)
             else:
-                self._worker.submit(lambda: work(snapshot), done)
+                self._line.submit(connection, lambda: work(snapshot), done)
 
         replica.snapshot_then(begin)
 

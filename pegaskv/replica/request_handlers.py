@@ -11,9 +11,9 @@ from pegaskv.replica.received import ReceivedHandlers
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.throttling import ThrottledLine
+from pegaskv.replica.workers import Workers
 from pegaskv.replica.writes import WriteHandlers
 from pegaskv.runtime.clock import Clock
-from pegaskv.runtime.worker import Worker
 
 __all__ = ["request_handlers"]
 
@@ -23,20 +23,20 @@ def request_handlers(
     closed: dict[tuple[int, int], str],
     *,
     clock: Clock,
-    worker: Worker,
+    workers: Workers,
     scans_waiting_max: int,
     on_corruption: Callable[[Replica, BaseException], RequestError],
     line: ThrottledLine,
     slow: SlowRequests,
 ) -> dict[int, Handler]:
-    """Return the handler of each data operation; `worker` has the thread that reads ranges."""
+    """Return the handler of each data operation."""
     guarded = GuardedRequests(replicas, line=line, slow=slow)
     lane = Lane()
     reads = ReadHandlers(
         replicas,
         closed,
         clock=clock,
-        worker=worker,
+        line=workers.reads,
         lane=lane,
         scans_waiting_max=scans_waiting_max,
         on_corruption=on_corruption,
@@ -55,7 +55,7 @@ def request_handlers(
         replicas,
         closed,
         clock=clock,
-        worker=worker,
+        worker=workers.scan,
         lane=lane,
         scans_waiting_max=scans_waiting_max,
         on_corruption=on_corruption,

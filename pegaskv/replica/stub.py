@@ -278,7 +278,7 @@ class ReplicaStub:
             self._replicas,
             self._closed,
             clock=self._clock,
-            worker=self._workers.scan,
+            workers=self._workers,
             scans_waiting_max=self._options.scans_waiting_max,
             on_corruption=self._repairs.on_corruption,
             line=self._line,
@@ -592,7 +592,9 @@ class ReplicaStub:
             log_unflushed_bytes=log.total_unflushed if log is not None else 0,
             log_unflushed_bytes_max=self._log_options.flush_total_bytes,
         )
-        yield from bound_metrics(replicas, self._options, scans=self._workers.scan, line=self._line)
+        yield from bound_metrics(
+            replicas, self._options, scans=self._workers.reads, line=self._line
+        )
 
     def _table_name(self, table_id: int) -> str:
         return self._tables[table_id].name if table_id in self._tables else str(table_id)

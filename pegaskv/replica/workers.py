@@ -1,5 +1,6 @@
 """The threads of one replica server."""
 
+from pegaskv.replica.read_line import ReadLine
 from pegaskv.runtime.worker import Worker
 
 __all__ = ["Workers"]
@@ -19,4 +20,6 @@ class Workers:
         self.segments = segments
         self.apply = apply
         self.scan = scan
+        # Reads of clients, in their turns.
+        self.reads = ReadLine(scan)
         self.upkeep = upkeep

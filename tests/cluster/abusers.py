@@ -18,6 +18,7 @@ from pegaskv.codec.frames import encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.codec.packing import pack
 from pegaskv.runtime.tasks import TaskScope
+from tests.helpers import pause
 from tests.net.test_connection_sockets import Client
 
 __all__ = ["ABUSERS", "LARGE_BYTES", "LARGE_ROWS", "PARTITIONS"]
@@ -56,7 +57,7 @@ async def many(count: int, one: Callable[[int], Coroutine[Any, Any, None]]) -> N
         while True:
             with suppress(OSError, AssertionError):
                 await one(number)
-            await asyncio.sleep(0.1)
+            await pause(0.1)
 
     async with TaskScope("abusers") as scope:
         for number in range(count):
@@ -84,7 +85,7 @@ async def ask_without_end(
                 client.send([[request_id, *make(number)]])
             if (await client.receive())[1]:
                 # Busy, for one.
-                await asyncio.sleep(0.005)
+                await pause(0.005)
             under_way -= 1
 
     await many(connections, one)
@@ -127,7 +128,7 @@ async def slow_senders(port: int, table_id: int) -> None:
         for byte in ping * 4:
             client.writer.write(bytes([byte]))
             await client.writer.drain()
-            await asyncio.sleep(1)
+            await pause(1)
 
     await many(300, one)
 

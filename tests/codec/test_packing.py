@@ -198,9 +198,14 @@ def test_as_many_values_as_the_limit_allows_pass() -> None:
     assert unpack(body) == rows
 
 
-def test_no_frame_up_to_the_shared_size_meets_the_limit_of_values() -> None:
-    # The most values that the bytes can hold: one byte each.
-    messages = [[None] * 250] * FRAME_MESSAGES_MAX
+@pytest.mark.parametrize(
+    # The most values that the bytes can hold, and the most arrays that anybody would send.
+    "message",
+    [[None] * 150, [[2, b""]] * 38],
+    ids=["values", "arrays"],
+)
+def test_no_frame_up_to_the_shared_size_meets_the_limit_of_values(message: list[object]) -> None:
+    messages = [message] * FRAME_MESSAGES_MAX
     body = pack(messages)
     assert FRAME_UNCOUNTED_BYTES_MAX < len(body) <= FRAME_SHARED_BYTES_MAX
     assert unpack(body, values_max=REQUEST_VALUES_MAX) == messages

@@ -30,6 +30,9 @@ __all__ = ["Acceptor"]
 
 _log = logging.getLogger(__name__)
 
+# What a connection may hold although the process holds all that it may.
+_NEXT_TO_NOTHING = 16 * 1024
+
 # The beginning of a `WireError` and the kind that metrics and log lines call it.
 _KINDS = (
     ("frame of", "too large"),
@@ -216,8 +219,13 @@ class Acceptor:
                 connection.resume()
 
     def over_budget(self, connection: ServerConnection) -> bool:
-        """Whether the process holds too much for `connection` to read on; it will be woken."""
+        """Whether the process holds too much for `connection` to read on; it will be woken.
+
+        One that holds next to nothing reads on: it is not the one that took the room.
+        """
         if self.bytes_in_flight < self.options.bytes_in_flight_max:
+            return False
+        if connection.held_bytes <= _NEXT_TO_NOTHING:
             return False
         self._stalled[connection] = None
         return True

@@ -111,6 +111,29 @@ async def test_the_process_budget_pauses_all_and_is_given_back() -> None:
     assert server.acceptor.bytes_in_flight == 0
 
 
+async def test_who_holds_next_to_nothing_is_served_although_others_fill_the_budget() -> None:
+    server = Server(bytes_in_flight_max=1_000_000)
+    greedy = [server.greeted(f"10.0.0.{number}") for number in range(3)]
+    frame = encode_frame([[1, ECHO, 0, bytes(900_000)]])
+    for peer in greedy:
+        peer.send_bytes(frame[:-1])
+        await turn()
+    assert server.acceptor.bytes_in_flight > 1_000_000
+    polite = server.greeted("10.0.1.1")
+    for number in range(1, 50):
+        polite.send([[number, ECHO, 0], [1_000 + number, LATER, 0]])
+        assert polite.transport.reading
+    assert len(polite.replies()) == 49
+    polite.send([[99, LATER, 0, bytes(50_000)]])
+    assert not polite.transport.reading
+    server.answer()
+    # Those that hold much are given up one by one.
+    for _ in greedy:
+        server.pass_time(250)
+    await turn()
+    assert polite.transport.reading
+
+
 async def test_when_half_sent_frames_fill_the_budget_the_largest_is_given_up() -> None:
     server = Server(bytes_in_flight_max=1_000_000)
     small, large, late = (server.greeted(f"10.0.0.{number}") for number in range(3))

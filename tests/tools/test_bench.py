@@ -105,6 +105,12 @@ def test_a_page_names_each_bench_also_those_that_did_not_run() -> None:
     assert "| processors seen | 2 |" in page
 
 
+@pytest.mark.parametrize(("load", "told"), [(4.2, True), (0.3, False), (None, False)])
+def test_a_page_says_it_when_the_machine_was_not_quiet(load: float | None, told: bool) -> None:
+    line = report_of("scan", full_scan={OURS: [500_000.0]}) | {"load": load}
+    assert ("**The machine was not quiet**: its load was 4.2" in document({"scan": line})) == told
+
+
 @pytest.mark.parametrize(
     ("rate", "verdict"),
     [(399_000.0, "**missed**"), (400_000.0, "held"), (650_000.0, "aim reached")],

@@ -1,6 +1,7 @@
 """`python -m tools.bench [NAME] [--seconds N] [--rounds N] [--json FILE] [--document]`."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -46,10 +47,13 @@ def main() -> int:
     try:
         machine = describe()
         for name in BENCHES if options.name == "all" else [options.name]:
+            # What else the machine does: the bench itself has not begun.
+            load = round(os.getloadavg()[0], 1) if not lines else None
             report = BENCHES[name](options.seconds, options.rounds)
             report.run = {
                 "seconds": options.seconds,
                 "rounds": options.rounds,
+                "load": load,
                 "machine": machine,
             }
             show(report)

@@ -33,6 +33,9 @@ _HELD: Final = """## What must hold
 less is better.
 """
 
+# What else may run while a machine counts as quiet.
+_LOAD_QUIET: Final = 1.0
+
 ORDER: Final = (
     "client",
     "server",
@@ -66,6 +69,7 @@ def document(benches: dict[str, dict[str, Any]]) -> str:
     """Return the page."""
     lines = [_OPENING]
     lines += _machines(benches)
+    lines += _load(benches)
     lines += [_HELD, *_verdicts(benches), ""]
     for name in ORDER:
         lines += _bench(name, benches[name]) if name in benches else _absent(name)
@@ -85,6 +89,17 @@ def _machines(benches: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"## {title}\n"
         yield from _table(("", ""), [(name, value) for name, value in machine.items()])
         yield ""
+
+
+def _load(benches: dict[str, dict[str, Any]]) -> list[str]:
+    """Say it when the machine had other work: such figures are of little worth."""
+    loads = [bench["load"] for bench in benches.values() if bench.get("load") is not None]
+    if not loads or max(loads) < _LOAD_QUIET:
+        return []
+    return [
+        f"**The machine was not quiet**: its load was {max(loads):g} before the run began, so the "
+        "times are longer, the rates lower and the ratios less sure than they would be.\n"
+    ]
 
 
 def _verdicts(benches: dict[str, dict[str, Any]]) -> list[str]:

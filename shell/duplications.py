@@ -154,7 +154,8 @@ def describe(duplication: "Duplication", *, detailed: bool = False) -> list[str]
     counts = {"conflicts": it.conflicts, "skipped": it.skipped}
     shown |= {name: count for name, count in counts.items() if count}
     if it.incomplete:
-        shown["incomplete"] = "rows were skipped: the tables differ"
+        shown["incomplete"] = "rows were skipped: the tables differ; when the target can take "
+        shown["incomplete"] += f"them, `start_dup {it.table} {it.remote_cluster} --copy`"
     head = f"{it.table or 'table'} => {it.remote_cluster}:{it.remote_table}, id {it.dupid}"
     lines = [head]
     shown |= _stall(it)

@@ -76,13 +76,14 @@ class FrameSplitter:
 
         """
         frames: list[list[Any]] = []
+        # Also when what is held turns out to be the beginning of a header only.
+        self.more = False
         if self._held:
             self._held += data
             if len(self._held) < self._needed:
                 return frames
             data = bytes(self._held)
             self._held.clear()
-        self.more = False
         position = 0
         end = len(data)
         needed = HEADER_BYTES

@@ -228,5 +228,22 @@ def test_of_any_body_only_messages_or_a_wire_error_come_out(body: bytes) -> None
     assert 0 < len(frames[0]) <= FRAME_MESSAGES_MAX
 
 
+@pytest.mark.parametrize("rest", range(30))
+def test_more_is_said_only_while_there_is_more(rest: int) -> None:
+    frames = [encode_frame([[number, bytes(90)]]) for number in range(6)]
+    splitter = FrameSplitter(call_bytes_max=250)
+    data = b"".join(frames)
+    found = splitter.feed(data + frames[0][:rest])
+    calls = 0
+    while splitter.more:
+        found += splitter.feed(b"")
+        calls += 1
+        assert calls < 10, "nothing comes of it"
+    assert calls
+    assert splitter.buffered_bytes == rest
+    found += splitter.feed(frames[0][rest:])
+    assert [messages[0][0] for messages in found] == [0, 1, 2, 3, 4, 5, 0]
+
+
 def test_the_layout_of_a_frame_never_changes() -> None:
     assert encode_frame([[7, 1, 0]]).hex() == "00000005" + "2257a033" + "9193070100"

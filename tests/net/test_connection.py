@@ -268,6 +268,29 @@ async def test_many_small_frames_are_decoded_a_share_a_turn() -> None:
     assert len(peer.replies()) == 100
 
 
+@pytest.mark.parametrize("rest", [1, 4, 7, 8, 20])
+async def test_a_read_that_ends_within_a_header_keeps_nobody_from_reading_on(rest: int) -> None:
+    server = Server()
+    peer = server.greeted()
+    frame = encode_frame([echo(1, bytes(40_000))])
+    last = encode_frame([echo(2)])
+    peer.connection.data_received(frame + last[:rest])
+    for _ in range(5):
+        await turn()
+    assert peer.transport.reading
+    peer.connection.data_received(last[rest:])
+    assert server.handled == [1, 2]
+
+
+async def test_a_server_that_stops_ends_a_connection_that_ends_within_a_header() -> None:
+    server = Server()
+    peer = server.greeted()
+    frame = encode_frame([echo(1, bytes(40_000))])
+    peer.connection.data_received(frame + frame[:4])
+    peer.connection.drain()
+    assert peer.connection.closed
+
+
 async def test_a_large_reply_does_not_hold_small_ones_back() -> None:
     peer = Server().greeted()
     peer.send([echo(2), [3, LARGE, 0, 4 * REPLY_FLUSH_BYTES], echo(4)])

@@ -55,6 +55,12 @@ class Operation(IntEnum):
     LIST_NODES = 70
     CLUSTER_INFO = 71
     SERVER_INFO = 72
+    GET_META_LEVEL = 73
+    SET_META_LEVEL = 74
+    SET_REPLICA_COUNT = 75
+    BALANCE = 76
+    PROPOSE_CHANGE = 77
+    DIAGNOSE = 78
 
     ADD_DUPLICATION = 80
     MODIFY_DUPLICATION = 81
@@ -67,6 +73,23 @@ class Operation(IntEnum):
 
     ENSURE_DUPLICATION = 90
     FORGET_DUPLICATION = 91
+
+    PREPARE = 100
+    ADOPT = 101
+    BEACON = 102
+    LEARN_BEGIN = 103
+    LEARN_READ = 104
+    LEARN_LOG = 105
+    LEARN_JOIN = 106
+
+    NODE_REPORT = 120
+    NODE_BEACON = 121
+    NODE_LEAVING = 122
+    PROPOSE = 123
+    REPORT_PROGRESS = 124
+    CONFIGURE = 130
+    OBEY = 131
+    REPLICA_STATES = 132
 
 
 class RangeFlag(IntFlag):
@@ -233,6 +256,93 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "cluster id, cluster uuid, a sentence",
     ),
     Operation.FORGET_DUPLICATION: OperationSpec("table id (0 = any), duplication uuid", "found"),
+    Operation.GET_META_LEVEL: OperationSpec(
+        "", "level (stopped | blind | freezed | steady | lively), a sentence"
+    ),
+    Operation.SET_META_LEVEL: OperationSpec("level", "level before, level now"),
+    Operation.SET_REPLICA_COUNT: OperationSpec(
+        "table name, replica count", "table, [warning, ...]"
+    ),
+    Operation.BALANCE: OperationSpec(
+        "table id, partition index, kind (move_pri | copy_pri | copy_sec), from node id, "
+        "to node id",
+        "a sentence",
+    ),
+    Operation.PROPOSE_CHANGE: OperationSpec(
+        "table id, partition index, kind (assign_primary | add_secondary | remove | downgrade), "
+        "node id, accept loss",
+        "a sentence",
+    ),
+    Operation.DIAGNOSE: OperationSpec(
+        "table name or nil for all",
+        "[[table id, partition index, {what is wrong, since, last members, advice}], ...]: the "
+        "partitions that nobody can serve",
+    ),
+    Operation.PREPARE: OperationSpec(
+        "records (the body of a log block, incarnations 0): new mutations of partitions that the "
+        "sender leads",
+        "[table id, partition index, ballot known, last decree, ...]: who refused; all others "
+        "are in the log here, by their tables' durability",
+    ),
+    Operation.ADOPT: OperationSpec(
+        "table id, partition index, ballot, primary, [secondary, ...], as learner, {table}, "
+        "{node id: address}",
+        "accepted, ballot known, last decree",
+    ),
+    Operation.BEACON: OperationSpec(
+        "[table id, partition index, ballot, committed decree, ...] of partitions that the "
+        "sender leads and the receiver is a member of, sender's wall clock in microseconds",
+        "[table id, partition index, ballot known, ...]: who follows somebody else; receiver's "
+        "wall clock in microseconds",
+    ),
+    Operation.LEARN_BEGIN: OperationSpec(
+        "table id, partition index, ballot, learner's node id, decree that it has for sure "
+        "(-1 = nothing), name of a checkpoint that it has begun to copy or nil",
+        "log is enough, first decree of the log to copy, pins {uuid: decree}, checkpoint or nil: "
+        "[name, state, [[file, bytes, xxh3_128 of it], ...]]",
+    ),
+    Operation.LEARN_READ: OperationSpec(
+        "table id, partition index, checkpoint name, file, offset, bytes", "bytes"
+    ),
+    Operation.LEARN_LOG: OperationSpec(
+        "table id, partition index, ballot, first decree, max bytes",
+        "records (the body of a log block), commit point, last decree prepared",
+    ),
+    Operation.LEARN_JOIN: OperationSpec(
+        "table id, partition index, ballot, learner's node id, next decree",
+        "joined: every record from the next decree on follows by PREPARE; else copy more log",
+    ),
+    Operation.NODE_REPORT: OperationSpec(
+        "node id, address, process, [[table id, partition index, ballot, last decree, "
+        "committed decree, why closed, status, amnesiac], ...]",
+        "cluster name, cluster id, cluster uuid",
+    ),
+    Operation.NODE_BEACON: OperationSpec(
+        "node id, process, free bytes, disk full, [[table id, partition index, bytes copied, "
+        "bytes in all], ...] of what it learns",
+        "known: else report again",
+    ),
+    Operation.NODE_LEAVING: OperationSpec(
+        "node id, process", "how many partitions still name the node"
+    ),
+    Operation.PROPOSE: OperationSpec(
+        "proposer, table id, partition index, ballot, kind (1 claim | 2 remove | 3 upgrade | "
+        "4 hand over), node id, keep",
+        "what is stored now: ballot, primary or nil, [secondary, ...], {node id: address}",
+    ),
+    Operation.REPORT_PROGRESS: OperationSpec(
+        "[{progress report}, ...]", "[{partition progress}, ...] as they are stored"
+    ),
+    Operation.CONFIGURE: OperationSpec("{push}", ""),
+    Operation.OBEY: OperationSpec(
+        "kind (1 add learner | 2 remove | 3 move primary | 4 discard), table id, "
+        "partition index, ballot, node id, address",
+        "a sentence",
+    ),
+    Operation.REPLICA_STATES: OperationSpec(
+        "table id (0 = all)",
+        "[[table id, partition index, {replica state}, {duplication uuid: {state}}], ...]",
+    ),
 }
 
 assert set(OPERATIONS) == set(Operation)

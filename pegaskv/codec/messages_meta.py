@@ -156,6 +156,9 @@ class TablePush:
     sources: tuple[SourceOrder, ...] = ()
     # Where all nodes are that the partitions name, by node id.
     addresses: Mapping[str, str] = field(default_factory=dict)
+    # Partitions (indices) whose new primary leads with what it has, although it is amnesiac: all
+    # members were, or an operator has accepted the loss.
+    accept_amnesia: frozenset[int] = frozenset()
 
 
 _FIELD_TYPES: Final[dict[str, type]] = {

@@ -297,21 +297,22 @@ _PUSH: Final = {
     "duplications": list,
     "sources": list,
     "addresses": dict,
+    "accept_amnesia": list,
 }
 
 
 def push_to_wire(push: TablePush) -> dict[str, Any]:
     """Return the map that is the field of CONFIGURE."""
+    partitions = [[one.gpid.partition_index, *_configuration_row(one)] for one in push.partitions]
     return {
         "table": table_to_wire(push.table),
-        "partitions": [
-            [one.gpid.partition_index, *_configuration_row(one)] for one in push.partitions
-        ],
+        "partitions": partitions,
         "first_assignment": sorted(push.first_assignment),
         "purged": push.purged,
         "duplications": [_order_map(one) for one in push.duplications],
         "sources": [dataclasses.asdict(one) for one in push.sources],
         "addresses": dict(push.addresses),
+        "accept_amnesia": sorted(push.accept_amnesia),
     }
 
 
@@ -343,6 +344,7 @@ def push_from_wire(value: Any) -> TablePush:
             _each(fields["duplications"], _duplication_order),
             _each(fields["sources"], _source_order),
             _texts(fields["addresses"], "addresses"),
+            frozenset(_each(fields["accept_amnesia"], index)),
         )
 
 

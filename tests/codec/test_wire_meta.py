@@ -144,6 +144,7 @@ def pushes(draw: st.DrawFn) -> TablePush:
         tuple(draw(st.lists(duplications, max_size=2))),
         tuple(draw(st.lists(sources, max_size=2))),
         draw(ADDRESSES),
+        draw(st.frozensets(indices, max_size=3)),
     )
 
 

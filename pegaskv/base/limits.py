@@ -32,6 +32,7 @@ __all__ = [
     "PARTITION_BYTES_UNCOMMITTED_MAX",
     "PARTITION_COUNT_MAX",
     "PARTITION_MUTATIONS_UNCOMMITTED_MAX",
+    "PEER_FRAME_BYTES",
     "PROCESS_BYTES_IN_FLIGHT_MAX",
     "REPLICA_COUNT_MAX",
     "REPLY_FLUSH_BYTES",
@@ -58,6 +59,8 @@ FRAME_UNCOUNTED_BYTES_MAX: Final = 64 * 1024
 REQUEST_VALUES_MAX: Final = 256 * 1024
 # A sender puts several messages into one frame up to this size: then the count never bites.
 FRAME_SHARED_BYTES_MAX: Final = 160 * 1024
+# Servers put what they tell each other in one turn into one frame up to about this size.
+PEER_FRAME_BYTES: Final = 4 * 1024 * 1024
 # What an array or map counts beside what is in it: an empty one takes its time too.
 CONTAINER_VALUES: Final = 3
 
@@ -108,6 +111,7 @@ SPIN_US_MAX: Final = 10_000
 assert HASH_KEY_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert PAGE_BYTES_MAX + SORT_KEY_BYTES_MAX + VALUE_BYTES_MAX < CLIENT_FRAME_BYTES_MAX // 2
 assert CLIENT_FRAME_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
+assert PEER_FRAME_BYTES < CLIENT_FRAME_BYTES_MAX
 # A frame of one full page or operation passes the count, and so does whatever is shared. The
 # shortest thing that is sent in numbers is [2, b""]: 4 bytes, and one value of what holds it.
 assert FRAME_SHARED_BYTES_MAX * (3 + CONTAINER_VALUES) // 4 <= REQUEST_VALUES_MAX

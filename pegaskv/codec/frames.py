@@ -36,8 +36,8 @@ def encode_frame(messages: list[Any]) -> bytes:
 class FrameSplitter:
     """Cuts one connection's incoming bytes into lists of messages.
 
-    `frame_bytes_max` may be raised at any time, as it is when hello has been
-    accepted; it holds for every header that is read afterwards. What is kept never
+    `frame_bytes_max` and `values_max` may be raised at any time, as they are when hello has
+    been accepted; they hold for every header that is read afterwards. What is kept never
     exceeds one frame of that size and the last chunk, and each byte is copied a
     fixed number of times however small the chunks are.
 
@@ -45,7 +45,7 @@ class FrameSplitter:
     true, and a call with no bytes goes on.
     """
 
-    __slots__ = ("_call_bytes_max", "_held", "_needed", "_values_max", "frame_bytes_max", "more")
+    __slots__ = ("_call_bytes_max", "_held", "_needed", "frame_bytes_max", "more", "values_max")
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class FrameSplitter:
         values_max: int = FRAME_VALUES_MAX,
     ) -> None:
         self.frame_bytes_max = frame_bytes_max
+        self.values_max = values_max
         self.more = False
         self._call_bytes_max = call_bytes_max
-        self._values_max = values_max
         # The beginning of a frame, and how long it must grow before it is worth a look.
         self._held = bytearray()
         self._needed = HEADER_BYTES
@@ -98,7 +98,7 @@ class FrameSplitter:
             body = data[position + HEADER_BYTES : body_end]
             if crc32c(body) != checksum:
                 raise WireError("the frame's checksum does not match its body")
-            messages = unpack(body, values_max=self._values_max)
+            messages = unpack(body, values_max=self.values_max)
             if type(messages) is not list or not 0 < len(messages) <= FRAME_MESSAGES_MAX:
                 raise WireError(f"a frame is an array of 1 to {FRAME_MESSAGES_MAX} messages")
             frames.append(messages)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pegaskv.base.errors import Busy, InvalidArgument, RequestError, WireError
+from pegaskv.base.errors import Busy, InternalError, InvalidArgument, RequestError, WireError
 from pegaskv.base.metrics import Metric, gauges
 from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
@@ -258,6 +258,17 @@ class Acceptor:
         """Count something that could not be done for want of memory."""
         self._memory_failures += 1
         self._log_at_intervals("memory", f"out of memory for a request of {connection.address}")
+
+    def failed(
+        self, connection: ServerConnection, operation: int, error: Exception
+    ) -> InternalError:
+        """Count what a handler did not expect; return what its request is answered."""
+        if isinstance(error, MemoryError):
+            self.out_of_memory(connection)
+            return InternalError("the server has no memory for this request", hint="ask for less")
+        self.handler_failures += 1
+        _log.error("operation %d failed", operation, exc_info=error)
+        return InternalError(f"operation {operation} failed: {type(error).__name__}")
 
     def _log_at_intervals(self, kind: str, text: str) -> None:
         """Log the first of each kind in an interval, and how many came since the last line."""

@@ -35,13 +35,15 @@ from pegaskv.base.errors import (
 from pegaskv.base.limits import (
     CLIENT_FRAME_BYTES_MAX,
     FRAME_MESSAGES_MAX,
+    FRAME_VALUES_MAX,
     REPLY_FLUSH_BYTES,
     REQUEST_VALUES_MAX,
+    SERVER_FRAME_BYTES_MAX,
 )
 from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
-from pegaskv.net.hello import answer_hello
+from pegaskv.net.hello import SERVER_FEATURE, answer_hello
 from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, explain_shape, has_id
 from pegaskv.net.turns import DECODED_BYTES_MAX, FULL_READ_BYTES, TURN_BYTES, TURN_MESSAGES, cut
 
@@ -79,6 +81,7 @@ class ServerConnection(asyncio.Protocol):
     __slots__ = (
         "_acceptor",
         "_backlog",
+        "_bytes_max",
         "_charged",
         "_counted",
         "_going_on",
@@ -127,6 +130,7 @@ class ServerConnection(asyncio.Protocol):
 
         self._acceptor = acceptor
         self._options = options = acceptor.options
+        self._bytes_max = options.connection_in_flight_bytes_max
         self._handlers = handlers
         self._splitter = FrameSplitter(
             options.hello_bytes_max, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
@@ -347,12 +351,7 @@ class ServerConnection(asyncio.Protocol):
         wrong = explain_shape(message, self._handlers)
         if wrong is not None:
             return wrong
-        if isinstance(error, MemoryError):
-            self._acceptor.out_of_memory(self)
-            return InternalError("the server has no memory for this request", hint="ask for less")
-        self._acceptor.handler_failures += 1
-        _log.error("operation %d failed", message[1], exc_info=error)
-        return InternalError(f"operation {message[1]} failed: {type(error).__name__}")
+        return self._acceptor.failed(self, message[1], error)
 
     def _greet(self, frames: list[list[Any]]) -> list[list[Any]]:
         """Take the first frame, which must be hello; return the frames after it."""
@@ -369,6 +368,10 @@ class ServerConnection(asyncio.Protocol):
         self.greeted = True
         self.deadline_ms = None
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
+        if SERVER_FEATURE in message[7]:
+            self._splitter.frame_bytes_max = SERVER_FRAME_BYTES_MAX
+            self._splitter.values_max = FRAME_VALUES_MAX
+            self._bytes_max = max(self._bytes_max, SERVER_FRAME_BYTES_MAX)
         self.out.append((message[0], 0, *fields))
         return frames[1:]
 
@@ -447,7 +450,7 @@ class ServerConnection(asyncio.Protocol):
         self._book()
         options = self._options
         if self.in_flight >= options.connection_requests_max or (
-            self.in_flight and self._charged >= options.connection_in_flight_bytes_max
+            self.in_flight and self._charged >= self._bytes_max
         ):
             self._pause(_IN_FLIGHT)
         if received and self._acceptor.over_budget(self):
@@ -519,7 +522,7 @@ class ServerConnection(asyncio.Protocol):
             waiting = len(self._backlog[0]) if self._backlog else 0
             if not self.in_flight or (
                 few
-                and self._charged <= options.connection_in_flight_bytes_max // 2
+                and self._charged <= self._bytes_max // 2
                 and self.in_flight + waiting <= options.connection_requests_max
             ):
                 self.resume(_IN_FLIGHT)

@@ -14,7 +14,10 @@ from pegaskv.base import limits
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.base.version import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, VERSION
 
-__all__ = ["ANNOUNCED_LIMITS", "ServerIdentity", "answer_hello"]
+__all__ = ["ANNOUNCED_LIMITS", "SERVER_FEATURE", "ServerIdentity", "answer_hello"]
+
+# Who names this feature is a server itself, and may send the large frames of servers.
+SERVER_FEATURE: Final = "server"
 
 CLUSTER_ID_MAX: Final = 127
 
@@ -85,7 +88,7 @@ def answer_hello(
         identity.cluster_id,
         identity.cluster_uuid,
         identity.node_id,
-        [],
+        [SERVER_FEATURE] if SERVER_FEATURE in features else [],
         [],
         dict(announced),
     )

@@ -3,9 +3,14 @@
 The hot methods of `Table` send their first request themselves and come here only when
 its outcome is not a plain success. Everything else begins here. What follows an error
 stands in `routing.ADVICE`; this module acts on it.
+
+The routing is asked for again when an error says that it may be stale, by one caller for
+all and at a bounded pace. While no meta server answers, what is known is gone by: as long
+as the replica servers are well no call needs a meta server.
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,10 +22,16 @@ from pegaskv.base.errors import (
     Unavailable,
     WireError,
 )
-from pegaskv.client.connection import TIMED_OUT, Connection
+from pegaskv.client.connection import SILENT, TIMED_OUT, Connection, Lost
 from pegaskv.client.nodes import NO_NODE, Node, NodePool, NoNode, SharedAttempt, error_of_reply
 from pegaskv.client.resolver import MetaResolver, retry_after_ms
-from pegaskv.client.retry import BackOff, Deadline
+from pegaskv.client.retry import (
+    PAUSE_MS_MAX,
+    ROUTING_PAUSE_MS_MAX,
+    BackOff,
+    Deadline,
+    Pace,
+)
 from pegaskv.client.routing import (
     Advice,
     PartitionTable,
@@ -34,6 +45,11 @@ __all__ = ["HEAVY_BYTES", "Call", "Calls", "Route", "malformed"]
 
 # Requests above are counted in bytes too; below, their number bounds them well enough.
 HEAVY_BYTES: Final = 4_096
+
+# What a question for the routing may take from a call that has a route to go by.
+_REFRESH_MS_MAX: Final = 1_000
+# How often a write that waits for a silent node looks whether another one serves by now.
+_LOOK_MS: Final = 250
 
 _UNKNOWN_HINT: Final = (
     "the write may have been applied: read the row before you write it again, "
@@ -91,9 +107,11 @@ class Calls:
         self.clock = pool.clock
         # Replaced as a whole; None until the first refresh and after a time-out.
         self.route: Route | None = None
-        self._known: Route | None = None
+        # The last one that a meta server told.
+        self.known: Route | None = None
         self._resolver = resolver
         self._refreshing = SharedAttempt[Route](pool.clock)
+        self._pace = Pace(pool.random)
 
     async def refresh(self, stale: Route | None, deadline: Deadline) -> Route:
         """Return a route other than `stale`, asking the meta server unless somebody just did.
@@ -114,26 +132,62 @@ class Calls:
 
     async def _refresh(self, deadline: Deadline) -> Route:
         what = f"routing of table {self.name}"
-        remaining = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
+        now_ms = self.clock.monotonic_ms()
+        wait_ms = self._pace.wait_ms(now_ms=now_ms)
+        remaining = deadline.remaining_ms(now_ms=now_ms)
+        if self.known is not None:
+            # Without an answer the call goes on by what is known, and needs time for that.
+            remaining = min(_REFRESH_MS_MAX, remaining // 2)
+        if wait_ms:
+            await self.clock.sleep_ms(min(wait_ms, remaining))
         fields, asked = await self._resolver.ask(
-            Operation.QUERY_CONFIG, (self.name,), max(1, remaining), changes=False, what=what
+            Operation.QUERY_CONFIG,
+            (self.name,),
+            max(1, remaining - wait_ms),
+            changes=False,
+            what=what,
         )
         try:
             partitions = read_partition_table(fields, asked=asked)
         except WireError as error:
             raise Unavailable(f"{what}: a malformed answer from {asked}: {error}") from None
-        known = self._known
+        known = self.known
         if known is None or partitions.replaces(known.partitions):
-            known = self._known = Route(partitions, self.pool)
-        self.route = known
-        return known
+            self.known = Route(partitions, self.pool)
+            if known is not None:
+                self._leave_silent(known, self.known)
+        assert self.known is not None
+        self.route = self.known
+        return self.route
+
+    def _leave_silent(self, before: Route, after: Route) -> None:
+        """Wait no longer for nodes that are silent and no longer serve what they did."""
+        for old, new in zip(before.nodes, after.nodes, strict=False):
+            if old is not new and isinstance(old, Node):
+                old.give_up_silent("and another node serves by now")
+
+    async def looked_up(self, stale: Route | None, deadline: Deadline) -> Route:
+        """Return what `refresh` does, or the known route while no meta server answers.
+
+        Raises:
+            TableNotFound: there is no such table (any more).
+            Timeout, Unavailable: nothing is known, and no meta server answered.
+
+        """
+        try:
+            return await self.refresh(stale, deadline)
+        except (Timeout, Unavailable):
+            if self.known is None or self.pool.closed:
+                raise
+            self.route = self.known
+            return self.known
 
     async def routed(self, timeout_ms: int) -> Route:
         """Return the route that is known, or ask for it."""
         if self.route is not None:
             return self.route
         deadline = Deadline(now_ms=self.clock.monotonic_ms(), timeout_ms=timeout_ms)
-        return await self.refresh(None, deadline)
+        return await self.looked_up(None, deadline)
 
     def deadline(self, call: Call) -> Deadline:
         """The deadline of a call; it began at its first attempt."""
@@ -199,8 +253,10 @@ class Calls:
                     (reply, address), first = first, None
                 else:
                     if route is None:
-                        route = await self.refresh(None, deadline)
+                        route = await self.looked_up(None, deadline)
                     reply, address = await self._attempt(call, route, deadline)
+                if type(reply) is not list:
+                    reply = await self._waited_for(call, reply, deadline)
                 if type(reply) is list and reply[1] == 0:
                     return reply
                 raise self.error_of(call, reply, address)
@@ -217,7 +273,10 @@ class Calls:
                 continue
             if advice not in (Advice.AGAIN, Advice.REFRESH):
                 raise self._final(call, last)
-            pause_ms = back_off.next_ms(at_least_ms=retry_after_ms(last))
+            pause_ms = back_off.next_ms(
+                at_least_ms=retry_after_ms(last),
+                at_most_ms=ROUTING_PAUSE_MS_MAX if advice is Advice.REFRESH else PAUSE_MS_MAX,
+            )
             remaining_ms = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
             # Of a closed client no attempt is left, however much time is.
             if pause_ms >= remaining_ms or self.pool.closed:
@@ -233,12 +292,31 @@ class Calls:
         self, call: Call, stale: Route | None, deadline: Deadline, cause: RequestError
     ) -> Route:
         try:
-            return await self.refresh(stale, deadline)
+            return await self.looked_up(stale, deadline)
         except (Timeout, Unavailable):
             # Why the first attempt failed says more than that the meta server is silent too.
             raise self._give_up(call, cause) from None
         except RequestError as error:
             raise self._final(call, error) from None
+
+    async def _waited_for(self, call: Call, reply: Lost, deadline: Deadline) -> Any:
+        """Return the outcome of a request whose node has fallen silent.
+
+        A write that was sent may be done at any moment, so its answer is waited for until
+        another node serves the partition: then the silent one cannot answer any more.
+        """
+        while isinstance(reply, Lost) and reply.later is not None:
+            if call.retry_unknown or not call.is_write:
+                return reply
+            later = reply.later
+            try:
+                async with self.clock.timeout_ms(_LOOK_MS):
+                    reply = await asyncio.shield(later)
+            except TimeoutError:
+                # If that finds another primary it ends the connection, and with it this.
+                with suppress(RequestError):
+                    await self.refresh(self.route, deadline)
+        return reply
 
     async def _attempt(self, call: Call, route: Route, deadline: Deadline) -> tuple[Any, str]:
         """Send a call once; return the reply or `Lost`, and the address."""
@@ -266,7 +344,7 @@ class Calls:
 
     def error_of(self, call: Call, reply: Any, address: str) -> RequestError:
         """Return the error that a reply other than success means for `call`."""
-        place = f"{self.where(call, self._known)} at {address}"
+        place = f"{self.where(call, self.known)} at {address}"
         if type(reply) is list:
             error = error_of_reply(reply)
             if isinstance(error, Timeout | Unavailable):
@@ -283,7 +361,8 @@ class Calls:
                 hint=_UNKNOWN_HINT if maybe_applied else _SLOW_HINT,
                 maybe_applied=maybe_applied,
             )
-        return Unavailable(
+        kind = Timeout if reply.status == SILENT else Unavailable
+        return kind(
             f"{place}: {reply.cause}",
             hint=_UNKNOWN_HINT if maybe_applied else "",
             maybe_applied=maybe_applied,
@@ -303,13 +382,14 @@ class Calls:
         """The error of a call that has no time, or no client, for another attempt."""
         if self.pool.closed:
             last = Unavailable(
-                f"{self.where(call, self._known)}: the client is closed",
+                f"{self.where(call, self.known)}: the client is closed",
                 hint=last.hint if outcome_unknown(last) else "",
                 maybe_applied=outcome_unknown(last),
             )
-        elif last.refresh_routing or isinstance(last, Unavailable):
-            last = Unavailable(
-                f"{self.where(call, self._known)}: not served within "
+        elif last.refresh_routing or isinstance(last, Timeout | Unavailable):
+            kind = Timeout if isinstance(last, Timeout) else Unavailable
+            last = kind(
+                f"{self.where(call, self.known)}: not served within "
                 f"{call.timeout_ms / 1_000:g} s; the last attempt: {last.message}",
                 hint=last.hint or "is the node that serves the partition running?",
                 maybe_applied=outcome_unknown(last),
@@ -323,12 +403,13 @@ class Calls:
         repeated is repeated one after another, since that is rare.
         """
         sent: list[tuple[asyncio.Future[Any], str] | None] = []
+        unreachable: set[str] = set()
         for call in calls:
             call.started_ms = call.started_ms or self.clock.monotonic_ms()
             started = self.send_now(call)
             if started is None:
                 # Nothing is in the way of the others once there is a route and a connection.
-                await self._prepare(call)
+                await self._prepare(call, unreachable)
                 started = self.send_now(call)
             sent.append(started)
         outcomes: list[list[Any] | RequestError] = []
@@ -347,14 +428,19 @@ class Calls:
                 outcomes.append(error)
         return outcomes
 
-    async def _prepare(self, call: Call) -> None:
-        """Get the route and the connection of a call; what fails is met again by `run`."""
+    async def _prepare(self, call: Call, unreachable: set[str]) -> None:
+        """Get the route and the connection of a call; what fails is met again by `run`.
+
+        Each node is tried once: the parts for the others shall not wait.
+        """
         deadline = self.deadline(call)
         try:
-            route = self.route or await self.refresh(None, deadline)
+            route = self.route or await self.looked_up(None, deadline)
             node = route.nodes[call.key_hash & route.mask]
-            if isinstance(node, Node) and node.connection is None:
+            if isinstance(node, Node) and node.address not in unreachable:
+                unreachable.add(node.address)
                 await node.connected(deadline)
+                unreachable.discard(node.address)
         except PegasKVError:
             return
 

@@ -69,6 +69,8 @@ class Client:
     async def table(self, name: str, *, timeout: float | None = None) -> Table:
         """Return the table `name`; the same object each time.
 
+        One that was opened before is returned while no meta server answers, too.
+
         Raises:
             TableNotFound: there is none.
             InvalidArgument: `name` is no text.
@@ -81,7 +83,7 @@ class Client:
         calls = self._calls.get(name) or Calls(name, self._resolver, self._pool)
         clock = self._pool.clock
         # Asked each time: the table may have been dropped since.
-        await calls.refresh(
+        await calls.looked_up(
             calls.route, Deadline(now_ms=clock.monotonic_ms(), timeout_ms=timeout_ms)
         )
         if name not in self._tables:

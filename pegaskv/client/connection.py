@@ -16,6 +16,14 @@ deadline comes, and that reply is dropped.
 
 What is under way is bounded (requests and bytes, ours or the server's limit, the smaller);
 what is above waits in its order and is sent when there is room.
+
+A server that is stopped, stalled or cut off does not close its connections, so silence is
+noticed here: after half a second without a byte, while requests wait, the server is asked
+whether it is there (a slow one says so at once); after another half the connection is
+*silent*. Then every caller is told by a `Lost` with the status `SILENT`: a read goes
+elsewhere, what never left goes elsewhere, and a write that left goes on waiting for
+`later`. Nothing new is sent until the server is heard again. A server that says goodbye
+(id 0) is sent nothing new either; it answers what it has, and then the connection ends.
 """
 
 import asyncio
@@ -34,11 +42,12 @@ from pegaskv.codec.operations import Operation
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.spin import Spinner
 
-__all__ = ["LOST", "SLOT_MS", "TIMED_OUT", "Connection", "Lost"]
+__all__ = ["LOST", "SILENT", "SILENT_MS", "SLOT_MS", "TIMED_OUT", "Connection", "Lost"]
 
 # Statuses of requests without a reply; those on the wire are 0 and above.
 TIMED_OUT: Final = -1
 LOST: Final = -2
+SILENT: Final = -3
 
 SLOT_MS: Final = 50
 # Half of the requests under way, but so many at least, are written before the turn of the
@@ -46,19 +55,29 @@ SLOT_MS: Final = 50
 _EARLY_MESSAGES_MIN: Final = 16
 # Before hello is accepted a server has no reason to send more.
 _BEFORE_HELLO_BYTES_MAX: Final = 64 * 1024
-# A peer that is silent for so long after something timed out is asked whether it is there,
-# and given up when it does not say so.
-_PROBE_MS: Final = 2_000
+# After so long without a byte, while something waits, a peer is asked whether it is there;
+# then it counts as silent; and when something timed out as well it is given up. By then a
+# secondary has taken over: a new connection would only be waited for in vain before.
+_ASK_MS: Final = 500
+SILENT_MS: Final = 1_000
+_GIVE_UP_MS: Final = 7_000
+# When the loop looks up so late it is itself the reason why nothing was heard.
+_LATE_MS: Final = 4 * SLOT_MS
 _ID_MASK: Final = 0xFFFFFFFF
 
 
 class Lost(NamedTuple):
-    """The end of a request without a reply; `sent` says whether it may have left."""
+    """The end of a request without a reply; `sent` says whether it may have left.
+
+    With the status `SILENT` the request may still be answered: `later` gets that reply, or
+    another `Lost`. It is None when the request never left and never will.
+    """
 
     id: int
     status: int
     sent: bool
     cause: str
+    later: "asyncio.Future[Any] | None" = None
 
 
 class Connection(asyncio.Protocol):
@@ -76,18 +95,22 @@ class Connection(asyncio.Protocol):
         "_create_future",
         "_early",
         "_ended",
+        "_greeted",
         "_heard",
         "_heard_ms",
+        "_leaving",
         "_loop",
         "_next_id",
-        "_on_end",
+        "_on_change",
         "_out",
+        "_overdue",
         "_paused",
         "_pending",
         "_placed_id",
         "_probe_id",
         "_requests_max",
         "_scheduled",
+        "_silent",
         "_spinner",
         "_splitter",
         "_ticking",
@@ -110,7 +133,7 @@ class Connection(asyncio.Protocol):
         usual_timeout_ms: int,
         requests_max: int,
         bytes_max: int,
-        on_end: Callable[["Connection"], Any],
+        on_change: Callable[["Connection"], Any],
         spin_us: int = 0,
     ) -> None:
         self.closed = False
@@ -122,7 +145,8 @@ class Connection(asyncio.Protocol):
         self._clock = clock
         self._loop = loop
         self._create_future = loop.create_future
-        self._on_end = on_end
+        # Told whenever `usable` has changed.
+        self._on_change = on_change
         self._ended: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
         self._splitter = FrameSplitter(_BEFORE_HELLO_BYTES_MAX)
@@ -148,9 +172,14 @@ class Connection(asyncio.Protocol):
         self._wheel: dict[int, list[int]] = {}
         self._placed_id = 1
         self._ticking: asyncio.TimerHandle | None = None
+        self._greeted = False
+        self._leaving = False
+        self._silent = False
         self._heard = False
         self._heard_ms = self.now_ms
         self._probe_id = -1
+        # Something that was sent has timed out, and nothing was heard since.
+        self._overdue = False
         self._spinner = (
             Spinner(
                 spin_us,
@@ -167,10 +196,27 @@ class Connection(asyncio.Protocol):
         """How many requests have neither a reply nor an end."""
         return len(self._pending)
 
+    @property
+    def usable(self) -> bool:
+        """Whether a request that is made now is likely to be answered."""
+        return not (self.closed or self._silent or self._leaving)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was heard for so long that it may be gone; it may be heard again."""
+        return self._silent and not self.closed
+
+    @property
+    def silent_ms(self) -> int:
+        """How long nothing was heard, as of the last tick."""
+        return self.now_ms - self._heard_ms
+
     def accept(self, *, requests_max: int, bytes_max: int) -> None:
         """Hello was accepted: read whole frames, and keep to the server's limits too."""
+        self._greeted = True
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
-        self._requests_max = min(self._requests_max, requests_max)
+        # One place is kept for asking whether the server is there.
+        self._requests_max = min(self._requests_max, max(1, requests_max - 1))
         self._bytes_max = min(self._bytes_max, bytes_max)
 
     def submit(
@@ -259,12 +305,15 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self._heard = True
+        if self._silent:
+            self._hear()
         try:
             frames = self._splitter.feed(data)
         except WireError as error:
             self._break(f"what it sent is not the protocol of pegaskv: {error.message}")
             return
-        pop = self._pending.pop
+        pending = self._pending
+        pop = pending.pop
         try:
             for messages in frames:
                 for message in messages:
@@ -284,6 +333,8 @@ class Connection(asyncio.Protocol):
             return
         if self._backlog:
             self._admit()
+        if self._leaving and not pending:
+            self.close(self.cause)
 
     # Sending.
 
@@ -354,20 +405,27 @@ class Connection(asyncio.Protocol):
         self._ticking = None
         if self.closed:
             return
-        now = self.now_ms = self._clock.monotonic_ms()
+        before, now = self.now_ms, self._clock.monotonic_ms()
+        self.now_ms = now
         if self._heard:
             self._heard = False
+            self._overdue = False
             self._heard_ms = now
             self._probe_id = -1
+        elif now - before > _LATE_MS:
+            # We did not listen.
+            self._heard_ms += now - before
         self._place(now)
         slot_now = now // SLOT_MS
         for slot in sorted(slot for slot in self._wheel if slot <= slot_now):
             for request_id in self._wheel.pop(slot):
                 if request_id in self._pending:
                     self._expire(request_id)
-                    if self.closed:
-                        return
-        if self._pending:
+        if self._greeted and (self._pending or self._silent) and now - self._heard_ms >= _ASK_MS:
+            self._on_silence(now - self._heard_ms)
+            if self.closed:
+                return
+        if self._pending or self._silent:
             self._ticking = self._loop.call_later(SLOT_MS / 1_000, self._tick)
         else:
             self._wheel.clear()
@@ -391,13 +449,66 @@ class Connection(asyncio.Protocol):
         future = self._pending.pop(request_id)
         sent = not self._take_back(request_id)
         if request_id == self._probe_id:
-            self._break(f"nothing was heard of it for {self.now_ms - self._heard_ms} ms")
-        elif self._probe_id < 0 and sent:
+            # It is asked again as long as the silence lasts.
+            self._probe_id = -1
+        elif sent and self._greeted:
+            self._overdue = True
             # Alive and slow, or gone without a word? An answer of any kind tells.
-            self.submit((int(Operation.PING), _PROBE_MS))
-            self._probe_id = next(reversed(self._pending))
+            self._ask()
         if not future.done():
             future.set_result(Lost(request_id, TIMED_OUT, sent, self.cause))
+
+    # Silence.
+
+    def _on_silence(self, silent_ms: int) -> None:
+        """Nothing was heard for a while: ask, tell the callers, and give up, in this order."""
+        if not self._silent and silent_ms >= SILENT_MS:
+            self._fall_silent(silent_ms)
+        elif self._overdue and silent_ms >= _GIVE_UP_MS:
+            self._break(f"nothing was heard of it for {silent_ms} ms")
+            return
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask the peer whether it is there, past all who wait, unless it was asked already."""
+        if self._probe_id >= 0:
+            return
+        request_id = self._next_id
+        while request_id in self._pending or not request_id:
+            request_id = (request_id + 1) & _ID_MASK
+        self._next_id = (request_id + 1) & _ID_MASK
+        self._probe_id = request_id
+        self._pending[request_id] = self._create_future()
+        self._timeouts[request_id] = _GIVE_UP_MS
+        self._out.append((request_id, int(Operation.PING), _GIVE_UP_MS))
+        if not self._scheduled:
+            self._schedule()
+
+    def _fall_silent(self, silent_ms: int) -> None:
+        """Tell all callers; what was sent may still be answered, what was not never leaves."""
+        self._silent = True
+        cause = f"nothing was heard of it for {silent_ms} ms"
+        waiting = self._out + list(self._backlog)
+        for message in self._out:
+            self._bytes -= self._weights.get(message[0], 0)
+        self._out = [message for message in self._out if message[0] == self._probe_id]
+        self._backlog.clear()
+        for request_id, *_ in waiting:
+            if request_id == self._probe_id:
+                continue
+            future = self._pending.pop(request_id, None)
+            self._weights.pop(request_id, None)
+            if future is not None and not future.done():
+                future.set_result(Lost(request_id, SILENT, False, cause))
+        for request_id, future in self._pending.items():
+            if request_id != self._probe_id and not future.done():
+                later = self._pending[request_id] = self._create_future()
+                future.set_result(Lost(request_id, SILENT, True, cause, later))
+        self._on_change(self)
+
+    def _hear(self) -> None:
+        self._silent = False
+        self._on_change(self)
 
     def _take_back(self, request_id: int) -> bool:
         """Forget a request that is still here; whether it was."""
@@ -415,11 +526,14 @@ class Connection(asyncio.Protocol):
     # The end.
 
     def _on_farewell(self, message: list[Any]) -> None:
-        """The server says why it is about to close the connection."""
+        """The server says why it is about to close the connection: it gets nothing new."""
         if message[1] != 0 and len(message) > 2 and isinstance(message[2], str):
             self.cause = message[2]
             if len(message) > 3 and isinstance(message[3], str):
                 self.advice = message[3]
+        if self._greeted and not self._leaving:
+            self._leaving = True
+            self._on_change(self)
 
     def _break(self, cause: str) -> None:
         """The peer cannot be talked to any more."""
@@ -444,4 +558,4 @@ class Connection(asyncio.Protocol):
         for request_id, future in pending.items():
             if not future.done():
                 future.set_result(Lost(request_id, LOST, request_id not in unsent, cause))
-        self._on_end(self)
+        self._on_change(self)

@@ -4,6 +4,10 @@ Any number of callers may ask for a connection at once: the first one makes it, 
 own time, and the others wait for the outcome. If the first is cancelled or has no time
 left, the next one takes over. So nothing here runs in the background, and there is
 nothing to leave behind.
+
+A node that has fallen silent is not connected to again, and nothing is sent to it, until
+it is heard or given up: whoever wants it waits a moment and then looks whether another
+node serves by now.
 """
 
 import asyncio
@@ -16,6 +20,7 @@ from pegaskv.base.errors import (
     InvalidArgument,
     PegasKVError,
     RequestError,
+    Timeout,
     Unavailable,
     error_from_code,
 )
@@ -34,6 +39,10 @@ T = TypeVar("T")
 
 _CLOSED: Final = "the client is closed"
 _CLOSE_MS_MAX: Final = 1_000
+# How long a caller waits for a silent node before it looks elsewhere.
+_HEAR_MS: Final = 200
+# Many who fail together try a node that is down once, not each for himself.
+_DOWN_MS: Final = 50
 
 
 class SharedAttempt(Generic[T]):
@@ -89,17 +98,28 @@ class Node:
         self.connection: Connection | None = None
         self._pool = pool
         self._connecting = SharedAttempt[Connection](pool.clock)
+        # The connection that may be heard again, and who waits for that.
+        self._silent: Connection | None = None
+        self._changed: asyncio.Future[None] | None = None
+        # The last attempt to connect failed at this time, for this reason.
+        self._down: tuple[int, Unavailable] | None = None
 
     async def connected(self, deadline: Deadline) -> Connection:
         """Return a usable connection.
 
         Raises:
-            Unavailable: there is none; nothing was sent.
+            Unavailable, Timeout: there is none; nothing was sent.
             RequestError: the node refused us in its answer to hello.
 
         """
+        if self.connection is None and self._silent is not None:
+            await self._wait_until_heard(deadline)
         if self.connection is not None:
             return self.connection
+        if self._down is not None and not self._pool.closed:
+            failed_ms, reason = self._down
+            if self._pool.clock.monotonic_ms() - failed_ms < _DOWN_MS:
+                raise copy.copy(reason)
         try:
             return await self._connecting.run(lambda: self._connect(deadline), deadline)
         except TimeoutError:
@@ -107,7 +127,35 @@ class Node:
                 f"{self.address}: no connection within {deadline.timeout_ms / 1_000:g} s"
             ) from None
 
+    async def _wait_until_heard(self, deadline: Deadline) -> None:
+        silent, clock = self._silent, self._pool.clock
+        assert silent is not None
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        remaining = deadline.remaining_ms(now_ms=clock.monotonic_ms())
+        try:
+            async with clock.timeout_ms(min(_HEAR_MS, remaining)):
+                await asyncio.shield(self._changed)
+        except TimeoutError:
+            raise Timeout(
+                f"{self.address}: nothing was heard of it for {silent.silent_ms} ms"
+            ) from None
+
+    def give_up_silent(self, why: str) -> None:
+        """End a silent connection, and with it whatever still waits for an answer there."""
+        if self._silent is not None:
+            self._silent.close(f"nothing was heard of it for {self._silent.silent_ms} ms, {why}")
+
     async def _connect(self, deadline: Deadline) -> Connection:
+        try:
+            connection = await self._try_to_connect(deadline)
+        except Unavailable as error:
+            self._down = (self._pool.clock.monotonic_ms(), error)
+            raise
+        self._down = None
+        return connection
+
+    async def _try_to_connect(self, deadline: Deadline) -> Connection:
         pool = self._pool
         if pool.closed:
             raise Unavailable(_CLOSED)
@@ -125,7 +173,7 @@ class Node:
             usual_timeout_ms=pool.options.timeout_ms,
             requests_max=pool.options.requests_in_flight_max,
             bytes_max=pool.options.bytes_in_flight_max,
-            on_end=self._on_end,
+            on_change=self._on_change,
             spin_us=pool.options.spin_us,
         )
         pool.keep(connection)
@@ -186,9 +234,19 @@ class Node:
             bytes_max=_limit(limits, "bytes_in_flight_max"),
         )
 
-    def _on_end(self, connection: Connection) -> None:
-        if self.connection is connection:
+    def _on_change(self, connection: Connection) -> None:
+        """A connection has ended, fallen silent, been heard again, or is about to end."""
+        if connection.silent:
+            self._silent = connection
+        elif self._silent is connection:
+            self._silent = None
+            if self._changed is not None:
+                self._changed.set_result(None)
+                self._changed = None
+        if self.connection is connection and not connection.usable:
             self.connection = None
+        elif self.connection is None and connection.usable:
+            self.connection = connection
 
 
 class NodePool:

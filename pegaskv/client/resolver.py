@@ -9,7 +9,7 @@ unless that one refused it.
 from typing import Any, Final
 
 from pegaskv.base.errors import ForwardToOthers, RequestError, Timeout, Unavailable
-from pegaskv.client.connection import TIMED_OUT, Lost
+from pegaskv.client.connection import SILENT, TIMED_OUT, Lost
 from pegaskv.client.nodes import NodePool, error_of_reply
 from pegaskv.client.retry import BackOff, Deadline
 from pegaskv.client.routing import Advice, advise
@@ -77,8 +77,9 @@ class MetaResolver:
         while True:
             address = candidates.pop(0)
             try:
+                share = self._share(deadline, 1 + len(candidates))
                 reply = await self._ask_one(
-                    address, operation, fields, self._share(deadline, 1 + len(candidates)), what
+                    address, operation, fields, share, what=what, changes=changes
                 )
             except RequestError as error:
                 last = error
@@ -111,7 +112,9 @@ class MetaResolver:
         operation: int,
         fields: tuple[Any, ...],
         deadline: Deadline,
+        *,
         what: str,
+        changes: bool,
     ) -> list[Any]:
         connection = await self._pool.node(address).connected(deadline)
         remaining = deadline.remaining_ms(now_ms=self._clock.monotonic_ms())
@@ -119,7 +122,12 @@ class MetaResolver:
         if future is None:
             raise Unavailable(f"{address}: {connection.cause}")
         reply = await future
+        while isinstance(reply, Lost) and reply.later is not None and changes:
+            # It may have been done, so nobody else is asked.
+            reply = await reply.later
         if isinstance(reply, Lost):
+            if reply.status == SILENT:
+                raise Timeout(f"{what}: meta server {address}: {reply.cause}")
             if reply.status == TIMED_OUT:
                 raise Timeout(
                     f"{what}: no answer from meta server {address} "

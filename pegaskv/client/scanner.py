@@ -166,7 +166,7 @@ class Scanner:
     async def _begin(self) -> None:
         """Learn which table this is: a scan never goes on in another one of the same name."""
         call = self._call()
-        route = self._calls.route or await self._calls.refresh(None, self._calls.deadline(call))
+        route = self._calls.route or await self._calls.looked_up(None, self._calls.deadline(call))
         self._table_id = route.table_id
         if self._partitions is None:
             self._partitions = list(range(route.mask + 1))

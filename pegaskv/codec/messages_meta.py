@@ -97,7 +97,11 @@ class ProposalKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A replica asks for the next ballot of its partition, by compare-and-set from `ballot`."""
+    """A replica asks for the next ballot of its partition, by compare-and-set from `ballot`.
+
+    What a process asked for before it ended must not be done after its successor has reported:
+    the proposal of another `process` than the node's last is refused.
+    """
 
     proposer: str
     gpid: Gpid
@@ -105,6 +109,7 @@ class Proposal:
     kind: ProposalKind
     node_id: str = ""
     keep: bool = False
+    process: str = ""
 
 
 class OrderKind(IntEnum):

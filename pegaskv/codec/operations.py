@@ -296,17 +296,19 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "wall clock in microseconds",
     ),
     Operation.LEARN_BEGIN: OperationSpec(
-        "table id, partition index, ballot, learner's node id, decree that it has for sure "
-        "(-1 = nothing), name of a checkpoint that it has begun to copy or nil",
-        "log is enough, first decree of the log to copy, pins {uuid: decree}, checkpoint or nil: "
-        "[name, state, [[file, bytes, xxh3_128 of it], ...]]",
+        "table id, partition index, ballot, learner's node id, state that its tables have for "
+        "sure or nil, name of a checkpoint that it has begun to copy or nil",
+        "log is enough, first decree of the log to copy, pins {uuid as hex: decree}, checkpoint "
+        "or nil: [name, state, [[file, bytes], ...]]",
     ),
     Operation.LEARN_READ: OperationSpec(
-        "table id, partition index, checkpoint name, file, offset, bytes", "bytes"
+        "table id, partition index, checkpoint name, file, offset, bytes",
+        "bytes, with the end of a file: xxh3_128 of all of it, else nil",
     ),
     Operation.LEARN_LOG: OperationSpec(
-        "table id, partition index, ballot, first decree, max bytes",
-        "records (the body of a log block), commit point, last decree prepared",
+        "table id, partition index, ballot, learner's node id, first decree, max bytes",
+        "committed records (the body of a log block, incarnations 0), commit point, last decree "
+        "prepared",
     ),
     Operation.LEARN_JOIN: OperationSpec(
         "table id, partition index, ballot, learner's node id, next decree",
@@ -327,7 +329,7 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     ),
     Operation.PROPOSE: OperationSpec(
         "proposer, table id, partition index, ballot, kind (1 claim | 2 remove | 3 upgrade | "
-        "4 hand over), node id, keep",
+        "4 hand over), node id, keep, process",
         "what is stored now: ballot, primary or nil, [secondary, ...], {node id: address}",
     ),
     Operation.REPORT_PROGRESS: OperationSpec(

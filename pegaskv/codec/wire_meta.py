@@ -201,13 +201,14 @@ def proposal_to_wire(proposal: Proposal) -> tuple[Any, ...]:
         int(proposal.kind),
         proposal.node_id,
         proposal.keep,
+        proposal.process,
     )
 
 
 def proposal_from_wire(fields: Any) -> Proposal:
     """Read the fields of PROPOSE. Raises InvalidArgument."""
     with _request("a proposal"):
-        proposer, table_id, index, ballot, kind, node_id, keep = _row(
+        proposer, table_id, index, ballot, kind, node_id, keep, process = _row(
             fields,
             {
                 "proposer": str,
@@ -217,6 +218,7 @@ def proposal_from_wire(fields: Any) -> Proposal:
                 "kind": int,
                 "node id": str,
                 "keep": bool,
+                "process": str,
             },
         )
         return Proposal(
@@ -226,6 +228,7 @@ def proposal_from_wire(fields: Any) -> Proposal:
             _member(ProposalKind, kind, "kind"),
             node_id,
             keep,
+            process,
         )
 
 

@@ -214,7 +214,7 @@ def test_states_survive_the_wire() -> None:
 
 REPORT = NodeReport("n1", "a:1", (ReplicaReport(Gpid(1, 0), 3, 9, 8),), "p1")
 BEACON = NodeBeacon("n1", "p1", 7, True, ((Gpid(1, 0), 2, 3),))
-PROPOSAL = Proposal("n1", Gpid(1, 0), 3, ProposalKind.HANDOVER, "n2", True)
+PROPOSAL = Proposal("n1", Gpid(1, 0), 3, ProposalKind.HANDOVER, "n2", True, "p1")
 ORDER = Order(OrderKind.ADD_LEARNER, Gpid(1, 0), 3, "n2", "a:2")
 PUSH = TablePush(
     TableInfo(1, "t", TableStatus.AVAILABLE, 8, 3),

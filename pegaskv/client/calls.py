@@ -132,14 +132,16 @@ class Calls:
 
     async def _refresh(self, deadline: Deadline) -> Route:
         what = f"routing of table {self.name}"
-        now_ms = self.clock.monotonic_ms()
-        wait_ms = self._pace.wait_ms(now_ms=now_ms)
-        remaining = deadline.remaining_ms(now_ms=now_ms)
+        remaining = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
         if self.known is not None:
             # Without an answer the call goes on by what is known, and needs time for that.
             remaining = min(_REFRESH_MS_MAX, remaining // 2)
+        wait_ms = self._pace.wait_ms(now_ms=self.clock.monotonic_ms())
         if wait_ms:
-            await self.clock.sleep_ms(min(wait_ms, remaining))
+            if wait_ms >= remaining:
+                raise Timeout(f"{what}: it was asked for a moment ago")
+            await self.clock.sleep_ms(wait_ms)
+        self._pace.on_asked(now_ms=self.clock.monotonic_ms())
         fields, asked = await self._resolver.ask(
             Operation.QUERY_CONFIG,
             (self.name,),

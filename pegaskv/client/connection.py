@@ -402,7 +402,6 @@ class Connection(asyncio.Protocol):
     # Deadlines.
 
     def _tick(self) -> None:
-        self._ticking = None
         if self.closed:
             return
         before, now = self.now_ms, self._clock.monotonic_ms()
@@ -428,6 +427,7 @@ class Connection(asyncio.Protocol):
         if self._pending or self._silent:
             self._ticking = self._loop.call_later(SLOT_MS / 1_000, self._tick)
         else:
+            self._ticking = None
             self._wheel.clear()
         if self._backlog:
             self._admit()

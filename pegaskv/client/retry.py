@@ -58,22 +58,23 @@ class Pace:
     8 ms, 16 ms and so on to a quarter of a second between their beginnings.
     """
 
-    __slots__ = ("_asked", "_asked_ms", "_random")
+    __slots__ = ("_asked", "_next_ms", "_random")
 
     def __init__(self, random: Random) -> None:
         self._random = random
         self._asked = 0
-        self._asked_ms = 0
+        self._next_ms = 0
 
     def wait_ms(self, *, now_ms: int) -> int:
-        """Return the pause before the question; it counts as asked then."""
-        if now_ms - self._asked_ms > _CALM_MS:
+        """Return the pause before the next question."""
+        return max(0, self._next_ms - now_ms)
+
+    def on_asked(self, *, now_ms: int) -> None:
+        """A question is asked at this time."""
+        if now_ms - self._next_ms > _CALM_MS:
             self._asked = 0
-        gap_ms = _pause_ms(self._asked, ROUTING_PAUSE_MS_MAX, self._random)
-        wait_ms = max(0, self._asked_ms + gap_ms - now_ms)
         self._asked += 1
-        self._asked_ms = now_ms + wait_ms
-        return wait_ms
+        self._next_ms = now_ms + _pause_ms(self._asked, ROUTING_PAUSE_MS_MAX, self._random)
 
 
 def _pause_ms(attempts: int, at_most_ms: int, random: Random) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from pegaskv.base.errors import InvalidArgument, NotServing, RequestError, TableExists
+from pegaskv.base.errors import InvalidArgument, NotReady, NotServing, RequestError, TableExists
 from pegaskv.base.errors import TableNotFound as NotFound
 from pegaskv.base.hashing import partition_index
 from pegaskv.codec.frames import FrameSplitter, encode_frame
@@ -128,6 +128,12 @@ class FakeServer:
         """Close every connection."""
         for connection in list(self.connections):
             connection.transport.abort()
+
+    def say_goodbye(self) -> None:
+        """Ask all clients to go elsewhere, as a server does that is about to stop."""
+        leaving = [0, NotReady.code, "the server is stopping", "", None]
+        for connection in list(self.connections):
+            connection.transport.write(encode_frame([leaving]))
 
     def release(self) -> None:
         """Answer what was held."""
@@ -324,6 +330,8 @@ class FakeServer:
         self, table_id: int, index: int, start: bytes, stop: bytes, flags: int, *rest: Any
     ) -> Any:
         table = self.store.by_id(table_id, index)
+        if table.primaries.get(index, "") not in ("", self.address):
+            raise NotServing("moved")
         hash_kind, hash_pattern, sort_kind, sort_pattern, value_kind, value_pattern = rest[:6]
         rows_max = min(rest[6], self.store.page_rows)
         flat: list[Any] = []

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -7,7 +8,7 @@ from pegaskv.base import errors
 from pegaskv.base.errors import RequestError, Timeout, Unavailable, WireError
 from pegaskv.client.options import Filter, RangeOptions
 from pegaskv.client.ranges import full_range, hash_range, sort_range
-from pegaskv.client.retry import PAUSE_MS_MAX, BackOff, Deadline
+from pegaskv.client.retry import PAUSE_MS_MAX, ROUTING_PAUSE_MS_MAX, BackOff, Deadline, Pace
 from pegaskv.client.routing import Advice, PartitionTable, advise, read_partition_table
 
 
@@ -88,6 +89,28 @@ def test_pauses_begin_at_nothing_and_double_up_to_a_second() -> None:
         assert ceiling // 2 <= pause <= ceiling
     assert len(set(pauses[10:])) > 5, "chance took no part"
     assert back_off.next_ms(at_least_ms=5_000) == 5_000
+
+
+def test_a_pause_is_no_longer_than_its_kind_may_be() -> None:
+    back_off = BackOff(Random(3))
+    assert max(back_off.next_ms(at_most_ms=ROUTING_PAUSE_MS_MAX) for _ in range(40)) <= 250
+    assert back_off.next_ms(at_least_ms=5_000, at_most_ms=250) == 5_000
+
+
+def test_a_question_of_many_is_asked_at_once_and_then_at_a_pace() -> None:
+    pace, now_ms, asked_at_ms = Pace(Random(3)), 5_000, []
+    while now_ms < 15_000:
+        now_ms += pace.wait_ms(now_ms=now_ms)
+        pace.on_asked(now_ms=now_ms)
+        asked_at_ms.append(now_ms)
+        now_ms += 1
+    assert asked_at_ms[0] == 5_000
+    gaps = [b - a for a, b in pairwise(asked_at_ms)]
+    assert all(ROUTING_PAUSE_MS_MAX // 2 <= gap <= ROUTING_PAUSE_MS_MAX for gap in gaps[6:])
+    assert len(asked_at_ms) > 30
+    # After a calm time it is the first again.
+    pace.on_asked(now_ms=20_000)
+    assert 0 < pace.wait_ms(now_ms=20_000) <= 8
 
 
 def test_a_deadline_runs_out_and_not_below_nothing() -> None:

@@ -9,6 +9,7 @@ log/  meta/                 the mutation log; the meta server's own files
 replicas/5.3/manifest       incarnation and marks of one replica
 replicas/5.3/engine/        its rows
 replicas/5.3/...            checkpoint and notes, see `replica_files`
+replicas/5.3.learn/         a copy from another server that will take its place, see `learned`
 trash/5.3.<us>.<why>/       a replica that was removed; kept for a while
 ```
 
@@ -37,8 +38,9 @@ from pegaskv.base.types import Gpid
 from pegaskv.base.version import BOOT_FORMAT, DATA_FORMAT, MANIFEST_FORMAT, VERSION
 from pegaskv.storage.checkpoints import seal, temporary_path, unseal, write_new
 from pegaskv.storage.disk import Disk, DiskLock
-from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory
-from pegaskv.storage.replica_files import ReplicaFiles
+from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory, ReplicaState
+from pegaskv.storage.learned import remove_unfinished
+from pegaskv.storage.replica_files import Accepted, ReplicaFiles
 
 __all__ = ["DataDirectory", "ReplicaManifest"]
 
@@ -49,6 +51,8 @@ _TITLE: Final = "pegaskv data directory"
 _UNFINISHED: Final = frozenset({"lock", "FORMAT.tmp", "lost+found"})
 _GPID_NAME: Final = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _TRASH_NAME: Final = re.compile(r"\d+\.\d+\.(\d+)\..*")
+_LEARN: Final = ".learn"
+_LEARNED_ANEW: Final = "learned-anew"
 _REASON_CHARACTERS_MAX: Final = 60
 
 
@@ -263,15 +267,10 @@ class DataDirectory:
 
         Its engine must be closed. The name says when and why.
         """
+        # A start would put it in the place of what is gone.
+        remove_unfinished(self._disk, self.learned_path(gpid))
         why = re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:_REASON_CHARACTERS_MAX]
-        while True:
-            target = self._trash_path / f"{gpid}.{at_us}.{why or 'removed'}"
-            if not self._disk.exists(target):
-                break
-            at_us += 1
-        self._disk.rename(self.replica_path(gpid), target)
-        self._disk.fsync_dir(self._trash_path)
-        self._disk.fsync_dir(self._replicas_path)
+        target = self._move_to_trash(gpid, why or "removed", at_us)
         self._manifests.pop(gpid, None)
         self.damaged.pop(gpid, None)
         return target
@@ -285,6 +284,80 @@ class DataDirectory:
                 self._disk.remove_tree(self._trash_path / name)
                 count += 1
         return count
+
+    # --- What is learned of another server ---------------------------------------------------
+
+    def learned_path(self, gpid: Gpid) -> Path:
+        """Where a copy of a replica is put together until it is whole."""
+        return self._replicas_path / f"{gpid}{_LEARN}"
+
+    def begin_incarnation(
+        self, gpid: Gpid, incarnation: int, state: ReplicaState, *, accepted: frozenset[str]
+    ) -> None:
+        """Let a replica go on from `state`, which its tables hold, under a new number. Blocks.
+
+        What the log has of it under the old one is never read again. `accepted` are the
+        damaged parts of the log that are older than this.
+        """
+        if accepted:
+            self.files(gpid).accept(Accepted(incarnation, accepted))
+        self._save(
+            replace(
+                self._manifests[gpid],
+                incarnation=incarnation,
+                base_decree=state.decree,
+                base_ballot=state.ballot,
+            )
+        )
+
+    def install_learned(
+        self,
+        gpid: Gpid,
+        incarnation: int,
+        state: ReplicaState,
+        *,
+        at_us: int,
+        accepted: frozenset[str],
+        keep_old: bool,
+    ) -> None:
+        """Put what lies whole under `learned_path` in the replica's place. Blocks.
+
+        Both engines must be closed. A crash at any point leaves the one or the other. With
+        `keep_old` the old replica stays in the trash, in the place of an earlier one.
+
+        Raises:
+            OSError: the old replica stays, or the disk refused that too.
+
+        """
+        disk, learned, path = self._disk, self.learned_path(gpid), self.replica_path(gpid)
+        if accepted:
+            ReplicaFiles(disk, learned, gpid).accept(Accepted(incarnation, accepted))
+        manifest = ReplicaManifest(
+            gpid, incarnation, state.decree, state.ballot, created_at_us=at_us
+        )
+        disk.write_atomic(learned / "manifest", manifest.encode())
+        earlier = [
+            name
+            for name in disk.list(self._trash_path)
+            if name.startswith(f"{gpid}.") and name.endswith(f".{_LEARNED_ANEW}")
+        ]
+        old = self._move_to_trash(gpid, _LEARNED_ANEW, at_us) if disk.exists(path) else None
+        # From here on a start finishes it.
+        try:
+            disk.rename(learned, path)
+        except OSError:
+            if old is not None:
+                disk.rename(old, path)
+            raise
+        self._manifests[gpid] = manifest
+        self.damaged.pop(gpid, None)
+        disk.fsync_dir(self._replicas_path)
+        with suppress(OSError):
+            # What stays here is removed by the next start.
+            for name in earlier:
+                disk.remove_tree(self._trash_path / name)
+            if old is not None and not keep_old:
+                disk.remove_tree(old)
 
     # --- What a replica has beside its manifest --------------------------------------------
 
@@ -322,9 +395,24 @@ class DataDirectory:
         self._disk.write_atomic(self.replica_path(manifest.gpid) / "manifest", manifest.encode())
         self._manifests[manifest.gpid] = manifest
 
+    def _move_to_trash(self, gpid: Gpid, why: str, at_us: int) -> Path:
+        while True:
+            target = self._trash_path / f"{gpid}.{at_us}.{why}"
+            if not self._disk.exists(target):
+                break
+            at_us += 1
+        self._disk.rename(self.replica_path(gpid), target)
+        self._disk.fsync_dir(self._trash_path)
+        self._disk.fsync_dir(self._replicas_path)
+        return target
+
     def _tidy(self) -> None:
         # Finish or undo what a crash cut short.
         disk = self._disk
+        for name in disk.list(self._replicas_path):
+            path = self._replicas_path / name
+            if name.endswith(_LEARN):
+                self._tidy_learned(path)
         for name in disk.list(self._replicas_path):
             path = self._replicas_path / name
             if name.endswith(".tmp"):
@@ -332,6 +420,16 @@ class DataDirectory:
             elif _GPID_NAME.fullmatch(name) and disk.is_dir(path):
                 # Whose it is makes no difference to its files.
                 ReplicaFiles(disk, path, Gpid(0, 0)).tidy()
+
+    def _tidy_learned(self, path: Path) -> None:
+        # Its manifest is written last, when all else in it is durable.
+        disk = self._disk
+        place = path.with_name(path.name.removesuffix(_LEARN))
+        if disk.exists(path / "manifest") and not disk.exists(place):
+            disk.rename(path, place)
+            disk.fsync_dir(self._replicas_path)
+        else:
+            remove_unfinished(disk, path)
 
     def _load_manifests(self) -> None:
         for name in self._disk.list(self._replicas_path):

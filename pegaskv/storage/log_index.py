@@ -15,8 +15,9 @@ with consecutive decrees of one ballot. Rules:
 `note` is on the hot path: once per tick, a few steps per record.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pegaskv.base.errors import PegasKVError
@@ -24,7 +25,7 @@ from pegaskv.base.types import Gpid
 from pegaskv.storage.log_format import RECORD_BYTES, LogRecord, LogRun
 from pegaskv.storage.log_options import LogOptions
 
-__all__ = ["Hold", "LogGone", "LogIndex", "Pin", "Run", "Segment"]
+__all__ = ["NO_PINS", "Hold", "LogGone", "LogIndex", "Pin", "Run", "Segment"]
 
 # What `_Partition.incarnation` is before and after anybody answers for the partition.
 _UNKNOWN: Final = -1
@@ -71,6 +72,7 @@ class Hold(NamedTuple):
 
 
 _KEEP_ALL: Final = Hold(_UNKNOWN, 0)
+NO_PINS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -207,6 +209,8 @@ class LogIndex:
                 or run.ballot != ballot
                 or run.incarnation != incarnation
                 or run.size >= run_bytes
+                # What the tables have already is in no run with what they have not.
+                or run.last == partition.flushed
             ):
                 if partition is None:
                     partition = self._partition(Gpid(table, index))
@@ -215,7 +219,7 @@ class LogIndex:
             run.committed = committed
             run.size += size
             run.end = end
-            if incarnation == partition.incarnation:
+            if incarnation == partition.incarnation and decree > partition.flushed:
                 if not partition.unflushed_bytes:
                     partition.oldest_ms = now_ms
                 partition.unflushed_bytes += size
@@ -282,7 +286,8 @@ class LogIndex:
         self._open.runs.append(run)
         if incarnation == partition.incarnation:
             partition.held.append(run)
-            partition.unflushed.append(run)
+            if decree > partition.flushed:
+                partition.unflushed.append(run)
         return run
 
     # --- What is needed --------------------------------------------------------------------
@@ -291,13 +296,24 @@ class LogIndex:
         """Every partition that has a record in the log, or was spoken of."""
         return sorted(partition.gpid for partition in self._partitions.values())
 
-    def set_incarnation(self, gpid: Gpid, incarnation: int, base_decree: int, now_ms: int) -> None:
-        """Of this partition only records of `incarnation` above `base_decree` are unflushed."""
+    def set_incarnation(
+        self,
+        gpid: Gpid,
+        incarnation: int,
+        base_decree: int,
+        now_ms: int,
+        pins: Mapping[str, int] = NO_PINS,
+    ) -> None:
+        """Of this partition only records of `incarnation` above `base_decree` are unflushed.
+
+        What `pins` keep will be appended; of other incarnations they keep nothing.
+        """
         assert incarnation >= 0
         partition = self._partition(gpid)
         partition.incarnation = incarnation
         partition.flushed = base_decree
-        partition.pins, partition.pins_moved_ms = {}, {}
+        partition.pins = dict(pins)
+        partition.pins_moved_ms = dict.fromkeys(pins, now_ms)
         self._look_again(partition, now_ms)
 
     def forget(self, gpid: Gpid) -> None:

@@ -17,7 +17,7 @@ what is long.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ from pegaskv.storage.log_format import (
     position_of,
     valid_history,
 )
-from pegaskv.storage.log_index import LogGone, LogIndex, Pin
+from pegaskv.storage.log_index import NO_PINS, LogGone, LogIndex, Pin
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.log_reading import read_history
 from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, settle_damage
@@ -435,13 +435,16 @@ class MutationLog:
         """Return every partition that has records in the log or was introduced."""
         return self._index.partitions()
 
-    def set_incarnation(self, gpid: Gpid, incarnation: int, base_decree: int) -> None:
+    def set_incarnation(
+        self, gpid: Gpid, incarnation: int, base_decree: int, *, pins: Mapping[str, int] = NO_PINS
+    ) -> None:
         """Of this partition only records of `incarnation` count, and those above `base_decree`.
 
-        Needed before the first append for it. Pins are cleared.
+        Needed before the first append for it. Pins are cleared; `pins` are set: what is above
+        them will be appended, as of a replica that is learned from another server.
         """
         now_ms = self._clock.monotonic_ms()
-        self._index.set_incarnation(gpid, incarnation, base_decree, now_ms)
+        self._index.set_incarnation(gpid, incarnation, base_decree, now_ms, pins)
 
     def forget(self, gpid: Gpid) -> None:
         """The replica is gone: its records need not be kept."""

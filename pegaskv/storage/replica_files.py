@@ -5,6 +5,7 @@ engine/                 its rows
 engine.restored/        what will take their place, until it is whole
 engine.damaged/         what they took the place of, until the next time
 checkpoint/8/           the last published checkpoint
+learners/learn-1f/      a checkpoint that is kept while another server copies it
 damage                  that its tables are damaged and nothing could mend them; in words
 accepted                which losses an operator has accepted
 ```
@@ -53,6 +54,7 @@ class ReplicaFiles:
         self._gpid = gpid
         self.engine_path = path / "engine"
         self._restored = path / "engine.restored"
+        self.learners_path = path / "learners"
 
     def tidy(self) -> None:
         """Finish or undo what a crash cut short."""
@@ -63,6 +65,8 @@ class ReplicaFiles:
             disk.fsync_dir(path)
         for name in ("engine.restored", "engine.restored.tmp", "engine.tmp"):
             disk.remove_tree(path / name)
+        # Who copied it asks for another one.
+        disk.remove_tree(self.learners_path)
         if "checkpoint" in names:
             for name in disk.list(path / "checkpoint"):
                 if name.endswith(".tmp"):

@@ -270,7 +270,8 @@ class DataDirectory:
         # A start would put it in the place of what is gone.
         remove_unfinished(self._disk, self.learned_path(gpid))
         why = re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:_REASON_CHARACTERS_MAX]
-        target = self._move_to_trash(gpid, why or "removed", at_us)
+        target = self._trash_name(gpid, why or "removed", at_us)
+        self._move_to_trash(gpid, target)
         self._manifests.pop(gpid, None)
         self.damaged.pop(gpid, None)
         return target
@@ -341,12 +342,14 @@ class DataDirectory:
             for name in disk.list(self._trash_path)
             if name.startswith(f"{gpid}.") and name.endswith(f".{_LEARNED_ANEW}")
         ]
-        old = self._move_to_trash(gpid, _LEARNED_ANEW, at_us) if disk.exists(path) else None
-        # From here on a start finishes it.
+        old = self._trash_name(gpid, _LEARNED_ANEW, at_us) if disk.exists(path) else None
         try:
+            if old is not None:
+                # Once it is away a start finishes what comes.
+                self._move_to_trash(gpid, old)
             disk.rename(learned, path)
         except OSError:
-            if old is not None:
+            if old is not None and not disk.exists(path):
                 disk.rename(old, path)
             raise
         self._manifests[gpid] = manifest
@@ -395,16 +398,17 @@ class DataDirectory:
         self._disk.write_atomic(self.replica_path(manifest.gpid) / "manifest", manifest.encode())
         self._manifests[manifest.gpid] = manifest
 
-    def _move_to_trash(self, gpid: Gpid, why: str, at_us: int) -> Path:
+    def _trash_name(self, gpid: Gpid, why: str, at_us: int) -> Path:
         while True:
             target = self._trash_path / f"{gpid}.{at_us}.{why}"
             if not self._disk.exists(target):
-                break
+                return target
             at_us += 1
+
+    def _move_to_trash(self, gpid: Gpid, target: Path) -> None:
         self._disk.rename(self.replica_path(gpid), target)
         self._disk.fsync_dir(self._trash_path)
         self._disk.fsync_dir(self._replicas_path)
-        return target
 
     def _tidy(self) -> None:
         # Finish or undo what a crash cut short.

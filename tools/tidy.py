@@ -40,7 +40,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "shell/interactive.py": "shows how long a command took, and looks after the toolbar",
     },
     "chance": {
-        "pegaskv/server/standalone.py": "where the dice come from that everybody is given",
+        "pegaskv/server/host.py": "where the dice come from that everybody is given",
     },
     "files": {
         "pegaskv/server/main.py": "umask and environment of the process, and nothing else",

@@ -75,6 +75,7 @@ ReplicaStates: TypeAlias = Iterable[
 ]
 
 T = TypeVar("T")
+EnumT = TypeVar("EnumT", bound=Enum)
 
 
 class _Signed:
@@ -163,16 +164,8 @@ def node_beacon_to_wire(beacon: NodeBeacon) -> tuple[Any, ...]:
 def node_beacon_from_wire(fields: Any) -> NodeBeacon:
     """Read the fields of NODE_BEACON. Raises InvalidArgument."""
     with _request("a node's beacon"):
-        node_id, process, free_bytes, disk_full, learning = _row(
-            fields,
-            {
-                "node id": str,
-                "process": str,
-                "free bytes": int,
-                "disk full": bool,
-                "what it learns": list,
-            },
-        )
+        kinds = {"node id": str, "process": str, "free bytes": int, "disk full": bool}
+        node_id, process, free_bytes, disk_full, learning = _row(fields, kinds | {"learning": list})
         return NodeBeacon(_node(node_id), process, free_bytes, disk_full, _each(learning, _learned))
 
 
@@ -585,9 +578,6 @@ def _uuid(uuid: Any) -> bytes:
     if type(uuid) is not bytes or len(uuid) != UUID_BYTES:
         raise _Wrong(f"a duplication's uuid has {UUID_BYTES} bytes")
     return uuid
-
-
-EnumT = TypeVar("EnumT", bound=Enum)
 
 
 def _member(kind: type[EnumT], value: Any, name: str) -> EnumT:

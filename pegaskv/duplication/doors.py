@@ -21,6 +21,7 @@ __all__ = [
     "CopyPage",
     "EnsureAnswer",
     "MetaDoor",
+    "ProgressDoor",
     "RemoteWork",
     "ShippedRecord",
     "SourcePartition",
@@ -120,8 +121,8 @@ class SourceReplicas(Protocol):
         ...
 
 
-class MetaDoor(Protocol):
-    """The leading meta server, as duplications on its replica servers see it."""
+class ProgressDoor(Protocol):
+    """The leading meta server, as duplications on replica servers see it."""
 
     async def report_progress(self, reports: list[ProgressReport]) -> list[PartitionProgress]:
         """Store the reports (one commit if they fit); return when they are stored.
@@ -133,6 +134,10 @@ class MetaDoor(Protocol):
 
         """
         ...
+
+
+class MetaDoor(ProgressDoor, Protocol):
+    """The leading meta server, as the coordinator beside it sees it."""
 
     def remote_work(self) -> list[RemoteWork]:
         """What has to be done at other clusters now: read when `on_remote_work` was called."""

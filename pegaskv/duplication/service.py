@@ -18,7 +18,7 @@ from pegaskv.base.metrics import Labels, Metric, gauges
 from pegaskv.base.types import DuplicationStatus, Gpid
 from pegaskv.codec.messages_duplication import DuplicationOrder, PartitionProgress, ProgressReport
 from pegaskv.codec.messages_meta import TablePush
-from pegaskv.duplication.doors import MetaDoor, SourcePartition, SourceReplicas
+from pegaskv.duplication.doors import ProgressDoor, SourcePartition, SourceReplicas
 from pegaskv.duplication.held import HeldLog
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.duplication.pacing import CopyPace
@@ -49,7 +49,7 @@ class DuplicationService:
         self,
         *,
         sources: SourceReplicas,
-        meta: MetaDoor,
+        meta: ProgressDoor,
         remotes: RemoteClusters,
         clock: Clock,
         random: Random,

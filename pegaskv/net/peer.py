@@ -338,6 +338,11 @@ class PeerConnections:
                 if found is not None:
                     found.move(address)
 
+    def addresses(self, node_ids: Iterable[str]) -> dict[str, str]:
+        """Return where these nodes are, as far as it is known here."""
+        known = self._addresses
+        return {node_id: known[node_id] for node_id in node_ids if node_id in known}
+
     def release(self, node_id: str) -> None:
         """Connect to a node no more; whoever asks for it again gets a new way."""
         found = self._peers.pop(node_id, None)

@@ -183,6 +183,7 @@ def test_nothing_is_sent_before_there_is_a_connection() -> None:
         assert not unknown.connected
         peer = await asking.connected(server)
         assert peer is unknown
+        assert asking.peers.addresses(["n1", "n2"]) == {"n1": server.address}
         assert peer.submit((ECHO, 0), replies.append)
         await world.until(lambda: len(replies) == 1)
         assert asking.told == [("n1", True)]

@@ -42,8 +42,8 @@ async def loaded(data: Path) -> Gpid:
 
 
 async def flushed(server: Standalone, gpid: Gpid) -> None:
-    assert server._stub is not None
-    await server._stub._flush(server._stub._replicas[gpid])
+    assert server.stub is not None
+    await server.stub._flush(server.stub._replicas[gpid])
 
 
 def engine_path(data: Path, gpid: Gpid) -> Path:
@@ -87,7 +87,7 @@ async def answers(table: pegaskv.Table) -> tuple[list[bytes], dict[bytes, Reques
 
 
 async def settled(server: Standalone, gpid: Gpid) -> None:
-    stub = server._stub
+    stub = server.stub
     assert stub is not None
     await poll_until(lambda: gpid in stub.damaged)
 
@@ -102,7 +102,7 @@ async def test_a_damaged_block_is_refused_with_what_to_do_and_all_other_rows_are
         pegaskv.connect(server.address, timeout=5.0) as client,
     ):
         table = await client.table("t")
-        engine = server._stub._replicas[gpid].engine  # type: ignore[union-attr]
+        engine = server.stub._replicas[gpid].engine  # type: ignore[union-attr]
         with caplog.at_level(logging.WARNING):
             with pytest.raises(RequestError):
                 await table.get("h", "0200")
@@ -116,7 +116,7 @@ async def test_a_damaged_block_is_refused_with_what_to_do_and_all_other_rows_are
             assert "--accept-loss" in str(error)
             assert "backup" in str(error)
         # Nothing was opened again, nothing is written twice into the log.
-        assert server._stub._replicas[gpid].engine is engine  # type: ignore[union-attr]
+        assert server.stub._replicas[gpid].engine is engine  # type: ignore[union-attr]
         said = [line for line in caplog.messages if "its other rows are served" in line]
         assert len(said) == 1
         assert len([line for line in caplog.messages if "is damaged" in line]) <= 2
@@ -124,7 +124,7 @@ async def test_a_damaged_block_is_refused_with_what_to_do_and_all_other_rows_are
         await table.set("h", "0200", "mended by a write")
         assert await table.get("h", "0200") == b"mended by a write"
         assert any(str(gpid) in reason for reason in server.health())
-        metrics = {each.name: each.samples for each in server._stub.metrics()}  # type: ignore[union-attr]
+        metrics = {each.name: each.samples for each in server.stub.metrics()}  # type: ignore[union-attr]
         assert metrics["pegaskv_replicas_damaged"] == (((), 1.0),)
 
 
@@ -146,8 +146,8 @@ async def test_a_whole_checkpoint_takes_the_place_of_damaged_tables_and_nothing_
         assert await table.get("h", "0200") == value(200)
         assert not (await answers(table))[1]
         assert await table.get("h", "later") == b"in the log alone"
-        assert server._stub is not None
-        assert server._stub.damaged == {}
+        assert server.stub is not None
+        assert server.stub.damaged == {}
         assert server.health() == []
         await table.set("h", "after", "1")
     async with (
@@ -169,7 +169,7 @@ async def test_when_a_compaction_meets_the_block_reads_and_scans_go_on_and_write
         pegaskv.connect(server.address, timeout=5.0) as client,
     ):
         table = await client.table("t")
-        stub = server._stub
+        stub = server.stub
         assert stub is not None
         replica = stub._replicas[gpid]
         for key in ("0100", "0300"):
@@ -256,7 +256,7 @@ async def test_a_file_that_was_put_back_is_found_whole_at_the_next_start(tmp_pat
         running(tmp_path) as server,
         pegaskv.connect(server.address, timeout=5.0) as client,
     ):
-        stub = server._stub
+        stub = server.stub
         assert stub is not None
         await poll_until(lambda: not stub.damaged)
         assert await (await client.table("t")).get("h", "0200") == value(200)

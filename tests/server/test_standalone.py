@@ -192,7 +192,7 @@ async def test_a_wildcard_address_is_reported_as_where_the_client_came(tmp_path:
 async def test_a_crash_of_background_work_is_a_failure_of_the_server(tmp_path: Path) -> None:
     told: list[PegasKVError] = []
     async with running(tmp_path / "data", on_fatal=told.append) as server:
-        server._on_crash(ValueError("a bug"))
-        server._on_crash(ValueError("another"))
+        server.crashed(ValueError("a bug"))
+        server.crashed(ValueError("another"))
         assert [str(each) for each in told] == ["internal error: ValueError: a bug"]
         assert server.health() == ["internal error: ValueError: a bug"]

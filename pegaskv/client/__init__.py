@@ -2,8 +2,10 @@
 
 from pegaskv.base.types import DuplicationStatus, FailMode, TableInfo, TableStatus
 from pegaskv.client.admin import AdminClient, ChangedTable, NodeInfo, PartitionInfo, TableDetails
+from pegaskv.client.admin_cluster import DeadPartition, LevelChange, MetaLevel, as_gpid
 from pegaskv.client.client import Client, connect
 from pegaskv.client.duplications import Duplication, DuplicationPartition, RemoteCluster
+from pegaskv.client.health import Health, health_of, sum_health
 from pegaskv.client.options import (
     Check,
     CheckResult,
@@ -27,12 +29,16 @@ __all__ = [
     "CheckResult",
     "Client",
     "ClientOptions",
+    "DeadPartition",
     "Delete",
     "Duplication",
     "DuplicationPartition",
     "DuplicationStatus",
     "FailMode",
     "Filter",
+    "Health",
+    "LevelChange",
+    "MetaLevel",
     "MultiGetResult",
     "NodeInfo",
     "PartitionInfo",
@@ -47,5 +53,8 @@ __all__ = [
     "TableDetails",
     "TableInfo",
     "TableStatus",
+    "as_gpid",
     "connect",
+    "health_of",
+    "sum_health",
 ]

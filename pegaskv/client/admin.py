@@ -8,23 +8,22 @@ never repeated once it may have been done: `Timeout` and `Unavailable` then carr
 # ruff: noqa: ASYNC109 - deadlines are kept by the connection, which costs nothing per call.
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.base.types import TableInfo
+from pegaskv.client.admin_cluster import ClusterAdmin, NodeInfo
 from pegaskv.client.admin_duplications import DuplicationAdmin
 from pegaskv.client.admin_requests import (
     ChangedTable,
     as_envs,
-    as_mapping,
     as_name,
     as_positive,
     as_whole,
     malformed,
 )
 from pegaskv.client.arguments import as_bool
-from pegaskv.client.resolver import MetaResolver
+from pegaskv.client.health import Health, PartitionInfo, health_of, sum_health
 from pegaskv.codec.operations import Operation
 
 __all__ = [
@@ -36,35 +35,19 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionInfo:
-    """A partition: who serves it, as the meta server names nodes, and its primary's own report."""
-
-    index: int
-    ballot: int
-    primary: str | None
-    secondaries: tuple[str, ...]
-    state: dict[str, Any] = field(default_factory=dict)
-
-
 class TableDetails(NamedTuple):
     """A table with its partitions in the order of their indices."""
 
     table: TableInfo
     partitions: list[PartitionInfo]
 
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """A replica server as the meta server knows it."""
-
-    node_id: str
-    address: str
-    status: str
-    detail: dict[str, Any] = field(default_factory=dict)
+    def health(self, statuses: Mapping[str, str] | None = None) -> Health:
+        """Return how many partitions are well; `statuses` are those of nodes by node id."""
+        count = self.table.replica_count
+        return sum_health(health_of(each, count, statuses) for each in self.partitions)
 
 
-class AdminClient(DuplicationAdmin):
+class AdminClient(ClusterAdmin, DuplicationAdmin):
     """What the shell does; `Client.admin`. `timeout=` in seconds on every call.
 
     Every call raises `Timeout` or `Unavailable` when no meta server answers, and the
@@ -165,17 +148,20 @@ class AdminClient(DuplicationAdmin):
         table = self._table(reply)
         partitions = []
         try:
-            for index, ballot, primary, secondaries, *state in reply[1]:
+            for index, ballot, primary, secondaries, *states in reply[1]:
+                state = states[0] if states else None
+                replicas: Mapping[Any, Any] = (states[1] if len(states) > 1 else None) or {}
                 partitions.append(
                     PartitionInfo(
                         int(index),
                         int(ballot),
                         None if primary is None else str(primary) or asked,
                         tuple(str(each) or asked for each in secondaries),
-                        dict(state[0]) if state and state[0] is not None else {},
+                        dict(state or {}),
+                        {str(node): dict(each) for node, each in replicas.items()},
                     )
                 )
-        except (IndexError, TypeError, ValueError):
+        except (AttributeError, IndexError, TypeError, ValueError):
             raise malformed(Operation.TABLE_INFO) from None
         partitions.sort(key=lambda partition: partition.index)
         return TableDetails(table, partitions)
@@ -217,35 +203,3 @@ class AdminClient(DuplicationAdmin):
         fields = (as_name(table, "table"), None if prefix is None else as_name(prefix, "prefix"))
         reply, _ = await self._ask(Operation.CLEAR_ENVS, fields, timeout)
         return self._table(reply)
-
-    async def nodes(self, *, timeout: float | None = None) -> list[NodeInfo]:
-        """Return the replica servers that the meta server knows."""
-        reply, asked = await self._ask(Operation.LIST_NODES, (), timeout)
-        try:
-            return [
-                NodeInfo(
-                    str(node_id),
-                    str(address) or asked,
-                    str(status),
-                    dict(detail[0]) if detail and detail[0] is not None else {},
-                )
-                for node_id, address, status, *detail in reply[0]
-            ]
-        except (IndexError, TypeError, ValueError):
-            raise malformed(Operation.LIST_NODES) from None
-
-    async def cluster_info(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Return what the leading meta server says of the cluster."""
-        reply, _ = await self._ask(Operation.CLUSTER_INFO, (), timeout)
-        return as_mapping(Operation.CLUSTER_INFO, reply)
-
-    async def server_info(
-        self, address: str | None = None, *, timeout: float | None = None
-    ) -> dict[str, Any]:
-        """Return what one server says of itself; None = the meta server that answers."""
-        if address is None:
-            reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout)
-        else:
-            one = MetaResolver([as_name(address, "address")], self._pool)
-            reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout, resolver=one)
-        return as_mapping(Operation.SERVER_INFO, reply)

@@ -44,6 +44,10 @@ _CHANGES: Final = frozenset(
         Operation.ADD_CLUSTER,
         Operation.REMOVE_CLUSTER,
         Operation.OPEN_TABLE,
+        Operation.SET_META_LEVEL,
+        Operation.SET_REPLICA_COUNT,
+        Operation.BALANCE,
+        Operation.PROPOSE_CHANGE,
     }
 )
 

@@ -82,6 +82,8 @@ class FakeStore:
         self.dropped: dict[int, FakeTable] = {}
         self.next_id = 1
         self.page_rows = 1_000
+        self.level = "lively"
+        self.nodes: list[Any] = [["node-1", "", "alive", {}]]
         self.add("t", 4)
 
     def add(self, name: str, partition_count: int) -> FakeTable:
@@ -441,7 +443,26 @@ class FakeServer:
         return (table.to_wire(),)
 
     def on_list_nodes(self) -> Any:
-        return ([["node-1", "", "alive", {}]],)
+        return (self.store.nodes,)
+
+    def on_get_meta_level(self) -> Any:
+        return self.store.level, "everything"
+
+    def on_set_meta_level(self, level: str) -> Any:
+        before, self.store.level = self.store.level, level
+        return before, level
+
+    def on_set_replica_count(self, name: str, count: int) -> Any:
+        return {**self._named(name).to_wire(), "replica_count": count}, ["few nodes"]
+
+    def on_balance(self, *_: Any) -> Any:
+        return ("the move was begun",)
+
+    def on_propose_change(self, *_: Any) -> Any:
+        return ("the change was stored",)
+
+    def on_diagnose(self, table: str | None) -> Any:
+        return ([[1, 2, {"reason": "all are dead"}]],)
 
     def on_cluster_info(self) -> Any:
         return ({"name": "fake"},)

@@ -41,6 +41,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "InvalidData",
+    "NotEnoughMembers",
     "NotPrimary",
     "NotReady",
     "NotServing",
@@ -222,6 +223,15 @@ class FollowerTable(RequestError):
 
     code = 23
     name = "ERR_FOLLOWER"
+
+
+class NotEnoughMembers(RequestError):
+    """The partition has fewer replicas than a write needs; reading goes on."""
+
+    code = 24
+    name = "ERR_NOT_ENOUGH_MEMBER"
+    retryable = True
+    default_hint = "writes resume when a replica server is back; `nodes` shows who is away"
 
 
 class Timeout(RequestError):

@@ -291,7 +291,8 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     ),
     Operation.BEACON: OperationSpec(
         "[table id, partition index, ballot, committed decree, ...] of partitions that the "
-        "sender leads and the receiver is a member of, sender's wall clock in microseconds",
+        "sender leads and the receiver is a member of, sender's wall clock in microseconds, "
+        "[table id, partition index, duplication uuid, decree, ...]: up to where the log may go",
         "[table id, partition index, ballot known, ...]: who follows somebody else; receiver's "
         "wall clock in microseconds",
     ),

@@ -13,7 +13,7 @@ Connections that are merely idle are kept.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pegaskv.base.errors import Busy, InternalError, InvalidArgument, RequestError, WireError
@@ -70,6 +70,8 @@ class Acceptor:
         }
         self.bytes_in_flight = 0
         self.handler_failures = 0
+        # Asked before every write, where what was read may be old by then.
+        self.may_answer: Callable[[], bool] | None = None
         # Told of every read, if the loop is to stay awake after it.
         self.spinner: Spinner | None = None
         # Who has more to handle than one turn of the loop takes.

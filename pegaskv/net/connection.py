@@ -380,6 +380,11 @@ class ServerConnection(asyncio.Protocol):
     def _write(self, frame: bytes) -> None:
         transport = self._transport
         assert transport is not None
+        may_answer = self._acceptor.may_answer
+        if may_answer is not None and not may_answer():
+            # What it says may not be so any more; whoever asked does not hear it.
+            self.abort()
+            return
         transport.write(frame)
         self.sent_bytes += len(frame)
         if (

@@ -6,6 +6,7 @@ from pegaskv.base.errors import (
     Busy,
     DiskFull,
     FollowerTable,
+    NotEnoughMembers,
     NotReady,
     PartitionClosed,
     RequestError,
@@ -28,6 +29,8 @@ class Admission(Guarded):
     applying_bytes_max = PARTITION_BYTES_UNAPPLIED_MAX
     read_only = ""
     disk_full = False
+    # Why there are too few members to write to, or "".
+    too_few_members = ""
     # Why the replica does not serve until an operator acts, or "".
     closed = ""
     engine_failed: BaseException | None = None
@@ -56,6 +59,8 @@ class Admission(Guarded):
         """Raise the error that a duplicated write is answered with, if any."""
         if not self._serving:
             raise self.refusal()
+        if self.too_few_members:
+            raise NotEnoughMembers(self.too_few_members)
         if self.disk_full:
             raise DiskFull(f"partition {self.gpid} refuses writes: the disk is nearly full")
         if self.read_only:

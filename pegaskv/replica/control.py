@@ -13,7 +13,7 @@ from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.mutations import OperationKind, encode_operation
 from pegaskv.replica.participation import BROKEN, SourceFacts
 from pegaskv.replica.replica import Replica
-from pegaskv.storage.mutation_log import MutationLog
+from pegaskv.storage.mutation_log import LogGone, MutationLog
 
 __all__ = [
     "begin_to_serve",
@@ -21,6 +21,7 @@ __all__ = [
     "give_orders",
     "limit_batch",
     "on_pin_changed",
+    "on_pins_told",
     "propose_control",
 ]
 
@@ -159,3 +160,14 @@ def on_pin_changed(log: MutationLog, replica: Replica, uuid: bytes) -> None:
         log.clear_pin(replica.gpid, uuid.hex())
     # What was kept for it may go now.
     replica.expires = True
+
+
+def on_pins_told(log: MutationLog, replica: Replica, uuid: bytes, decree: int) -> None:
+    """The primary says that a target has everything up to `decree`: let that log go here too."""
+    if 0 < replica.participation.pins.get(uuid, 0) <= decree:
+        try:
+            log.set_pin(replica.gpid, uuid.hex(), decree)
+        except LogGone:
+            # Heard before, and given up.
+            return
+        replica.held[uuid] = decree

@@ -4,13 +4,14 @@ In a standalone server there are no others, and the meta server is in the same p
 a cluster both are behind connections. A replica never waits for either on its loop turn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from pegaskv.base.errors import Unavailable
 from pegaskv.base.types import PartitionConfiguration
 from pegaskv.codec.messages_meta import Proposal
 
-__all__ = ["ConfigurationDoor", "NoPeers", "Peer", "Peers"]
+__all__ = ["ConfigurationDoor", "NoMeta", "NoPeers", "Peer", "Peers"]
 
 
 class ConfigurationDoor(Protocol):
@@ -49,6 +50,15 @@ class Peer(Protocol):
         """
         ...
 
+    async def request(self, operation: int, timeout_ms: int, *fields: Any) -> list[Any]:
+        """Return the fields of the reply, after its status. Not for the hot path.
+
+        Raises:
+            RequestError: what the server answered, or Unavailable or Timeout.
+
+        """
+        ...
+
 
 class Peers(Protocol):
     """All other replica servers, by node id."""
@@ -61,9 +71,21 @@ class Peers(Protocol):
         """Take what the meta server says of where nodes are; others keep theirs."""
         ...
 
+    def addresses(self, node_ids: Iterable[str]) -> dict[str, str]:
+        """Return where these nodes are, of those that are known."""
+        ...
+
     def on_connected(self, call: Callable[[str], None]) -> None:
         """Call back with the node id whenever a connection to it was made, or has ended."""
         ...
+
+
+class NoMeta:
+    """For a server whose partitions have no second member: there is nothing to propose."""
+
+    async def propose(self, proposal: Proposal) -> tuple[PartitionConfiguration, Mapping[str, str]]:
+        """Nobody answers."""
+        raise Unavailable(f"partition {proposal.gpid}: this server is alone")
 
 
 class NoPeers:
@@ -75,6 +97,10 @@ class NoPeers:
 
     def set_addresses(self, addresses: Mapping[str, str]) -> None:
         """Nobody is spoken to."""
+
+    def addresses(self, node_ids: Iterable[str]) -> dict[str, str]:
+        """None is known."""
+        return {}
 
     def on_connected(self, call: Callable[[str], None]) -> None:
         """Nobody ever connects."""

@@ -8,7 +8,7 @@ the manifest says durably that the replica's tail may be lost.
 import logging
 from collections.abc import Callable
 
-from pegaskv.base.types import Durability
+from pegaskv.base.types import Durability, ReplicaStatus
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.replica.control import propose_control
 from pegaskv.replica.replica import Replica
@@ -41,6 +41,10 @@ class DurabilityChanges:
     def on_ordered(self, replica: Replica, durability: Durability) -> None:
         """The order is committed."""
         replica.durability = durability
+        if replica.machine.status is not ReplicaStatus.PRIMARY:
+            # Nobody orders here: what the primary has ordered is what is wanted.
+            replica.wanted_durability = durability
+            replica.fsync = replica.fsync or durability is Durability.FSYNC
         if durability is Durability.OS:
             self._allow_os(replica)
         else:

@@ -12,8 +12,8 @@ front stops, `on_fatal` is told, and the process recovers by a restart.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, TypeAlias
 
 from pegaskv.base.limits import FRAME_MESSAGES_MAX, REPLY_FLUSH_BYTES
 from pegaskv.codec.frames import encode_frame
@@ -41,6 +41,22 @@ _TICK_BYTES: Final = 1024 * 1024
 _LITTLE_BYTES: Final = 64 * 1024
 
 
+# Records of others' partitions, who is told when they are in the log, and whether synced.
+_Accepted: TypeAlias = tuple[list[LogRecord], Callable[[], None], bool]
+
+
+class Lines(Protocol):
+    """The ways to other servers, as `membership` keeps them."""
+
+    def untold(self, replica: Replica) -> None:
+        """`replica` has committed what its members have not heard of."""
+        ...
+
+    def send_lines(self, records: list[LogRecord]) -> None:
+        """These records of own partitions were logged: send what streams have of them."""
+        ...
+
+
 class Front:
     """Batches of all partitions to the log, and their answers to the connections."""
 
@@ -65,6 +81,10 @@ class Front:
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
+        # What others' partitions have to log: records, who is told, whether it must be synced.
+        self._accepted: list[_Accepted] = []
+        # Where what is logged goes beside the log; None = nowhere.
+        self.lines: Lines | None = None
         # While memory is short: what has decrees and is not in the log, who waits for it, and how
         # often there was no memory since the last record.
         self._short = False
@@ -95,6 +115,32 @@ class Front:
         if not self._scheduled:
             self._schedule()
         return self._woken_ms
+
+    def accept(self, records: list[LogRecord], done: Callable[[], None], synced: bool) -> None:
+        """Put records of other servers' partitions into the next tick; `done` when they are in.
+
+        With `synced` that is when they are durable; then they wait for the disk as fsync tables do.
+        """
+        self._accepted.append((records, done, synced))
+        if not self._scheduled:
+            self._schedule()
+
+    def hurry(self) -> None:
+        """Somebody on the list need not wait any more."""
+        if not self._scheduled:
+            self._schedule()
+
+    def untold(self, replica: Replica) -> None:
+        """`replica` has committed what its members have not heard of."""
+        if self.lines is not None:
+            self.lines.untold(replica)
+
+    def committed(self, replicas: Iterable[Replica]) -> None:
+        """Members have acknowledged: answer what that has committed, and take up what waited."""
+        self._commit([(replica, replica.machine.committed) for replica in replicas])
+        if self._dirty and not self._scheduled:
+            # Who waited for this; there is never more than one tick of a partition under way.
+            self._tick()
 
     def lag(self, replica: Replica) -> None:
         """`replica` holds committed rows that its engine has not taken."""
@@ -132,7 +178,7 @@ class Front:
     @property
     def idle(self) -> bool:
         """Whether no tick is open or in flight."""
-        return not self._dirty and not self._short and self._syncing is None
+        return not self._dirty and not self._accepted and not self._short and self._syncing is None
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -144,7 +190,7 @@ class Front:
             self._tick_sparingly()
             return
         # When the log is switching segments it calls `_schedule` once it is ready.
-        if not self._dirty or self.stopped or not self._log.ready():
+        if not (self._dirty or self._accepted) or self.stopped or not self._log.ready():
             return
         held: list[Replica] = []
         # Those that have more than this tick takes: behind the others in the next one.
@@ -153,9 +199,13 @@ class Front:
         records: list[LogRecord] = []
         synced: list[tuple[Replica, int]] = []
         unsynced: list[tuple[Replica, int]] = []
+        accepted = self._take_accepted(records) if self._accepted else ()
+        others = len(records)
         try:
             for replica in self._dirty:
-                if replica.fsync and self._syncing is not None:
+                if (replica.fsync and self._syncing is not None) or (
+                    replica.streams and replica.waits_for_members
+                ):
                     held.append(replica)
                     continue
                 if replica.pending_bytes <= _LITTLE_BYTES:
@@ -177,22 +227,39 @@ class Front:
             self._dirty = held + rest
             if room <= 0 and not self._scheduled:
                 self._schedule()
-            if not records:
-                return
-            self.ticks += 1
-            self._log.append(records)
+            if records:
+                self.ticks += 1
+                self._log.append(records)
         except OSError as error:
             self._fail(error)
             return
         except MemoryError as error:
             self._dirty = [replica for replica in self._dirty if replica.dirty]
-            self._unlogged, self._unanswered = records, synced + unsynced
+            self._unlogged, self._unanswered = records[others:], synced + unsynced
+            self._accepted = [*accepted, *self._accepted]
             self._wait_for_memory(error)
             return
-        if synced:
+        if self.lines is not None and len(records) > others:
+            self.lines.send_lines(records[others:])
+        told: list[Callable[[], None]] = []
+        for _, done, must_sync in accepted:
+            (self._waiting_next if must_sync else told).append(done)
+        if synced or (accepted and self._waiting_next and self._syncing is None):
             self._start_sync(synced)
+        for call in told:
+            call()
         if unsynced:
             self._commit(unsynced)
+
+    def _take_accepted(self, records: list[LogRecord]) -> list[_Accepted]:
+        """Take what others' partitions have to log, as far as the disk is free for it."""
+        accepted, self._accepted = self._accepted, []
+        if self._syncing is not None:
+            self._accepted = [entry for entry in accepted if entry[2]]
+            accepted = [entry for entry in accepted if not entry[2]]
+        for more, _, _ in accepted:
+            records += more
+        return accepted
 
     # When memory is short: decrees that were given must reach the log before any later one.
 
@@ -236,11 +303,13 @@ class Front:
         if not self._short:
             _log.warning("memory is enough again: no write was lost")
         self._unanswered = []
+        if self.lines is not None:
+            self.lines.send_lines([])
         if any(replica.fsync for replica, _ in unanswered):
             self._start_sync(unanswered)
         else:
             self._commit(unanswered)
-            if self._dirty:
+            if self._dirty or self._accepted:
                 self._schedule()
 
     def _start_sync(self, replicas: list[tuple[Replica, int]]) -> None:
@@ -255,6 +324,9 @@ class Front:
     def _prepare_answers(self) -> None:
         """Pack the answers of the tick that is being synced: the loop would only wait."""
         if self._syncing is None or self._answering or self._short:
+            return
+        if any(replica.streams for replica, _ in self._syncing):
+            # Others have to acknowledge as well.
             return
         answers: dict[ServerConnection, list[Any]] = {}
         counts: list[tuple[Batch, int]] = []
@@ -303,7 +375,7 @@ class Front:
         waiting, self._waiting = self._waiting, []
         for replica, decree in synced + covered:
             replica.shipping.synced = max(replica.shipping.synced, decree)
-        if self._dirty and not self._short:
+        if (self._dirty or self._accepted) and not self._short:
             # The disk gets the next tick before the clients get their answers.
             self._tick()
         if synced:
@@ -313,6 +385,9 @@ class Front:
             replica.shipping.advance(replica.machine.committed)
         for call in waiting:
             call()
+        if self._dirty and self._syncing is None and not self._scheduled:
+            # Whose members had been quicker than the disk.
+            self._tick()
         self._sync_uncovered()
         if self._short:
             self._schedule()

@@ -57,6 +57,49 @@ class PrepareList:
         if decree > self.committed:
             self.committed = decree
 
+    def take(self, decree: int) -> list[Mutation]:
+        """Commit up to `decree`, which must be prepared; return what that commits."""
+        if decree <= self.committed:
+            return []
+        assert decree <= self.last_prepared
+        first = self._mutations.popleft
+        taken = [first() for _ in range(decree - self.committed)]
+        self.committed = decree
+        return taken
+
+    def put(self, mutation: Mutation) -> bool | None:
+        """Take a mutation that another replica gave its decree and ballot.
+
+        True: it is new, and what was here from its decree on, of lower ballots, is gone. False:
+        it is here, or committed. None: decrees before it are missing, or its ballot is lower than
+        that of the one before it; nothing was changed.
+        """
+        decree = mutation.decree
+        if decree == self.last_prepared + 1:
+            if self._mutations and self._mutations[-1].ballot > mutation.ballot:
+                return None
+            self._mutations.append(mutation)
+            self.last_prepared = decree
+            return True
+        if decree > self.last_prepared:
+            return None
+        if decree <= self.committed:
+            return False
+        place = decree - self.committed - 1
+        there = self._mutations[place]
+        if there.ballot >= mutation.ballot:
+            return False
+        while len(self._mutations) > place:
+            self._mutations.pop()
+        self._mutations.append(mutation)
+        self.last_prepared = decree
+        return True
+
+    def cut(self) -> None:
+        """Forget what is not committed."""
+        self._mutations.clear()
+        self.last_prepared = self.committed
+
     def replace(self, mutations: list[Mutation]) -> None:
         """Exchange the whole window for one of the same or a greater length."""
         assert len(mutations) >= len(self._mutations)

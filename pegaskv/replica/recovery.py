@@ -69,7 +69,8 @@ class RecoveredReplica:
 
     `waiting`: the disk refused, which may pass, and it is to be tried again. `damage`: why its
     tables are known to be damaged, though they open. Of what was accepted: `salvaged` says that
-    rows are gone, `lost_from` from where on decrees are (0 = none).
+    rows are gone, `lost_from` from where on decrees are (0 = none). One that is `amnesiac` may
+    lead only if no other member can.
     """
 
     engine: Engine | None = None
@@ -85,6 +86,8 @@ class RecoveredReplica:
     damage: str = ""
     salvaged: bool = False
     lost_from: int = 0
+    # It may lack what it acknowledged without a sync before the machine went down.
+    amnesiac: bool = False
 
     def take(self, other: "RecoveredReplica") -> None:
         """Become what another try has found."""
@@ -217,16 +220,7 @@ def _open_engines(
             directory, manifest.gpid, factory, accept_loss=accept_loss, refused=refused
         )
         replica.incarnation = manifest.incarnation
-        if manifest.amnesiac:
-            # The only replica goes on with what it has, and says so once.
-            _log.warning(
-                "partition %s acknowledged writes without syncing them and the machine went "
-                "down: its last writes may be lost",
-                manifest.gpid,
-            )
-            with suppress(OSError):
-                # On a full disk the next start says it again.
-                directory.clear_amnesia(manifest.gpid)
+        replica.amnesiac = manifest.amnesiac
         replicas[manifest.gpid] = replica
     whole = refused and len(refused) == len(replicas)
     if whole and all(error.errno in _OF_THE_WHOLE for error in refused):

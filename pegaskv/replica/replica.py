@@ -1,69 +1,68 @@
-"""One partition on this node: its machine, its engine, its open batches. On the hot path.
+"""One partition on this node: its machine, its open batches, its members. On the hot path.
 
 The machine decides; this class keeps what the machine must not know: the rows of
-each mutation, who waits for it, and the engine that it is applied to. It runs on
-the loop and awaits nothing.
+each mutation, who waits for it, and (`applying`) the engine that it is applied to. It
+runs on the loop and awaits nothing. As a primary it fills batches and sends what it logs
+down the streams to its members; as a secondary it takes what comes up from its primary.
 
 Where a key is looked up, in this order: batches that are open, full or in the log
 (for atomic operations only), committed rows that the engine has not taken yet, and
 the engine. Plain reads see committed rows only.
-
-The engine gets committed rows late and many at once, since a LevelDB write costs ten
-times as much as a row in it: until then they are in `applying`, where reads look first.
-When a write would be made to wait, it goes through a thread. A failed engine write ends
-the engine, not the replica: committed rows stay in `applying`, reads and scans go on,
-writes are refused, and `repairs` sees to the engine.
 """
 
 from collections import deque
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, Final
 
-from pegaskv.base.errors import NotReady, PegasKVError
-from pegaskv.base.types import Durability, Gpid
+from pegaskv.base.errors import NotPrimary, PegasKVError, RequestError, Unavailable
+from pegaskv.base.types import Durability, Gpid, ReplicaStatus
 from pegaskv.codec.mutations import OperationKind, encode_mutation, mutation_timestamps
 from pegaskv.codec.values import seconds_since_epoch
+from pegaskv.lease.lease import Grace, PrimaryLease
+from pegaskv.lease.options import LeaseOptions
 from pegaskv.net.connection import ServerConnection
-from pegaskv.replica.admission import Admission
+from pegaskv.replica.applying import Applying
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
-from pegaskv.replica.events import Assigned, Deactivated
+from pegaskv.replica.events import Assigned, Deactivated, Followed, Taught
 from pegaskv.replica.machine import ReplicaMachine
-from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_controls, mutation_rows
 from pegaskv.replica.shipping import Shipping
 from pegaskv.replica.slow_requests import SlowRequests
+from pegaskv.replica.streams import Stream
 from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
-from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
+from pegaskv.storage.engine import Engine
 from pegaskv.storage.mutation_log import LogRecord
 
 __all__ = ["Replica"]
 
-# Committed rows are written to the engine when there are so many, or so many bytes of
-# them; the front sees to it that none waits longer than a few milliseconds.
-_APPLY_ROWS: Final = 512
-_APPLY_BYTES: Final = 256 * 1024
-# More than this goes through the thread also when the engine is calm.
-_LOOP_ROWS: Final = 1_024
-_LOOP_BYTES: Final = 512 * 1024
-
-_MISSING: Final[Any] = object()
+# Committed mutations of a primary are decoded when there are so many, or after a while.
+_FOLLOWED_MAX: Final = 32
+# What a learner may have to catch up with at the moment at which it joins.
+_RING_BYTES_MAX: Final = 4 * 1024 * 1024
+_PRIMARY: Final = ReplicaStatus.PRIMARY
+_FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
 
 
-class Replica(Admission):
+class Replica(Applying):
     """A partition's replica.
 
     Invariants: `serving` implies that the machine serves and nothing closed the replica;
     `in_flight` holds the batches of exactly the decrees in the machine's window.
     """
 
-    reopening = False
     available = True
+    # A primary whose members have all acknowledged within the lease; others have none to lose.
+    leased = True
+    # A primary that is about to hand over takes nothing new.
+    draining = False
+    min_members = 1
+    # An open request of this replica to lead: until it is answered its old primary hears nothing.
+    claiming = False
     # Whether what the sweep removes may have come since its last pass.
     expires = True
     earliest_expiry = 0
@@ -87,11 +86,21 @@ class Replica(Admission):
         on_engine_failed: Callable[["Replica", BaseException], None],
         on_control: Callable[["Replica", OperationKind, list[bytes]], None],
         slow: SlowRequests,
+        lease: LeaseOptions,
     ) -> None:
+        super().__init__(
+            engine=engine,
+            participation=participation,
+            apply_worker=apply_worker,
+            call_soon=tick.call_soon,
+            lag=tick.lag,
+            on_engine_failed=on_engine_failed,
+        )
         self.gpid = gpid
         self.machine = machine
-        self.engine = engine
         self.incarnation = incarnation
+        # What was copied with the tables; records at or below it are of no use to them.
+        self.base_decree = machine.committed
         self.index = gpid.partition_index
         self.mask = partition_count - 1
         self.cluster_bits = cluster_id << 1
@@ -104,8 +113,7 @@ class Replica(Admission):
         self.wanted_durability = self.durability
         # Whether commits wait for a sync; `os` takes effect once the manifest says so.
         self.fsync = True
-        # What the committed part of the log has made of the partition, and all of it.
-        self.participation = participation
+        # What all of the log has made of it, where `participation` is the committed part.
         self.proposed = participation.copy()
         self.shipping = Shipping(machine.committed, engine.state().last_timestamp_us)
         self.shipping.look(self.proposed)
@@ -113,7 +121,7 @@ class Replica(Admission):
         self.dirty = False
         # When that was.
         self._woken_ms = 0
-        # The barrier of the present ballot is committed, and nobody was told.
+        # Nobody was told yet that the barrier of the present ballot is committed.
         self._begins_to_serve = False
 
         self.open: Batch | None = None
@@ -121,53 +129,26 @@ class Replica(Admission):
         self.in_flight: deque[Batch] = deque()
         self._unproposed: list[tuple[Mutation, int]] = []
         self.uncommitted_bytes = 0
-        self.applying: dict[bytes, bytes | None] = {}
-        self.unapplied: deque[Batch] = deque()
-        self.applying_bytes = 0
-        # How many of the unapplied batches a thread is writing at the moment.
-        self._in_thread = 0
-        # Who waits for a snapshot that holds everything up to a decree.
-        self._snapshots: deque[tuple[int, Callable[[Snapshot | BaseException], None]]] = deque()
+
+        # Of a primary: the ways to its members and learners, and until when they let it serve.
+        self.streams: dict[str, Stream] = {}
+        self.lease = PrimaryLease(lease)
+        # What learners may ask for: the newest records, while there is one.
+        self.ring: deque[LogRecord] | None = None
+        self.ring_bytes = 0
+        # Of the others: when the primary was heard, and what it has committed, not yet decoded.
+        self.grace = Grace(lease, clock.monotonic_ms())
+        self._followed: list[Mutation] = []
+        # Up to where each outgoing duplication has let the log go, by uuid.
+        self.held: dict[bytes, int] = {}
 
         self._clock = clock
-        self._apply_worker = apply_worker
-        self._wake, self._lag, self._call_soon = tick.wake, tick.lag, tick.call_soon
+        self._wake = tick.wake
+        self._hurry, self._told = tick.hurry, tick.untold
         self.after_sync = tick.after_sync
-        self._on_engine_failed = on_engine_failed
         self._on_control = on_control
         self._slow = slow
         self.on_serving: Callable[[], None] | None = None
-
-    # --- Reading -----------------------------------------------------------------------
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the committed row under a stored key."""
-        if self.applying:
-            row = self.applying.get(key, _MISSING)
-            if row is not _MISSING:
-                return row  # type: ignore[no-any-return]
-        return self.engine.get(key)
-
-    def snapshot_then(self, use: Callable[[Snapshot | BaseException], None]) -> None:
-        """Call `use` with a snapshot that holds all that is committed now.
-
-        On the loop, at once unless the engine is behind. The caller closes the snapshot.
-        """
-        self.apply_now()
-        if self.reopening:
-            use(NotReady(f"partition {self.gpid} is reopening its storage"))
-        elif not self.unapplied or self.engine_failed is not None:
-            use(self._view())
-        else:
-            self._snapshots.append((self.unapplied[-1].decree, use))
-
-    def _view(self) -> Snapshot | BaseException:
-        try:
-            snapshot = self.engine.snapshot()
-            # What the engine does not take is seen beside it.
-            return OverlaidSnapshot(snapshot, self.applying) if self.applying else snapshot
-        except (OSError, MemoryError, PegasKVError) as error:
-            return error
 
     # --- Filling batches ---------------------------------------------------------------
 
@@ -230,16 +211,37 @@ class Replica(Admission):
 
     # --- The tick ----------------------------------------------------------------------
 
-    def assign(self, ballot: int) -> None:
-        """Become primary under `ballot`: the tail and a barrier go into the log first."""
-        for effect in self.machine.step(Assigned(ballot)):
-            if isinstance(effect, Append):
-                self._unproposed = [(mutation, effect.committed) for mutation in effect.mutations]
-        self.serving = False
-        self.shipping.notify()
-        if self._unproposed and not self.dirty:
+    def assign(self, ballot: int, secondaries: tuple[str, ...] = ()) -> bool:
+        """Become primary under `ballot`: the tail and a barrier go into the log first.
+
+        False when the ballot is not above all that this replica has seen.
+        """
+        leads = self.machine.status is _PRIMARY
+        self.digest()
+        effects = self.machine.step(Assigned(ballot, secondaries))
+        if not isinstance(effects[0], Append):
+            return False
+        if not leads:
+            self.proposed = self.participation.copy()
+            self.shipping.restart(
+                self.machine.committed, self._applied_timestamp_us, durable=self.fsync
+            )
+            self.shipping.look(self.proposed)
+        self._unproposed = [(mutation, effects[0].committed) for mutation in effects[0].mutations]
+        self._begins_to_serve = True
+        self.draining = False
+        self._look_whether_to_serve()
+        if not self.dirty:
             self.dirty = True
             self._woken_ms = self._wake(self)
+        else:
+            self._hurry()
+        return True
+
+    @property
+    def waits_for_members(self) -> bool:
+        """Whether the last mutation must be committed before the next one is made."""
+        return bool(self.streams) and bool(self.in_flight) and not self._unproposed
 
     @property
     def pending_bytes(self) -> int:
@@ -287,12 +289,16 @@ class Replica(Admission):
             if mutation.decree <= self.machine.committed:
                 # Its record of an earlier ballot became durable while the log was not ready.
                 continue
-            batch = known.get(mutation.decree) or self._batch_from(mutation)
+            batch = known.get(mutation.decree)
+            if batch is None:
+                batch = self._batch_from(mutation)
+                self.shipping.look(self.proposed)
+                self.uncommitted_bytes += batch.size
             self._in_log(batch, mutation, committed, records)
         self._unproposed = []
 
     def _batch_from(self, mutation: Mutation) -> Batch:
-        """Make the batch of a mutation that came from the log: nobody waits for it."""
+        """Make the batch of a mutation that this process did not collect: nobody waits for it."""
         first, last = mutation_timestamps(mutation.payload)
         batch = Batch(first, 0)
         self.last_timestamp_us = max(self.last_timestamp_us, last)
@@ -301,10 +307,8 @@ class Replica(Admission):
         rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
         batch.controls = tuple(mutation_controls(mutation.payload))
         batch.progress = self.proposed.progress_in(rows)
-        self.shipping.look(self.proposed)
         batch.rows = dict(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         batch.size = len(mutation.payload)
-        self.uncommitted_bytes += batch.size
         return batch
 
     def _in_log(
@@ -315,19 +319,59 @@ class Replica(Admission):
         self.in_flight.append(batch)
         if self.shipping.pinned:
             self.shipping.remember(mutation.decree, mutation.payload)
+        record = self._record(mutation, committed)
+        records.append(record)
+        for stream in self.streams.values():
+            if stream.opened:
+                stream.send(record)
+        if self.ring is not None:
+            self._remember(record)
+
+    def _record(self, mutation: Mutation, committed: int) -> LogRecord:
         table_id, index = self.gpid
-        records.append(
-            LogRecord(
-                table_id,
-                index,
-                self.incarnation,
-                mutation.ballot,
-                mutation.decree,
-                committed,
-                mutation.first_timestamp_us,
-                mutation.payload,
-            )
+        return LogRecord(
+            table_id,
+            index,
+            self.incarnation,
+            mutation.ballot,
+            mutation.decree,
+            committed,
+            mutation.first_timestamp_us,
+            mutation.payload,
         )
+
+    def held_pins(self) -> list[Any]:
+        """Return [table id, partition index, uuid, decree, ...]: up to where the log may go."""
+        return [part for uuid, decree in self.held.items() for part in (*self.gpid, uuid, decree)]
+
+    def _remember(self, record: LogRecord) -> None:
+        """Keep the newest records for a learner that is about to join."""
+        ring = self.ring
+        assert ring is not None
+        if ring and record.decree != ring[-1].decree + 1:
+            # The tail was proposed again.
+            while ring and ring[-1].decree >= record.decree:
+                self.ring_bytes -= len(ring.pop().payload)
+            if ring and ring[-1].decree != record.decree - 1:
+                ring.clear()
+                self.ring_bytes = 0
+        ring.append(record)
+        self.ring_bytes += len(record.payload)
+        while self.ring_bytes > _RING_BYTES_MAX and len(ring) > 1:
+            self.ring_bytes -= len(ring.popleft().payload)
+
+    def keep_ring(self) -> None:
+        """A learner is coming: keep what it will join with, from the commit point on."""
+        if self.ring is None:
+            self.ring = deque(
+                self._record(mutation, self.machine.committed) for mutation in self.machine.prepared
+            )
+            self.ring_bytes = sum(len(record.payload) for record in self.ring)
+
+    def window(self) -> list[LogRecord]:
+        """Return the records that are prepared and not committed, as a stream begins with them."""
+        committed = self.machine.committed
+        return [self._record(mutation, committed) for mutation in self.machine.prepared]
 
     def _refuse(self, batch: Batch) -> None:
         # It is in no mutation: the client may send it again elsewhere.
@@ -363,8 +407,7 @@ class Replica(Admission):
 
     def commit(self, decree: int) -> None:
         """The log has everything up to `decree`; `take_committed` follows in the same turn."""
-        if self.machine.logged(decree):
-            self._begins_to_serve = True
+        self.machine.logged(decree)
 
     def take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> None:
         """Hand over what the machine has committed; answer into `touched` who was not."""
@@ -393,127 +436,44 @@ class Replica(Admission):
                 if connection is not last:
                     touched[connection] = None
                     last = connection
-        if self._begins_to_serve:
+        if self.streams:
+            self._told(self)
+        if self._begins_to_serve and self.machine.serving:
             self._begins_to_serve = False
             self._open_for_clients()
 
     def _look_whether_to_serve(self) -> None:
         self.serving = (
-            self.available and self.machine.serving and not self.closed and not self.reopening
+            self.available
+            and self.machine.serving
+            and self.leased
+            and not self.draining
+            and not self.closed
+            and not self.reopening
         )
         self.shipping.notify()
+
+    def set_leased(self, leased: bool, *, draining: bool | None = None) -> None:
+        """The members' leases hold, or have ended; or a hand-over has begun, or was given up."""
+        self.leased = leased
+        if draining is not None:
+            self.draining = draining
+        self._look_whether_to_serve()
+
+    @property
+    def _applied_timestamp_us(self) -> int:
+        """The timestamp of the last operation that is committed here."""
+        if self.unapplied:
+            return self.unapplied[-1].last_timestamp_us
+        if self.reopening:
+            # Nobody knows; too little is never wrong.
+            return 0
+        return self.engine.state().last_timestamp_us
 
     def _open_for_clients(self) -> None:
         self._look_whether_to_serve()
         if self.on_serving is not None:
             self.on_serving()
-
-    # --- The engine --------------------------------------------------------------------
-
-    def _keep(self, batch: Batch) -> None:
-        """Hold committed rows where reads see them until the engine has taken them."""
-        if not self.unapplied:
-            self._lag(self)
-        self.unapplied.append(batch)
-        self.applying_bytes += batch.size
-        applying = self.applying
-        for kind, fields in batch.controls:
-            rows = self.participation.obey(kind, fields, batch.decree)
-            batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
-        if batch.progress:
-            self.participation.progress.update(batch.progress)
-        applying.update(batch.rows)
-        if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
-            # Once the answers are on their way.
-            self._call_soon(self.apply_now)
-
-    def apply_now(self) -> None:
-        """Write what is committed to the engine: here if it is calm, else in a thread."""
-        if not self.unapplied or self._in_thread or self.engine_failed is not None:
-            return
-        rows = list(chain.from_iterable(self.applying.items()))
-        last = self.unapplied[-1]
-        state = ReplicaState(last.decree, last.ballot, last.last_timestamp_us)
-        engine = self.engine
-        try:
-            calm = len(rows) <= _LOOP_ROWS * 2 and self.applying_bytes <= _LOOP_BYTES
-            calm = calm and engine.calm()
-            if calm:
-                engine.write(rows, state)
-        except MemoryError:
-            # They are safe in the log and visible here; the front asks again soon.
-            self._lag(self)
-            return
-        except (OSError, PegasKVError) as error:
-            self.fail_engine(error)
-            return
-        if calm:
-            self.unapplied.clear()
-            self.applying.clear()
-            self.applying_bytes = 0
-            self._hand_out_snapshots(last.decree)
-            return
-        self._in_thread = len(self.unapplied)
-
-        def done(_: None, error: BaseException | None) -> None:
-            if engine is self.engine and self._in_thread:
-                self._on_applied(error)
-
-        self._apply_worker.submit(lambda: engine.write(rows, state), done)
-
-    def _on_applied(self, error: BaseException | None) -> None:
-        count, self._in_thread = self._in_thread, 0
-        if error is not None:
-            self.fail_engine(error)
-            return
-        decree = 0
-        for _ in range(count):
-            batch = self.unapplied.popleft()
-            decree = batch.decree
-            self.applying_bytes -= batch.size
-        # Made anew: one deletion looks like any other, so nobody can tell whose row is there.
-        self.applying.clear()
-        for batch in self.unapplied:
-            self.applying.update(batch.rows)
-        self._hand_out_snapshots(decree)
-        self.apply_now()
-
-    def _hand_out_snapshots(self, decree: int) -> None:
-        """The engine is at `decree`: whoever waited for that has waited long enough."""
-        while self._snapshots and self._snapshots[0][0] <= decree:
-            self._snapshots.popleft()[1](self._view())
-
-    def fail_engine(self, error: BaseException) -> None:
-        """The engine takes no more writes: keep rows here until it has been opened again."""
-        if self.engine_failed is not None:
-            # It is being opened again already.
-            return
-        self.engine_failed = error
-        self._in_thread = 0
-        while self._snapshots:
-            self._snapshots.popleft()[1](self._view())
-        self._on_engine_failed(self, error)
-
-    def _refuse_snapshots(self, reason: str) -> None:
-        while self._snapshots:
-            self._snapshots.popleft()[1](NotReady(reason))
-
-    def replace_engine(self, engine: Engine) -> None:
-        """Go on with an engine that was opened again and brought up from the log.
-
-        What was committed meanwhile and is above its decree is applied to it here.
-        """
-        self.engine = engine
-        self.engine_failed = None
-        self.reopening = False
-        kept = [batch for batch in self.unapplied if batch.decree > engine.state().decree]
-        self.unapplied.clear()
-        self.applying.clear()
-        self.applying_bytes = 0
-        for batch in kept:
-            batch.controls = ()
-            batch.progress = None
-            self._keep(batch)
 
     # --- Life --------------------------------------------------------------------------
 
@@ -543,19 +503,115 @@ class Replica(Admission):
     def deactivate(self) -> None:
         """Leave for good; what is in the log stays there, the engine gets nothing more."""
         self.available = self.serving = False
-        self.machine.step(Deactivated())
+        self.step_down(Deactivated())
+        self._followed.clear()
         self.unapplied.clear()
         self.applying.clear()
         self.applying_bytes = self._in_thread = 0
         self._refuse_snapshots(f"partition {self.gpid} is gone")
-        self.shipping.give_back()
-        self.shipping.notify()
-        for batch in self.in_flight:
-            for call in batch.settled:
-                call()
+
+    def step_down(self, event: Followed | Taught | Deactivated) -> bool:
+        """Follow somebody, or nobody; what was under way may or may not hold. False: refused."""
+        led = self.machine.status is _PRIMARY
+        if self.machine.step(event):
+            return False
+        self.grace.heard(self._clock.monotonic_ms())
+        self.streams.clear()
+        self.ring = None
+        self.draining = self._begins_to_serve = False
+        self._look_whether_to_serve()
+        if led:
+            self._give_up_pending()
         if self.on_serving is not None:
             # Whoever waits for it waits in vain.
             self.on_serving()
+        return True
+
+    def _give_up_pending(self) -> None:
+        """Answer who waits: refused if it is in no mutation, unknown if it is (L14)."""
+        self._unproposed = []
+        if self.open is not None:
+            self.full.append(self.open)
+            self.uncommitted_bytes += self.open.size
+            self.open = None
+        while self.full:
+            self._refuse(self.full.popleft())
+        unknown = Unavailable(
+            f"partition {self.gpid} has another primary now; the write may or may not have been "
+            "applied",
+            details={"maybe_applied": True},
+            maybe_applied=True,
+        )
+        while self.in_flight:
+            batch = self.in_flight.popleft()
+            for connection, reply in batch.replies:
+                connection.finish(connection.error(reply[0], unknown))
+                connection.flush()
+            for call in batch.settled:
+                call()
+        self.uncommitted_bytes = 0
+        self.proposed = self.participation.copy()
+        self.shipping.give_back()
+        self.shipping.look(self.proposed)
+
+    def refusal(self) -> RequestError:
+        """Why the replica does not serve at this moment."""
+        if not self.closed and self.machine.status in _FOLLOWS:
+            return NotPrimary(f"this server is not the primary of partition {self.gpid}")
+        return super().refusal()
+
+    # --- Following a primary -----------------------------------------------------------
+
+    def accept(self, record: LogRecord, taken: list[LogRecord], *, copied: bool = False) -> bool:
+        """Take a record that the primary has sent, or that was copied from its log.
+
+        What is new is appended to `taken`, which goes into the log. False: refused.
+        """
+        if self.closed or self.claiming:
+            return False
+        machine = self.machine
+        first = record.first_timestamp_us
+        mutation = Mutation(record.ballot, record.decree, first, first, record.payload)
+        new = machine.accept_copied(mutation) if copied else machine.accept(mutation)
+        if new is None:
+            return False
+        if new:
+            taken.append(record._replace(incarnation=self.incarnation))
+        self.follow(record.committed)
+        return True
+
+    def follow(self, committed: int) -> None:
+        """The primary has committed so far."""
+        taken = self.machine.follow(committed)
+        if taken:
+            if not self._followed:
+                self._lag(self)
+            self._followed += taken
+            if len(self._followed) >= _FOLLOWED_MAX:
+                self._call_soon(self.apply_now)
+
+    def digest(self) -> None:
+        """Decode what the primary has committed, and hold it where reads see it."""
+        followed, self._followed = self._followed, []
+        for mutation in followed:
+            try:
+                batch = self._batch_from(mutation)
+            except PegasKVError as error:
+                # Never skipped: what comes behind it may build on it.
+                self.close_for(f"mutation {mutation.decree} cannot be applied: {error}")
+                return
+            batch.decree, batch.ballot = mutation.decree, mutation.ballot
+            self._keep(batch)
+            for kind, fields in batch.controls:
+                self._on_control(self, kind, fields)
+            if batch.controls:
+                self.shipping.look(self.proposed)
+
+    def apply_now(self) -> None:
+        """Write what is committed to the engine: here if it is calm, else in a thread."""
+        if self._followed:
+            self.digest()
+        super().apply_now()
 
     @property
     def idle(self) -> bool:
@@ -565,5 +621,6 @@ class Replica(Admission):
             and not self.full
             and not self.in_flight
             and not self._unproposed
+            and not self._followed
             and not self.unapplied
         )

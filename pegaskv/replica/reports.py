@@ -24,11 +24,19 @@ def replica_reports(
             replica.machine.prepared.last_prepared,
             replica.machine.committed,
             replica.closed,
+            replica.machine.status,
         )
         for replica in replicas.values()
     ]
     reports += [
-        ReplicaReport(gpid, found.ballot, found.last_decree, found.decree, found.closed)
+        ReplicaReport(
+            gpid,
+            found.ballot,
+            found.last_decree,
+            found.decree,
+            found.closed,
+            amnesiac=found.amnesiac,
+        )
         for gpid, found in recovered.items()
     ]
     return tuple(sorted(reports, key=attrgetter("gpid")))

@@ -96,6 +96,18 @@ class Shipping:
             del self.back[uuid]
         self.notify()
 
+    def restart(self, committed: int, clock_us: int, *, durable: bool) -> None:
+        """From here on this replica leads; `clock_us` is that of what is committed.
+
+        `durable`: all of that is on this disk.
+        """
+        self.give_back()
+        self._clocks.clear()
+        self._clocks.append((committed, clock_us))
+        if durable:
+            self.synced = max(self.synced, committed)
+        self.advance(committed)
+
     def remember(self, decree: int, payload: bytes) -> None:
         """A mutation goes into the log; one of the same decree before it is void."""
         recent, clocks = self._recent, self._clocks

@@ -194,7 +194,7 @@ class ReplicaSource:
             except LogGone:
                 # An old confirmation, heard after a restart: more was confirmed and given up.
                 return
-            self._held[uuid] = decree
+            self._held[uuid] = self._replica.held[uuid] = decree
             pins = self._replica.participation.pins.items()
             shipping.forget(min(self._held.get(each, start) for each, start in pins if start))
             self._on_released()

@@ -13,38 +13,40 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from random import Random
 from typing import Any, Final
 
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.metrics import Metric
-from pegaskv.base.types import (
-    Durability,
-    Gpid,
-    PartitionConfiguration,
-    ReplicaStatus,
-    TableInfo,
-    TableStatus,
-)
-from pegaskv.codec.messages_meta import NodeReport, TablePush
+from pegaskv.base.types import Durability, Gpid, ReplicaStatus, TableInfo
+from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, OrderKind, TablePush
 from pegaskv.codec.mutations import OperationKind
+from pegaskv.lease.options import LeaseOptions
 from pegaskv.net.connection import Handler
-from pegaskv.replica.control import begin_to_serve, give_orders, on_pin_changed
+from pegaskv.replica.control import on_pin_changed, on_pins_told
 from pegaskv.replica.disk_space import DiskSpace
+from pegaskv.replica.doors import ConfigurationDoor, NoMeta, NoPeers, Peers
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.expiry import Sweeper
+from pegaskv.replica.following import Following
 from pegaskv.replica.front import Front
+from pegaskv.replica.hosting import Hosting
+from pegaskv.replica.learning import Learner
 from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.membership import LOOK_MS, Membership
 from pegaskv.replica.metrics import bound_metrics, replica_metrics
 from pegaskv.replica.options import ReplicaOptions
-from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
+from pegaskv.replica.recovery import RecoveredReplica, RecoveredServer, recover_replicas
 from pegaskv.replica.repairs import Repairs
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.request_handlers import request_handlers
-from pegaskv.replica.settings import take_bounds, take_settings
+from pegaskv.replica.settings import take_bounds
 from pegaskv.replica.shipping import ShippingMemory
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.source import ReplicaSource
+from pegaskv.replica.studies import Studies
+from pegaskv.replica.teaching import Teaching
 from pegaskv.replica.throttling import ThrottledLine
 from pegaskv.replica.waiting import WaitingReplicas
 from pegaskv.replica.workers import Workers
@@ -55,7 +57,6 @@ from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import Engine, EngineFactory
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.mutation_log import MutationLog
-from pegaskv.storage.replica_files import Accepted
 
 __all__ = ["ReplicaStub", "Workers"]
 
@@ -85,6 +86,10 @@ class ReplicaStub:
         log_options: LogOptions,
         on_fatal: Callable[[BaseException], None],
         accept_loss: bool = False,
+        meta: ConfigurationDoor | None = None,
+        peers: Peers | None = None,
+        lease: LeaseOptions | None = None,
+        random: Random | None = None,
     ) -> None:
         self._directory = directory
         self._disk = disk
@@ -97,6 +102,19 @@ class ReplicaStub:
         self._log_options = log_options
         self._on_fatal = on_fatal
         self._accept_loss = accept_loss
+        # A server that is alone has nobody to ask and nobody to speak to.
+        self._meta = meta or NoMeta()
+        self._peers = peers or NoPeers()
+        self._lease = lease or LeaseOptions()
+        self._random = random or Random(directory.node_id)
+        # Made anew by each start.
+        self.process = f"{self._random.getrandbits(64):016x}"
+        self._hosting: Hosting | None = None
+        self._membership: Membership | None = None
+        self._studies: Studies | None = None
+        self._following: Following | None = None
+        self._teaching: Teaching | None = None
+        self._tell_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
         self._log: MutationLog | None = None
         self._front: Front | None = None
         self._recovered: dict[Gpid, RecoveredReplica] = {}
@@ -105,18 +123,9 @@ class ReplicaStub:
         # Why a partition that is configured here has no open replica.
         self._closed: dict[tuple[int, int], str] = {}
         self._tables: dict[int, TableInfo] = {}
-        self._table_versions: dict[int, int] = {}
-        # The push with the newest orders of each table about duplications.
-        self._orders: dict[int, TablePush] = {}
-        self._configuring = asyncio.Lock()
-        self._next_incarnation = 1
         self._repairs: Repairs | None = None
         self._waiting: WaitingReplicas | None = None
         self._durability = DurabilityChanges(directory, workers.upkeep)
-        # What a closed partition was assigned last, for when it can be opened.
-        self._assigned: dict[Gpid, PartitionConfiguration] = {}
-        # Damage of the log that is older than any replica which is made from now on.
-        self._old_damage: frozenset[str] = frozenset()
         self._sweeper = Sweeper(
             clock=clock, worker=workers.upkeep, interval_ms=options.expiry_sweep_interval_ms
         )
@@ -132,7 +141,6 @@ class ReplicaStub:
         # Whether there may be log that nobody needs.
         self._collect_due = True
         self._stopping = False
-        self.on_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
         self._space = DiskSpace(
             disk,
             directory.path,
@@ -164,8 +172,6 @@ class ReplicaStub:
         )
         self._log = recovered.log
         self._recovered = recovered.replicas
-        self._next_incarnation = recovered.next_incarnation
-        self._old_damage = recovered.damage
         loop = asyncio.get_running_loop()
         self._front = Front(
             log=self._log,
@@ -184,6 +190,8 @@ class ReplicaStub:
             disk_has_room=self._space.has_room,
             is_gone=self._is_gone,
         )
+        self._begin_to_host(recovered, loop)
+        assert self._hosting is not None
         self._waiting = WaitingReplicas(
             self._recovered,
             log=self._log,
@@ -191,7 +199,7 @@ class ReplicaStub:
             factory=self._engine_factory,
             clock=self._clock,
             worker=self._workers.upkeep,
-            on_opened=self._on_opened_late,
+            on_opened=self._hosting.on_opened_late,
         )
         await self._space.look()
         # What the start of the log has freed may be room enough.
@@ -203,8 +211,106 @@ class ReplicaStub:
             ("flush", self._flush_due, options.flush_interval_ms),
             ("expiry", self._sweep, 1_000),
             ("waiting replicas", self._waiting.look, 500),
+            ("members", self._look_at_members, LOOK_MS),
+            ("learners", self._look_at_learners, 1_000),
         ):
             self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
+
+    def _begin_to_host(self, recovered: RecoveredServer, loop: asyncio.AbstractEventLoop) -> None:
+        """Put together what gives replicas their roles."""
+        log, front = recovered.log, self._front
+        assert front is not None
+        directory, workers, clock = self._directory, self._workers, self._clock
+        common: dict[str, Any] = {
+            "replicas": self._replicas,
+            "recovered": self._recovered,
+            "closed": self._closed,
+            "clock": clock,
+            "peers": self._peers,
+            "make": self._make_replica,
+            "forget": self._forget,
+        }
+        hosting = self._hosting = Hosting(
+            **common,
+            tables=self._tables,
+            directory=directory,
+            disk=self._disk,
+            factory=self._engine_factory,
+            log=log,
+            worker=workers.upkeep,
+            durability=self._durability,
+            next_incarnation=recovered.next_incarnation,
+            old_damage=recovered.damage,
+            close_engine=self._close_engine,
+            is_stopping=lambda: self._stopping,
+        )
+        hosting.tell_opened_late = self._tell_opened_late
+        membership = self._membership = hosting.membership = Membership(
+            node_id=directory.node_id,
+            process=self.process,
+            replicas=self._replicas,
+            tables=self._tables,
+            meta=self._meta,
+            peers=self._peers,
+            options=self._lease,
+            clock=clock,
+            scope=self._scope,
+            call_later=loop.call_later,
+            on_configured=hosting.on_configured,
+            on_committed=front.committed,
+        )
+        front.lines = membership
+        studies = self._studies = hosting.studies = Studies(
+            **common,
+            node_id=directory.node_id,
+            front=front,
+            scope=self._scope,
+            take_incarnation=hosting.take_incarnation,
+        )
+        studies.learner = Learner(
+            studies,
+            node_id=directory.node_id,
+            directory=directory,
+            disk=self._disk,
+            factory=self._engine_factory,
+            log=log,
+            clock=clock,
+            worker=workers.upkeep,
+            random=self._random,
+            old_damage=recovered.damage,
+        )
+        self._teaching = Teaching(
+            self._replicas,
+            log=log,
+            directory=directory,
+            disk=self._disk,
+            clock=clock,
+            workers=workers,
+            scope=self._scope,
+            random=self._random,
+            admits=membership.teaches,
+            on_released=self._look_at_log,
+        )
+        self._following = Following(
+            self._replicas,
+            clock=clock,
+            adopting=hosting,
+            into_log=front.accept,
+            on_pins=partial(on_pins_told, log),
+        )
+
+    @property
+    def _its_hosting(self) -> Hosting:
+        assert self._hosting is not None
+        return self._hosting
+
+    async def _look_at_members(self) -> None:
+        assert self._membership is not None
+        await self._membership.look()
+
+    async def _look_at_learners(self) -> None:
+        assert self._teaching is not None
+        await self._teaching.look()
 
     def begin_to_stop(self) -> None:
         """Let no request wait for its time: all are answered before the server stops."""
@@ -274,7 +380,9 @@ class ReplicaStub:
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of all data operations."""
         assert self._repairs is not None
-        return request_handlers(
+        assert self._following is not None
+        assert self._teaching is not None
+        requests = request_handlers(
             self._replicas,
             self._closed,
             clock=self._clock,
@@ -284,6 +392,7 @@ class ReplicaStub:
             line=self._line,
             slow=self._slow,
         )
+        return {**requests, **self._following.handlers(), **self._teaching.handlers()}
 
     @property
     def free_bytes(self) -> int:
@@ -300,7 +409,7 @@ class ReplicaStub:
     def node_report(self, address: str) -> NodeReport:
         """Return who this node is and which replicas it has."""
         reports = replica_reports(self._replicas, self._recovered)
-        return NodeReport(self._directory.node_id, address, reports)
+        return NodeReport(self._directory.node_id, address, reports, self.process)
 
     @property
     def damaged(self) -> Mapping[Gpid, str]:
@@ -317,111 +426,57 @@ class ReplicaStub:
             return {"status": "inactive", "closed": recovered.closed}
         return replica_state(replica, self.damaged.get(gpid, ""))
 
-    # --- Configuration -----------------------------------------------------------------
+    # --- What the meta server says -----------------------------------------------------
 
     async def configure(self, push: TablePush) -> None:
         """Take a table's state as the meta server stored it; return when it is in force.
 
-        A version at or below the one that is known is ignored.
+        A version or ballot at or below the one that is known is ignored.
         """
-        async with self._configuring:
-            table = push.table
-            if push.purged:
-                await self._remove_table(table.table_id)
-                return
-            known = self._table_versions.get(table.table_id, -1)
-            if table.version >= known:
-                self._tables[table.table_id] = table
-                self._table_versions[table.table_id] = table.version
-                self._orders[table.table_id] = push
-            opened = []
-            for configuration in push.partitions:
-                if configuration.primary != self._directory.node_id:
-                    continue
-                first = configuration.gpid.partition_index in push.first_assignment
-                serving = await self._become_primary(table, configuration, first=first)
-                if serving is not None:
-                    opened.append(serving)
-        # Not under the lock: the log may have no room, and a purge may be what makes some.
-        for serving in opened:
-            await serving.wait()
-        known_table = self._tables.get(table.table_id)
-        if known_table is not None:
-            self._apply_table(known_table)
-            orders = self._orders[table.table_id]
-            replicas = self._replicas_of(table.table_id)
-            await give_orders(replicas, orders.duplications, orders.sources)
+        await self._its_hosting.configure(push)
+        self._collect_due = self._collect_due or push.purged
 
-    def _replicas_of(self, table_id: int) -> list[Replica]:
-        return [each for each in self._replicas.values() if each.gpid[0] == table_id]
+    async def obey(self, order: Order) -> str:
+        """Do what an order about one partition says, or say why not."""
+        self._collect_due = self._collect_due or order.kind is OrderKind.DISCARD
+        return await self._its_hosting.obey(order)
 
-    async def _become_primary(
-        self, table: TableInfo, configuration: PartitionConfiguration, *, first: bool
-    ) -> asyncio.Event | None:
-        """Open the replica if need be and give it its ballot; None when it stays closed."""
-        gpid = configuration.gpid
-        replica = self._replicas.get(gpid)
-        if replica is None:
-            recovered = self._recovered.get(gpid)
-            if recovered is None:
-                recovered = await self._first_or_missing(gpid, first=first)
-                self._recovered[gpid] = recovered
-            if recovered.engine is None or recovered.closed:
-                self._closed[gpid] = recovered.closed
-                self._assigned[gpid] = configuration
-                return None
-            replica = self._make_replica(table, gpid, recovered, recovered.engine)
-            del self._recovered[gpid]
-        if replica.closed or configuration.ballot <= replica.machine.ballot:
-            return None
-        serving = asyncio.Event()
-        replica.available = table.status is TableStatus.AVAILABLE
-        take_settings(replica, table)
-        replica.on_serving = partial(begin_to_serve, replica, self._orders, serving)
-        replica.assign(configuration.ballot)
-        return serving
+    def hand_over(self) -> int:
+        """Begin to hand over what others can lead; return how many partitions are left."""
+        return self._its_hosting.hand_all_over()
 
-    async def _on_opened_late(self, gpid: Gpid) -> None:
-        """Give a replica that waited for its storage what it was assigned meanwhile."""
-        async with self._configuring:
-            configuration = self._assigned.pop(gpid, None)
-            table = self._tables.get(gpid.table_id)
-            if configuration is None or table is None or gpid not in self._recovered:
-                return
-            serving = await self._become_primary(table, configuration, first=False)
-            if serving is None:
-                return
-            self._closed.pop(gpid, None)
-        await serving.wait()
-        self._apply_table(self._tables.get(gpid.table_id, table))
-        if (push := self._orders.get(gpid.table_id)) and self.on_opened_late:
-            await self.on_opened_late(push)
+    def beacon(self) -> NodeBeacon:
+        """Return what the meta server hears each second."""
+        return NodeBeacon(
+            self._directory.node_id,
+            self.process,
+            self.free_bytes,
+            self._space.full,
+            () if self._studies is None else self._studies.progress,
+        )
 
-    async def _first_or_missing(self, gpid: Gpid, *, first: bool) -> RecoveredReplica:
-        if not first:
-            # Never an empty replica in the place of one that had data.
-            reason = "its replica is missing on this server, which the meta server names for it"
-            _log.error("partition %s stays closed: %s", gpid, reason)
-            return RecoveredReplica(closed=reason)
-        number = self._next_incarnation
-        self._next_incarnation += 1
-        directory, factory = self._directory, self._engine_factory
+    def states(self, table_id: int = 0) -> list[tuple[Gpid, dict[str, Any]]]:
+        """Return what is shown of the replicas of a table; 0: of all."""
+        here = {Gpid(*gpid) for gpid in (*self._replicas, *self._recovered)}
+        wanted = sorted(gpid for gpid in here if table_id in (0, gpid.table_id))
+        return [(gpid, self.replica_state(gpid)) for gpid in wanted]
 
-        def create() -> tuple[int, Engine]:
-            try:
-                # An earlier try got so far, and its engine was never written.
-                manifest = directory.manifest(gpid)
-            except KeyError:
-                now_us = self._clock.wall_us()
-                manifest = directory.create_replica(gpid, number, created_at_us=now_us)
-            if self._old_damage:
-                directory.files(gpid).accept(Accepted(manifest.incarnation, self._old_damage))
-            return manifest.incarnation, factory.open(directory.engine_path(gpid))
+    @property
+    def on_opened_late(self) -> Callable[[TablePush], Awaitable[None]] | None:
+        """Who is told the push of a table of which a replica has opened later than it came."""
+        return self._tell_opened_late
 
-        incarnation, engine = await self._workers.upkeep.run(create)
-        assert self._log is not None
-        self._log.set_incarnation(gpid, incarnation, 0)
-        return RecoveredReplica(engine=engine, incarnation=incarnation)
+    @on_opened_late.setter
+    def on_opened_late(self, call: Callable[[TablePush], Awaitable[None]] | None) -> None:
+        self._tell_opened_late = call
+        if self._hosting is not None:
+            self._hosting.tell_opened_late = call
+
+    @property
+    def may_answer(self) -> Callable[[], bool]:
+        """What every connection asks before it writes: whether the leases hold."""
+        assert self._membership is not None
+        return self._membership.may_answer
 
     def _make_replica(
         self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica, engine: Engine
@@ -448,7 +503,9 @@ class ReplicaStub:
             on_engine_failed=self._repairs.on_engine_failed,
             on_control=self._on_control,
             slow=self._slow,
+            lease=self._lease,
         )
+        replica.min_members = 1 if table.replica_count <= 2 else 2
         replica.disk_full = self._space.full
         replica.shipping.memory = self._shipping_memory
         take_bounds(replica, self._options)
@@ -464,14 +521,6 @@ class ReplicaStub:
             self._repairs.on_known_damage(replica, recovered.damage)
         return replica
 
-    def _apply_table(self, table: TableInfo) -> None:
-        """Bring a table's status and envs to its replicas."""
-        for replica in self._replicas_of(table.table_id):
-            take_settings(replica, table)
-            replica.set_available(table.status is TableStatus.AVAILABLE and not self._stopping)
-            wanted = Durability(table.envs.get("durability", Durability.FSYNC.value))
-            self._durability.want(replica, wanted)
-
     def _on_control(self, replica: Replica, kind: OperationKind, fields: list[bytes]) -> None:
         if kind is OperationKind.DURABILITY:
             self._durability.on_ordered(replica, Durability(fields[0].decode()))
@@ -480,47 +529,12 @@ class ReplicaStub:
         on_pin_changed(self._log, replica, fields[0])
         self._collect_due = True
 
-    async def _remove_table(self, table_id: int) -> None:
-        """Close and trash the replicas of a table that was purged."""
-        assert self._log is not None
-        assert self._front is not None
+    def _forget(self, gpid: Gpid) -> None:
+        """The replica is gone."""
         assert self._repairs is not None
-        # Those that are in the directory alone are left of a purge that failed.
-        here = [
-            *self._replicas,
-            *self._recovered,
-            *(one.gpid for one in self._directory.list_replicas()),
-        ]
-        for gpid in sorted({Gpid(*gpid) for gpid in here if gpid[0] == table_id}):
-            replica = self._replicas.pop(gpid, None)
-            if replica is not None:
-                replica.refuse_waiting()
-                while replica.in_flight and not self._front.stopped:
-                    await self._clock.sleep_ms(5)
-                replica.deactivate()
-                await self._close_engine(replica.engine)
-            recovered = self._recovered.pop(gpid, None)
-            if recovered is not None:
-                await self._close_engine(recovered.engine)
-            when = self._clock.wall_us()
-            await self._workers.upkeep.run(partial(self._delete_replica, gpid, when))
-            self._log.forget(gpid)
-            self._closed.pop(gpid, None)
-            self._sweeper.forget(gpid)
-            self._sources.pop(gpid, None)
-            self._assigned.pop(gpid, None)
-            self._repairs.forget(gpid)
-        self._tables.pop(table_id, None)
-        self._orders.pop(table_id, None)
-        self._collect_due = True
-
-    def _delete_replica(self, gpid: Gpid, at_us: int) -> None:
-        if not self._disk.exists(self._directory.replica_path(gpid)):
-            # It was missing before, and its partition closed for that.
-            return
-        # The time to change one's mind was the table's reserve: its space is wanted now. What
-        # a crash leaves in the trash goes at the next start.
-        self._disk.remove_tree(self._directory.trash_replica(gpid, "purged", at_us=at_us))
+        self._sweeper.forget(gpid)
+        self._sources.pop(gpid, None)
+        self._repairs.forget(gpid)
 
     # --- Upkeep ------------------------------------------------------------------------
 

@@ -19,6 +19,14 @@ class Tick(Protocol):
         """`replica` holds committed rows that its engine has not taken."""
         ...
 
+    def hurry(self) -> None:
+        """Somebody who was woken for need not wait for the members any more."""
+        ...
+
+    def untold(self, replica: Any) -> None:
+        """`replica` has committed what its members have not heard of."""
+        ...
+
     def after_sync(self, call: Callable[[], None]) -> None:
         """Call back once all that is in the log now is durable; never, if the log fails."""
         ...

@@ -1,0 +1,507 @@
+"""Who is a member of what: streams opened, leases watched, changes proposed.
+
+A primary keeps a stream open to each of its members, beacons to them, serves while all of
+them have acknowledged within the lease, and asks for the removal of one that does not
+answer. A secondary that hears nothing for the grace asks to lead. What they ask for is
+decided by the meta server's compare-and-set alone, and while the outcome is unknown a
+primary obeys both configurations; asking again is always right, so it is done until there
+is an answer.
+
+`may_answer` is what every connection asks before it writes: a primary whose leases ended
+while its process stood still must not answer with what it read then.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from pegaskv.base.errors import PegasKVError
+from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus
+from pegaskv.codec.messages_meta import Proposal, ProposalKind, table_to_wire
+from pegaskv.codec.operations import Operation
+from pegaskv.lease.lease import FOR_EVER
+from pegaskv.lease.options import LeaseOptions
+from pegaskv.replica.doors import ConfigurationDoor, Peers
+from pegaskv.replica.events import ProposalClosed, ProposalOpened
+from pegaskv.replica.replica import Replica
+from pegaskv.replica.streams import Line, Stream
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.tasks import TaskScope
+from pegaskv.storage.log_format import LogRecord, encode_records
+
+__all__ = ["LOOK_MS", "Membership"]
+
+_log = logging.getLogger(__name__)
+
+_PRIMARY: Final = ReplicaStatus.PRIMARY
+_SECONDARY: Final = ReplicaStatus.SECONDARY
+_ADOPT: Final = int(Operation.ADOPT)
+_TIMEOUT_MS: Final = 10_000
+
+# How often leases, graces and silent members are looked at.
+LOOK_MS: Final = 100
+# A primary stops serving so long before its lease ends, so that no answer is caught by its end.
+_MARGIN_MS: Final = 250
+# When this process stood still for longer, what others did meanwhile is on its way to us.
+_STALL_MS: Final = 500
+_PROPOSE_PAUSE_MS: Final = 100
+# How soon a member, or a learner, that did not adopt its primary is asked again.
+_RETRY_MS: Final = 200
+_LEARNER_RETRY_MS: Final = 3_000
+# How long a member may go without knowing the commit point.
+_TELL_S: Final = 0.005
+
+
+class Membership:
+    """All partitions of one server, as members of their groups.
+
+    `on_configured` takes a configuration that the meta server has answered with;
+    `on_committed` takes replicas whose commit point may have moved.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        process: str,
+        replicas: Mapping[tuple[int, int], Replica],
+        tables: Mapping[int, Any],
+        meta: ConfigurationDoor,
+        peers: Peers,
+        options: LeaseOptions,
+        clock: Clock,
+        scope: TaskScope,
+        call_later: Callable[[float, Callable[[], Any]], Any],
+        on_configured: Callable[[PartitionConfiguration], Any],
+        on_committed: Callable[[Iterable[Replica]], None],
+    ) -> None:
+        self._node_id = node_id
+        self._process = process
+        self._replicas = replicas
+        self._tables = tables
+        self._meta = meta
+        self._peers = peers
+        self._options = options
+        self._clock = clock
+        self._scope = scope
+        self._call_later = call_later
+        self._on_configured = on_configured
+        self._on_committed = on_committed
+        self._lines: dict[str, Line] = {}
+        self._untold: dict[Replica, None] = {}
+        self._telling = False
+        self._looked_ms = clock.monotonic_ms()
+        self._beaconed_ms = 0
+        self._proposing: dict[tuple[int, int], Proposal] = {}
+        # Until when all serving primaries here may answer.
+        self._until_ms = FOR_EVER
+        self.proposals = 0
+        self.stalls = 0
+        peers.on_connected(self._on_connected)
+
+    # --- Leases ------------------------------------------------------------------------
+
+    def may_answer(self) -> bool:
+        """Whether what was read in this turn may leave; asked once for each write."""
+        if self._until_ms == FOR_EVER:
+            return True
+        now_ms = self._clock.monotonic_ms()
+        if now_ms >= self._until_ms:
+            self._note_leases()
+        return now_ms < self._until_ms
+
+    def _note_leases(self) -> None:
+        """Find out until when all that are leased may serve; later acknowledgements prolong it."""
+        self._until_ms = min(
+            (each.lease.until for each in self._replicas.values() if each.streams and each.leased),
+            default=FOR_EVER,
+        )
+
+    # --- Streams -----------------------------------------------------------------------
+
+    def lead(self, replica: Replica) -> None:
+        """`replica` has just been assigned: open its streams under the new ballot."""
+        machine = replica.machine
+        now_ms = self._clock.monotonic_ms()
+        learners = [each.node_id for each in replica.streams.values() if each.learner]
+        for stream in replica.streams.values():
+            stream.line.streams.pop(stream, None)
+        replica.streams = {}
+        for node_id in machine.secondaries:
+            self._add_stream(replica, node_id, now_ms, learner=False)
+        for node_id in learners:
+            if node_id not in replica.streams and node_id != self._node_id:
+                self._add_stream(replica, node_id, now_ms, learner=True)
+        replica.lease.set_members(machine.followers, now_ms)
+        for stream in replica.streams.values():
+            # Its records, the barrier first, come with the next tick.
+            self._open(stream, window=False)
+        # What was acknowledged under the ballot before does not count for this one, but whoever
+        # heard us then waits a grace from then: the lease goes on.
+        self.look_at(replica)
+
+    def _add_stream(self, replica: Replica, node_id: str, now_ms: int, *, learner: bool) -> Stream:
+        line = self._line(node_id)
+        stream = Stream(replica, line, replica.machine.ballot, now_ms, learner=learner)
+        replica.streams[node_id] = stream
+        line.streams[stream] = None
+        return stream
+
+    def _line(self, node_id: str) -> Line:
+        line = self._lines.get(node_id)
+        if line is None:
+            line = self._lines[node_id] = Line(
+                self._peers.peer(node_id),
+                now_ms=self._clock.monotonic_ms,
+                wall_us=self._clock.wall_us,
+                on_acknowledged=self._on_acknowledged,
+            )
+        return line
+
+    def _open(self, stream: Stream, *, window: bool = True) -> None:
+        """Let the member adopt the ballot; what it may lack follows.
+
+        A learner asks for the stream itself, when it is near.
+        """
+        replica, peer = stream.replica, stream.line.peer
+        table = self._tables.get(replica.gpid.table_id)
+        if not peer.connected or stream.opening or table is None:
+            return
+        pause_ms = _LEARNER_RETRY_MS if stream.learner else _RETRY_MS
+        stream.retry_ms = self._clock.monotonic_ms() + pause_ms
+        stream.opening = peer.submit(
+            self._adoption(stream, table), partial(self._on_adopted, stream)
+        )
+        if not stream.opening or stream.learner:
+            return
+        stream.opened = True
+        if window:
+            self._send(stream, replica.window())
+
+    def _adoption(self, stream: Stream, table: Any) -> tuple[Any, ...]:
+        replica = stream.replica
+        machine = replica.machine
+        members = (self._node_id, *machine.secondaries, stream.node_id)
+        return (
+            _ADOPT,
+            _TIMEOUT_MS,
+            *replica.gpid,
+            stream.ballot,
+            self._node_id,
+            list(machine.secondaries),
+            stream.learner,
+            table_to_wire(table),
+            self._peers.addresses(members),
+        )
+
+    def _send(self, stream: Stream, records: Iterable[LogRecord]) -> None:
+        for record in records:
+            stream.send(record)
+        stream.line.send()
+
+    def _on_adopted(self, stream: Stream, reply: list[Any] | None) -> None:
+        stream.opening = False
+        if not self._is_current(stream):
+            return
+        stream.adopted = reply is not None and reply[1] == 0 and reply[2] is True
+        if not stream.adopted:
+            stream.close(self._clock.monotonic_ms())
+
+    def _is_current(self, stream: Stream) -> bool:
+        return stream.replica.streams.get(stream.node_id) is stream
+
+    def _on_connected(self, node_id: str) -> None:
+        """A connection was made or has ended."""
+        line = self._lines.get(node_id)
+        if line is None:
+            return
+        now_ms = self._clock.monotonic_ms()
+        for stream in list(line.streams):
+            stream.close(now_ms)
+            if line.peer.connected:
+                self._open(stream)
+        line.beacon_since_ms = None
+        if line.peer.connected:
+            line.beacon(stream for stream in line.streams if not stream.learner)
+
+    def join(self, replica: Replica, node_id: str, next_decree: int) -> bool:
+        """A learner wants the stream from `next_decree` on; False when it must copy more log."""
+        stream = replica.streams.get(node_id)
+        if stream is None or not stream.learner or not stream.line.peer.connected:
+            return False
+        replica.keep_ring()
+        ring = replica.ring
+        assert ring is not None
+        last = replica.machine.prepared.last_prepared
+        first = ring[0].decree if ring else last + 1
+        if not first <= next_decree <= last + 1:
+            return False
+        # What waits for the next tick is sent with it.
+        stream.opened = True
+        stream.opening = False
+        stream.acknowledged = next_decree - 1
+        self._send(stream, [record for record in ring if record.decree >= next_decree])
+        if next_decree > last:
+            stream.waiting_since_ms = None
+        self._consider_upgrade(stream)
+        return True
+
+    def learn(self, replica: Replica, node_id: str) -> str:
+        """Let a node learn; return how that stands."""
+        stream = replica.streams.get(node_id)
+        if stream is not None:
+            return "it learns already" if stream.learner else "it is a member already"
+        stream = self._add_stream(replica, node_id, self._clock.monotonic_ms(), learner=True)
+        replica.keep_ring()
+        self._open(stream)
+        return "it begins to learn"
+
+    def teaches(self, gpid: Gpid, node_id: str) -> bool:
+        """Whether a node is to learn a partition that is led here."""
+        replica = self._replicas.get(gpid)
+        stream = None if replica is None else replica.streams.get(node_id)
+        return stream is not None and stream.learner
+
+    def dismiss(self, replica: Replica, node_id: str) -> str:
+        """Let a learner go, or propose the removal of a secondary; return how that stands."""
+        stream = replica.streams.get(node_id)
+        if stream is None:
+            return "it is no member"
+        if stream.learner and self._proposing.get(replica.gpid) is None:
+            self._drop(stream)
+            return "it learns no more"
+        if stream.learner:
+            return "it is about to become a secondary"
+        self._propose(replica, ProposalKind.REMOVE, node_id)
+        return "its removal is proposed"
+
+    def _drop(self, stream: Stream) -> None:
+        replica = stream.replica
+        replica.streams.pop(stream.node_id, None)
+        stream.line.streams.pop(stream, None)
+        if not any(each.learner for each in replica.streams.values()):
+            replica.ring = None
+
+    # --- What comes back ---------------------------------------------------------------
+
+    def _on_acknowledged(self, line: Line, acknowledged: Iterable[tuple[Stream, int]]) -> None:
+        moved: dict[Replica, None] = {}
+        for stream, sent_ms in acknowledged:
+            replica = stream.replica
+            if not self._is_current(stream):
+                continue
+            if not stream.learner or stream.node_id in replica.machine.followers:
+                replica.lease.acknowledged(stream.node_id, sent_ms)
+                if not replica.leased:
+                    self.look_at(replica)
+                committed = replica.machine.committed
+                replica.machine.acknowledged(stream.node_id, stream.ballot, stream.acknowledged)
+                if replica.machine.committed != committed:
+                    moved[replica] = None
+            if stream.learner:
+                self._consider_upgrade(stream)
+        if moved:
+            self._on_committed(moved)
+
+    def _consider_upgrade(self, stream: Stream) -> None:
+        replica = stream.replica
+        if (
+            stream.opened
+            and replica.machine.serving
+            and stream.node_id not in replica.machine.followers
+            and replica.machine.has_all_committed(stream.acknowledged)
+        ):
+            self._propose(replica, ProposalKind.UPGRADE, stream.node_id)
+
+    def untold(self, replica: Replica) -> None:
+        """Its members hear the commit point with the next records, or soon without."""
+        self._untold[replica] = None
+        if not self._telling:
+            self._telling = True
+            self._call_later(_TELL_S, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        untold, self._untold = self._untold, {}
+        lines: dict[Line, list[Stream]] = {}
+        for replica in untold:
+            committed = replica.machine.committed
+            for stream in replica.streams.values():
+                if stream.opened and stream.told < committed:
+                    lines.setdefault(stream.line, []).append(stream)
+        for line, streams in lines.items():
+            line.beacon(streams)
+
+    def send_lines(self, records: list[LogRecord]) -> None:
+        """These records of own partitions were logged: send what streams have of them."""
+        body = b""
+        for line in self._lines.values():
+            if not body and line.takes(len(records)):
+                # Mostly every server gets all of it: packed once.
+                body = encode_records(records)
+            line.send(len(records), body)
+
+    # --- The watch ---------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Look at all leases, graces and members; called every `LOOK_MS`."""
+        now_ms = self._clock.monotonic_ms()
+        late_ms = now_ms - self._looked_ms - LOOK_MS
+        self._looked_ms = now_ms
+        if late_ms > _STALL_MS:
+            # What arrived meanwhile is not read yet: nobody is blamed for our own silence.
+            self.stalls += 1
+            _log.warning("this process stood still for %d ms", late_ms)
+            for line in self._lines.values():
+                if line.beacon_since_ms is not None:
+                    line.beacon_since_ms = now_ms
+        for replica in list(self._replicas.values()):
+            status = replica.machine.status
+            if status is _PRIMARY:
+                self._look_at_members(replica, now_ms, stalled=late_ms > _STALL_MS)
+                self.look_at(replica)
+            elif status is _SECONDARY:
+                if late_ms > _STALL_MS:
+                    replica.grace.heard(now_ms)
+                elif replica.grace.over(now_ms) and not replica.closed:
+                    self._propose(replica, ProposalKind.CLAIM, self._node_id)
+        self._note_leases()
+        if now_ms - self._beaconed_ms >= self._options.beacon_interval_ms:
+            self._beaconed_ms = now_ms
+            for line in self._lines.values():
+                line.beacon(list(line.streams))
+
+    def look_at(self, replica: Replica) -> None:
+        """Serve, or stop serving, as the members' leases are."""
+        now_ms = self._clock.monotonic_ms()
+        leased = replica.lease.valid(now_ms + _MARGIN_MS)
+        if leased is not replica.leased:
+            if not leased:
+                _log.warning("partition %s: a member is silent; nothing is served", replica.gpid)
+            replica.set_leased(leased)
+            self._note_leases()
+        members = 1 + len(replica.machine.secondaries)
+        replica.too_few_members = (
+            f"partition {replica.gpid} has {members} of the {replica.min_members} replicas that a "
+            "write needs"
+            if members < replica.min_members
+            else ""
+        )
+
+    def _look_at_members(self, replica: Replica, now_ms: int, *, stalled: bool) -> None:
+        patience_ms = self._options.prepare_timeout_ms
+        for stream in list(replica.streams.values()):
+            if stalled and stream.waiting_since_ms is not None:
+                stream.waiting_since_ms = now_ms
+            if not stream.opened and now_ms >= stream.retry_ms:
+                self._open(stream)
+            if stream.learner:
+                continue
+            since = [
+                each
+                for each in (stream.waiting_since_ms, stream.line.beacon_since_ms)
+                if each is not None
+            ]
+            if since and now_ms - min(since) >= patience_ms:
+                self._propose(replica, ProposalKind.REMOVE, stream.node_id)
+
+    # --- Proposals ---------------------------------------------------------------------
+
+    def hand_over(self, replica: Replica, node_id: str, *, keep: bool) -> None:
+        """Stop taking writes; once nothing is under way, propose that `node_id` leads."""
+        if replica.draining or replica.gpid in self._proposing:
+            return
+        replica.set_leased(replica.leased, draining=True)
+        self._scope.start(f"hand {replica.gpid} over", self._hand_over(replica, node_id, keep=keep))
+
+    async def _hand_over(self, replica: Replica, node_id: str, *, keep: bool) -> None:
+        ballot = replica.machine.ballot
+        give_up_at = self._clock.monotonic_ms() + self._options.grace_ms
+        while replica.in_flight or replica.full or replica.open is not None:
+            await self._clock.sleep_ms(2)
+            if not replica.draining or replica.machine.ballot != ballot:
+                return
+            if self._clock.monotonic_ms() > give_up_at:
+                replica.set_leased(replica.leased, draining=False)
+                return
+        if not self._propose(replica, ProposalKind.HANDOVER, node_id, keep=keep):
+            replica.set_leased(replica.leased, draining=False)
+
+    def _propose(
+        self, replica: Replica, kind: ProposalKind, node_id: str, *, keep: bool = False
+    ) -> bool:
+        """Ask for a change, unless one is asked for already."""
+        gpid, machine = replica.gpid, replica.machine
+        if gpid in self._proposing or self._scope.closed:
+            return False
+        if machine.status is _PRIMARY:
+            joining = node_id if kind is ProposalKind.UPGRADE else ""
+            if machine.step(ProposalOpened(joining)):
+                return False
+            if joining:
+                # From here on its lease counts as well.
+                stream = replica.streams[joining]
+                replica.lease.set_members(machine.followers, self._clock.monotonic_ms())
+                machine.acknowledged(joining, machine.ballot, stream.acknowledged)
+                replica.lease.acknowledged(joining, stream.leased_ms)
+                self.look_at(replica)
+        elif kind is ProposalKind.CLAIM:
+            # If it is granted late, the old primary must not have a lease from here by then.
+            replica.claiming = True
+        proposal = Proposal(self._node_id, gpid, machine.ballot, kind, node_id, keep, self._process)
+        self._proposing[gpid] = proposal
+        self.proposals += 1
+        _log.info("partition %s: propose %s %s", gpid, kind.name.lower(), node_id)
+        self._scope.start(f"propose for {gpid}", self._ask(replica, proposal))
+        return True
+
+    async def _ask(self, replica: Replica, proposal: Proposal) -> None:
+        """Ask until there is an answer; nobody knows before whether the change holds."""
+        gpid = proposal.gpid
+        try:
+            while True:
+                try:
+                    stored, addresses = await self._meta.propose(proposal)
+                except (PegasKVError, OSError) as error:
+                    _log.debug("partition %s: no answer to a proposal: %s", gpid, error)
+                else:
+                    break
+                if replica.machine.ballot != proposal.ballot:
+                    # Somebody else was heard meanwhile.
+                    return
+                await self._clock.sleep_ms(_PROPOSE_PAUSE_MS)
+        finally:
+            self._proposing.pop(gpid, None)
+            replica.claiming = False
+        self._peers.set_addresses(addresses)
+        if replica.machine.ballot != proposal.ballot:
+            return
+        if stored.ballot > proposal.ballot:
+            self._on_configured(stored)
+        else:
+            self._refused(replica, proposal)
+
+    def _refused(self, replica: Replica, proposal: Proposal) -> None:
+        """Nothing was changed: go on as before, and let some time pass."""
+        now_ms = self._clock.monotonic_ms()
+        machine = replica.machine
+        if machine.status is not _PRIMARY:
+            replica.grace.heard(now_ms)
+            return
+        committed = machine.committed
+        machine.step(ProposalClosed())
+        replica.lease.set_members(machine.followers, now_ms)
+        if replica.draining:
+            replica.set_leased(replica.leased, draining=False)
+        if proposal.kind is ProposalKind.REMOVE and proposal.node_id in replica.streams:
+            replica.streams[proposal.node_id].waiting_since_ms = now_ms
+        self.look_at(replica)
+        if machine.committed != committed:
+            self._on_committed([replica])
+
+    # --- For others --------------------------------------------------------------------
+
+    def clocks_ahead_us(self) -> list[int]:
+        """By how much the wall clocks of the servers that answered are ahead of ours."""
+        return [line.ahead_us for line in self._lines.values() if line.peer.connected]

@@ -1,0 +1,226 @@
+"""What this server learns: each partition's way from whatever is here to a stream of its primary.
+
+A replica that learns is taken out of service, made what its primary has (`learning`), opened
+again as a potential secondary, and brought up by log until the primary streams the rest.
+It becomes a secondary when the primary says so. What fails ends here, and begins anew when
+the primary asks again, which it does for as long as it wants the learner.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from pegaskv.base.errors import NotReady, PegasKVError
+from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo
+from pegaskv.codec.operations import Operation
+from pegaskv.replica.doors import Peers
+from pegaskv.replica.events import Deactivated, Taught
+from pegaskv.replica.front import Front
+from pegaskv.replica.learning import Adoption, Learner
+from pegaskv.replica.recovery import RecoveredReplica
+from pegaskv.replica.replica import Replica
+from pegaskv.replica.settings import take_settings
+from pegaskv.runtime.clock import Clock
+from pegaskv.runtime.tasks import TaskScope
+from pegaskv.storage.engine import Engine
+from pegaskv.storage.mutation_log import LogRecord
+
+__all__ = ["Studies"]
+
+_log = logging.getLogger(__name__)
+
+_JOIN_TIMEOUT_MS: Final = 5_000
+_WAIT_MS: Final = 5
+
+
+class Studies:
+    """The partitions that this server learns; the host of its `learner`, which is set first."""
+
+    learner: Learner
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        replicas: dict[tuple[int, int], Replica],
+        recovered: dict[Gpid, RecoveredReplica],
+        closed: dict[tuple[int, int], str],
+        front: Front,
+        peers: Peers,
+        clock: Clock,
+        scope: TaskScope,
+        make: Callable[[TableInfo, Gpid, RecoveredReplica, Engine], Replica],
+        forget: Callable[[Gpid], None],
+        take_incarnation: Callable[[], int],
+    ) -> None:
+        self._node_id = node_id
+        self._replicas = replicas
+        self._recovered = recovered
+        self._closed = closed
+        self._front = front
+        self._peers = peers
+        self._clock = clock
+        self._scope = scope
+        self._make = make
+        self._forget = forget
+        self._take_incarnation = take_incarnation
+        self._tasks: dict[Gpid, tuple[int, asyncio.Task[None]]] = {}
+        # Whose replica is not open, since it is being made.
+        self._preparing: set[Gpid] = set()
+        self._adoptions: dict[Gpid, Adoption] = {}
+        self.begun = 0
+
+    @property
+    def progress(self) -> tuple[tuple[Gpid, int, int], ...]:
+        """Of each study under way: the partition, copied bytes, all bytes (0 while unknown)."""
+        return self.learner.progress
+
+    def is_preparing(self, gpid: Gpid) -> bool:
+        """Whether a replica is being made."""
+        return gpid in self._preparing
+
+    def begin(self, table: TableInfo, configuration: PartitionConfiguration) -> bool:
+        """Learn from the primary of a configuration, unless that is under way."""
+        gpid, ballot = configuration.gpid, configuration.ballot
+        under_way = self._tasks.get(gpid)
+        if under_way is not None and not under_way[1].done():
+            if under_way[0] >= ballot:
+                return under_way[0] == ballot
+            under_way[1].cancel()
+        assert configuration.primary is not None
+        peer: Any = self._peers.peer(configuration.primary)
+        adoption = Adoption(gpid, ballot, configuration.primary, peer)
+        before = under_way[1] if under_way is not None else None
+        task = self._scope.start(f"learn {gpid}", self._study(adoption, table, before))
+        self._tasks[gpid] = ballot, task
+        self.begun += 1
+        return True
+
+    def end(self, gpid: Gpid) -> None:
+        """The replica has another role now."""
+        under_way = self._tasks.get(gpid)
+        if under_way is not None and gpid not in self._preparing:
+            under_way[1].cancel()
+            del self._tasks[gpid]
+
+    async def cancel(self, gpid: Gpid) -> None:
+        """The partition goes: return when nobody works at it any more."""
+        under_way = self._tasks.pop(gpid, None)
+        if under_way is not None:
+            under_way[1].cancel()
+            await asyncio.wait([under_way[1]])
+        await self.learner.forget(gpid)
+
+    async def _study(
+        self, adoption: Adoption, table: TableInfo, before: asyncio.Task[None] | None
+    ) -> None:
+        gpid = adoption.gpid
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            recovered = await self._taken_out(gpid)
+            if recovered is None:
+                return
+            first_decree = await self._prepare(adoption, table, recovered)
+            self._adoptions[gpid] = adoption
+            incarnation = self._replicas[gpid].incarnation
+            await self.learner.catch_up(adoption, incarnation, first_decree)
+        except (PegasKVError, OSError) as error:
+            _log.warning("partition %s is not learned for now: %s", gpid, error)
+            replica = self._replicas.get(gpid)
+            if replica is not None and replica.machine.ballot == adoption.ballot:
+                replica.step_down(Deactivated())
+        finally:
+            if self._adoptions.get(gpid) is adoption:
+                del self._adoptions[gpid]
+
+    async def _taken_out(self, gpid: Gpid) -> RecoveredReplica | None:
+        """Take what is here out of service; None when it cannot be at the moment."""
+        replica = self._replicas.get(gpid)
+        if replica is None:
+            return self._recovered.setdefault(gpid, RecoveredReplica(closed="it is being copied"))
+        self._preparing.add(gpid)
+        try:
+            replica.step_down(Deactivated())
+            if replica.reopening:
+                return None
+            while replica.unapplied and replica.engine_failed is None:
+                # What is committed here need not be copied.
+                replica.apply_now()
+                await self._clock.sleep_ms(_WAIT_MS)
+            if replica.reopening:
+                return None
+            engine = replica.engine
+            state = engine.state()
+            found = RecoveredReplica(
+                engine=engine,
+                incarnation=replica.incarnation,
+                decree=state.decree,
+                ballot=state.ballot,
+                last_timestamp_us=state.last_timestamp_us,
+                participation=replica.participation,
+                damage=str(replica.engine_failed or replica.closed or ""),
+            )
+            replica.deactivate()
+            del self._replicas[gpid]
+            self._forget(gpid)
+            self._recovered[gpid] = found
+            return found
+        finally:
+            self._preparing.discard(gpid)
+
+    async def _prepare(
+        self, adoption: Adoption, table: TableInfo, recovered: RecoveredReplica
+    ) -> int:
+        """Make the replica what the primary has at some decree; return where its log goes on."""
+        gpid = adoption.gpid
+        self._preparing.add(gpid)
+        try:
+            first_decree = await self.learner.copy(adoption, recovered)
+        finally:
+            self._preparing.discard(gpid)
+        if recovered.engine is None:
+            raise NotReady(f"partition {gpid} was not copied")
+        recovered.closed = ""
+        replica = self._make(table, gpid, recovered, recovered.engine)
+        del self._recovered[gpid]
+        self._closed.pop(gpid, None)
+        take_settings(replica, table)
+        replica.step_down(Taught(adoption.ballot))
+        return first_decree
+
+    # --- What the learner asks of its host ---------------------------------------------
+
+    def next_incarnation(self) -> int:
+        """Return a number that no replica of this server ever had."""
+        return self._take_incarnation()
+
+    async def append(self, gpid: Gpid, records: list[LogRecord]) -> None:
+        """Put committed records of the new incarnation into the log; return when durable."""
+        replica = self._replicas.get(gpid)
+        if replica is None:
+            raise NotReady(f"partition {gpid} is here no more")
+        taken: list[LogRecord] = []
+        for record in records:
+            if record.decree <= replica.base_decree:
+                # For duplications alone.
+                taken.append(record)
+            elif not replica.accept(record, taken, copied=True):
+                raise NotReady(f"partition {gpid} learns no more from this primary")
+        durable = asyncio.Event()
+        self._front.accept(taken, durable.set, True)
+        await durable.wait()
+
+    async def join(self, gpid: Gpid, next_decree: int) -> bool:
+        """Ask the primary for everything from `next_decree` on; False: copy more log first."""
+        adoption = self._adoptions[gpid]
+        reply = await adoption.peer.request(
+            Operation.LEARN_JOIN,
+            _JOIN_TIMEOUT_MS,
+            *gpid,
+            adoption.ballot,
+            self._node_id,
+            next_decree,
+        )
+        return reply[0] is True

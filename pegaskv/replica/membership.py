@@ -17,13 +17,12 @@ from functools import partial
 from typing import Any, Final
 
 from pegaskv.base.errors import PegasKVError
-from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus
+from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus, TableInfo
 from pegaskv.codec.messages_meta import Proposal, ProposalKind, table_to_wire
 from pegaskv.codec.operations import Operation
 from pegaskv.lease.lease import FOR_EVER
-from pegaskv.lease.options import LeaseOptions
-from pegaskv.replica.doors import ConfigurationDoor, Peers
 from pegaskv.replica.events import ProposalClosed, ProposalOpened
+from pegaskv.replica.group import Group
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.streams import Line, Stream
 from pegaskv.runtime.clock import Clock
@@ -62,14 +61,11 @@ class Membership:
 
     def __init__(
         self,
+        group: Group,
         *,
         node_id: str,
-        process: str,
         replicas: Mapping[tuple[int, int], Replica],
-        tables: Mapping[int, Any],
-        meta: ConfigurationDoor,
-        peers: Peers,
-        options: LeaseOptions,
+        tables: Mapping[int, TableInfo],
         clock: Clock,
         scope: TaskScope,
         call_later: Callable[[float, Callable[[], Any]], Any],
@@ -77,12 +73,12 @@ class Membership:
         on_committed: Callable[[Iterable[Replica]], None],
     ) -> None:
         self._node_id = node_id
-        self._process = process
+        self._process = group.process
         self._replicas = replicas
         self._tables = tables
-        self._meta = meta
-        self._peers = peers
-        self._options = options
+        self._meta = group.meta
+        peers = self._peers = group.peers
+        self._options = group.lease
         self._clock = clock
         self._scope = scope
         self._call_later = call_later
@@ -179,7 +175,7 @@ class Membership:
         if window:
             self._send(stream, replica.window())
 
-    def _adoption(self, stream: Stream, table: Any) -> tuple[Any, ...]:
+    def _adoption(self, stream: Stream, table: TableInfo) -> tuple[Any, ...]:
         replica = stream.replica
         machine = replica.machine
         members = (self._node_id, *machine.secondaries, stream.node_id)
@@ -230,11 +226,9 @@ class Membership:
         stream = replica.streams.get(node_id)
         if stream is None or not stream.learner or not stream.line.peer.connected:
             return False
-        replica.keep_ring()
-        ring = replica.ring
-        assert ring is not None
+        ring = replica.keep_ring()
         last = replica.machine.prepared.last_prepared
-        first = ring[0].decree if ring else last + 1
+        first = ring.first_decree or last + 1
         if not first <= next_decree <= last + 1:
             return False
         # What waits for the next tick is sent with it.

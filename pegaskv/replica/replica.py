@@ -14,22 +14,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from pegaskv.base.errors import NotPrimary, PegasKVError, RequestError, Unavailable
+from pegaskv.base.errors import NotPrimary, RequestError, Unavailable
 from pegaskv.base.types import Durability, Gpid, ReplicaStatus
-from pegaskv.codec.mutations import OperationKind, encode_mutation, mutation_timestamps
+from pegaskv.codec.mutations import OperationKind, encode_mutation
 from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.lease.lease import Grace, PrimaryLease
 from pegaskv.lease.options import LeaseOptions
 from pegaskv.net.connection import ServerConnection
-from pegaskv.replica.applying import Applying
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, Deactivated, Followed, Taught
+from pegaskv.replica.follower import FOLLOWS, Follower
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
-from pegaskv.replica.replay import mutation_controls, mutation_rows
-from pegaskv.replica.shipping import Shipping
+from pegaskv.replica.ring import Ring
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.streams import Stream
 from pegaskv.replica.ticking import Tick
@@ -40,15 +39,10 @@ from pegaskv.storage.mutation_log import LogRecord
 
 __all__ = ["Replica"]
 
-# Committed mutations of a primary are decoded when there are so many, or after a while.
-_FOLLOWED_MAX: Final = 32
-# What a learner may have to catch up with at the moment at which it joins.
-_RING_BYTES_MAX: Final = 4 * 1024 * 1024
 _PRIMARY: Final = ReplicaStatus.PRIMARY
-_FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
 
 
-class Replica(Applying):
+class Replica(Follower):
     """A partition's replica.
 
     Invariants: `serving` implies that the machine serves and nothing closed the replica;
@@ -61,8 +55,6 @@ class Replica(Applying):
     # A primary that is about to hand over takes nothing new.
     draining = False
     min_members = 1
-    # An open request of this replica to lead: until it is answered its old primary hears nothing.
-    claiming = False
     # Whether what the sweep removes may have come since its last pass.
     expires = True
     earliest_expiry = 0
@@ -95,16 +87,16 @@ class Replica(Applying):
             call_soon=tick.call_soon,
             lag=tick.lag,
             on_engine_failed=on_engine_failed,
+            gpid=gpid,
+            machine=machine,
+            incarnation=incarnation,
+            last_timestamp_us=last_timestamp_us,
+            on_control=on_control,
+            grace=Grace(lease, clock.monotonic_ms()),
         )
-        self.gpid = gpid
-        self.machine = machine
-        self.incarnation = incarnation
-        # What was copied with the tables; records at or below it are of no use to them.
-        self.base_decree = machine.committed
         self.index = gpid.partition_index
         self.mask = partition_count - 1
         self.cluster_bits = cluster_id << 1
-        self.last_timestamp_us = last_timestamp_us
         self.default_ttl = 0
         stored = engine.get(DURABILITY_KEY)
         self.durability = Durability(stored.decode()) if stored else Durability.FSYNC
@@ -113,10 +105,6 @@ class Replica(Applying):
         self.wanted_durability = self.durability
         # Whether commits wait for a sync; `os` takes effect once the manifest says so.
         self.fsync = True
-        # What all of the log has made of it, where `participation` is the committed part.
-        self.proposed = participation.copy()
-        self.shipping = Shipping(machine.committed, engine.state().last_timestamp_us)
-        self.shipping.look(self.proposed)
         # Set while the front has this replica on its list for the next tick.
         self.dirty = False
         # When that was.
@@ -134,11 +122,7 @@ class Replica(Applying):
         self.streams: dict[str, Stream] = {}
         self.lease = PrimaryLease(lease)
         # What learners may ask for: the newest records, while there is one.
-        self.ring: deque[LogRecord] | None = None
-        self.ring_bytes = 0
-        # Of the others: when the primary was heard, and what it has committed, not yet decoded.
-        self.grace = Grace(lease, clock.monotonic_ms())
-        self._followed: list[Mutation] = []
+        self.ring: Ring | None = None
         # Up to where each outgoing duplication has let the log go, by uuid.
         self.held: dict[bytes, int] = {}
 
@@ -146,7 +130,6 @@ class Replica(Applying):
         self._wake = tick.wake
         self._hurry, self._told = tick.hurry, tick.untold
         self.after_sync = tick.after_sync
-        self._on_control = on_control
         self._slow = slow
         self.on_serving: Callable[[], None] | None = None
 
@@ -297,20 +280,6 @@ class Replica(Applying):
             self._in_log(batch, mutation, committed, records)
         self._unproposed = []
 
-    def _batch_from(self, mutation: Mutation) -> Batch:
-        """Make the batch of a mutation that this process did not collect: nobody waits for it."""
-        first, last = mutation_timestamps(mutation.payload)
-        batch = Batch(first, 0)
-        self.last_timestamp_us = max(self.last_timestamp_us, last)
-        # Not that of a barrier: it is no operation, and the clock in the engine never falls.
-        batch.last_timestamp_us = self.last_timestamp_us
-        rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
-        batch.controls = tuple(mutation_controls(mutation.payload))
-        batch.progress = self.proposed.progress_in(rows)
-        batch.rows = dict(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
-        batch.size = len(mutation.payload)
-        return batch
-
     def _in_log(
         self, batch: Batch, mutation: Mutation, committed: int, records: list[LogRecord]
     ) -> None:
@@ -325,7 +294,7 @@ class Replica(Applying):
             if stream.opened:
                 stream.send(record)
         if self.ring is not None:
-            self._remember(record)
+            self.ring.add(record)
 
     def _record(self, mutation: Mutation, committed: int) -> LogRecord:
         table_id, index = self.gpid
@@ -344,29 +313,11 @@ class Replica(Applying):
         """Return [table id, partition index, uuid, decree, ...]: up to where the log may go."""
         return [part for uuid, decree in self.held.items() for part in (*self.gpid, uuid, decree)]
 
-    def _remember(self, record: LogRecord) -> None:
-        """Keep the newest records for a learner that is about to join."""
-        ring = self.ring
-        assert ring is not None
-        if ring and record.decree != ring[-1].decree + 1:
-            # The tail was proposed again.
-            while ring and ring[-1].decree >= record.decree:
-                self.ring_bytes -= len(ring.pop().payload)
-            if ring and ring[-1].decree != record.decree - 1:
-                ring.clear()
-                self.ring_bytes = 0
-        ring.append(record)
-        self.ring_bytes += len(record.payload)
-        while self.ring_bytes > _RING_BYTES_MAX and len(ring) > 1:
-            self.ring_bytes -= len(ring.popleft().payload)
-
-    def keep_ring(self) -> None:
+    def keep_ring(self) -> Ring:
         """A learner is coming: keep what it will join with, from the commit point on."""
         if self.ring is None:
-            self.ring = deque(
-                self._record(mutation, self.machine.committed) for mutation in self.machine.prepared
-            )
-            self.ring_bytes = sum(len(record.payload) for record in self.ring)
+            self.ring = Ring(self.window())
+        return self.ring
 
     def window(self) -> list[LogRecord]:
         """Return the records that are prepared and not committed, as a stream begins with them."""
@@ -460,16 +411,6 @@ class Replica(Applying):
             self.draining = draining
         self._look_whether_to_serve()
 
-    @property
-    def _applied_timestamp_us(self) -> int:
-        """The timestamp of the last operation that is committed here."""
-        if self.unapplied:
-            return self.unapplied[-1].last_timestamp_us
-        if self.reopening:
-            # Nobody knows; too little is never wrong.
-            return 0
-        return self.engine.state().last_timestamp_us
-
     def _open_for_clients(self) -> None:
         self._look_whether_to_serve()
         if self.on_serving is not None:
@@ -481,12 +422,6 @@ class Replica(Applying):
         """Serve, or stop serving clients while the table is dropped."""
         self.available = available
         self._look_whether_to_serve()
-
-    def close_for(self, reason: str) -> None:
-        """Serve nobody until an operator acts."""
-        self.closed = reason
-        self.serving = False
-        self.shipping.notify()
 
     def refuse_waiting(self) -> None:
         """Take no writes any more, and refuse those that are in no mutation yet."""
@@ -556,62 +491,9 @@ class Replica(Applying):
 
     def refusal(self) -> RequestError:
         """Why the replica does not serve at this moment."""
-        if not self.closed and self.machine.status in _FOLLOWS:
+        if not self.closed and self.machine.status in FOLLOWS:
             return NotPrimary(f"this server is not the primary of partition {self.gpid}")
         return super().refusal()
-
-    # --- Following a primary -----------------------------------------------------------
-
-    def accept(self, record: LogRecord, taken: list[LogRecord], *, copied: bool = False) -> bool:
-        """Take a record that the primary has sent, or that was copied from its log.
-
-        What is new is appended to `taken`, which goes into the log. False: refused.
-        """
-        if self.closed or self.claiming:
-            return False
-        machine = self.machine
-        first = record.first_timestamp_us
-        mutation = Mutation(record.ballot, record.decree, first, first, record.payload)
-        new = machine.accept_copied(mutation) if copied else machine.accept(mutation)
-        if new is None:
-            return False
-        if new:
-            taken.append(record._replace(incarnation=self.incarnation))
-        self.follow(record.committed)
-        return True
-
-    def follow(self, committed: int) -> None:
-        """The primary has committed so far."""
-        taken = self.machine.follow(committed)
-        if taken:
-            if not self._followed:
-                self._lag(self)
-            self._followed += taken
-            if len(self._followed) >= _FOLLOWED_MAX:
-                self._call_soon(self.apply_now)
-
-    def digest(self) -> None:
-        """Decode what the primary has committed, and hold it where reads see it."""
-        followed, self._followed = self._followed, []
-        for mutation in followed:
-            try:
-                batch = self._batch_from(mutation)
-            except PegasKVError as error:
-                # Never skipped: what comes behind it may build on it.
-                self.close_for(f"mutation {mutation.decree} cannot be applied: {error}")
-                return
-            batch.decree, batch.ballot = mutation.decree, mutation.ballot
-            self._keep(batch)
-            for kind, fields in batch.controls:
-                self._on_control(self, kind, fields)
-            if batch.controls:
-                self.shipping.look(self.proposed)
-
-    def apply_now(self) -> None:
-        """Write what is committed to the engine: here if it is calm, else in a thread."""
-        if self._followed:
-            self.digest()
-        super().apply_now()
 
     @property
     def idle(self) -> bool:

@@ -12,7 +12,6 @@ barrier of that ballot is committed.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -23,30 +22,27 @@ from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, OrderKind
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.lease.options import LeaseOptions
 from pegaskv.net.connection import Handler
-from pegaskv.replica.control import on_pin_changed, on_pins_told
+from pegaskv.replica.control import on_pin_changed
 from pegaskv.replica.disk_space import DiskSpace
 from pegaskv.replica.doors import ConfigurationDoor, NoMeta, NoPeers, Peers
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.expiry import Sweeper
-from pegaskv.replica.following import Following
 from pegaskv.replica.front import Front
-from pegaskv.replica.hosting import Hosting
-from pegaskv.replica.learning import Learner
+from pegaskv.replica.group import Group
 from pegaskv.replica.machine import ReplicaMachine
-from pegaskv.replica.membership import LOOK_MS, Membership
+from pegaskv.replica.membership import LOOK_MS
 from pegaskv.replica.metrics import bound_metrics, replica_metrics
 from pegaskv.replica.options import ReplicaOptions
-from pegaskv.replica.recovery import RecoveredReplica, RecoveredServer, recover_replicas
+from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
 from pegaskv.replica.repairs import Repairs
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.request_handlers import request_handlers
+from pegaskv.replica.roles import Roles
 from pegaskv.replica.settings import take_bounds
 from pegaskv.replica.shipping import ShippingMemory
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.source import ReplicaSource
-from pegaskv.replica.studies import Studies
-from pegaskv.replica.teaching import Teaching
 from pegaskv.replica.throttling import ThrottledLine
 from pegaskv.replica.waiting import WaitingReplicas
 from pegaskv.replica.workers import Workers
@@ -86,10 +82,10 @@ class ReplicaStub:
         log_options: LogOptions,
         on_fatal: Callable[[BaseException], None],
         accept_loss: bool = False,
+        random: Random,
         meta: ConfigurationDoor | None = None,
         peers: Peers | None = None,
         lease: LeaseOptions | None = None,
-        random: Random | None = None,
     ) -> None:
         self._directory = directory
         self._disk = disk
@@ -103,17 +99,14 @@ class ReplicaStub:
         self._on_fatal = on_fatal
         self._accept_loss = accept_loss
         # A server that is alone has nobody to ask and nobody to speak to.
-        self._meta = meta or NoMeta()
-        self._peers = peers or NoPeers()
-        self._lease = lease or LeaseOptions()
-        self._random = random or Random(directory.node_id)
-        # Made anew by each start.
-        self.process = f"{self._random.getrandbits(64):016x}"
-        self._hosting: Hosting | None = None
-        self._membership: Membership | None = None
-        self._studies: Studies | None = None
-        self._following: Following | None = None
-        self._teaching: Teaching | None = None
+        self._group = Group(
+            meta or NoMeta(),
+            peers or NoPeers(),
+            lease or LeaseOptions(),
+            random,
+            f"{random.getrandbits(64):016x}",
+        )
+        self._roles: Roles | None = None
         self._tell_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
         self._log: MutationLog | None = None
         self._front: Front | None = None
@@ -190,8 +183,27 @@ class ReplicaStub:
             disk_has_room=self._space.has_room,
             is_gone=self._is_gone,
         )
-        self._begin_to_host(recovered, loop)
-        assert self._hosting is not None
+        roles = self._roles = Roles(
+            self._group,
+            recovered,
+            replicas=self._replicas,
+            closed=self._closed,
+            tables=self._tables,
+            front=self._front,
+            directory=self._directory,
+            disk=self._disk,
+            factory=self._engine_factory,
+            clock=self._clock,
+            workers=self._workers,
+            scope=self._scope,
+            durability=self._durability,
+            make=self._make_replica,
+            close_engine=self._close_engine,
+            forget=self._forget,
+            is_stopping=lambda: self._stopping,
+            on_released=self._look_at_log,
+        )
+        roles.hosting.tell_opened_late = self._tell_opened_late
         self._waiting = WaitingReplicas(
             self._recovered,
             log=self._log,
@@ -199,7 +211,7 @@ class ReplicaStub:
             factory=self._engine_factory,
             clock=self._clock,
             worker=self._workers.upkeep,
-            on_opened=self._hosting.on_opened_late,
+            on_opened=roles.hosting.on_opened_late,
         )
         await self._space.look()
         # What the start of the log has freed may be room enough.
@@ -211,106 +223,15 @@ class ReplicaStub:
             ("flush", self._flush_due, options.flush_interval_ms),
             ("expiry", self._sweep, 1_000),
             ("waiting replicas", self._waiting.look, 500),
-            ("members", self._look_at_members, LOOK_MS),
-            ("learners", self._look_at_learners, 1_000),
+            ("members", roles.membership.look, LOOK_MS),
+            ("learners", roles.teaching.look, 1_000),
         ):
             self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
 
-    def _begin_to_host(self, recovered: RecoveredServer, loop: asyncio.AbstractEventLoop) -> None:
-        """Put together what gives replicas their roles."""
-        log, front = recovered.log, self._front
-        assert front is not None
-        directory, workers, clock = self._directory, self._workers, self._clock
-        common: dict[str, Any] = {
-            "replicas": self._replicas,
-            "recovered": self._recovered,
-            "closed": self._closed,
-            "clock": clock,
-            "peers": self._peers,
-            "make": self._make_replica,
-            "forget": self._forget,
-        }
-        hosting = self._hosting = Hosting(
-            **common,
-            tables=self._tables,
-            directory=directory,
-            disk=self._disk,
-            factory=self._engine_factory,
-            log=log,
-            worker=workers.upkeep,
-            durability=self._durability,
-            next_incarnation=recovered.next_incarnation,
-            old_damage=recovered.damage,
-            close_engine=self._close_engine,
-            is_stopping=lambda: self._stopping,
-        )
-        hosting.tell_opened_late = self._tell_opened_late
-        membership = self._membership = hosting.membership = Membership(
-            node_id=directory.node_id,
-            process=self.process,
-            replicas=self._replicas,
-            tables=self._tables,
-            meta=self._meta,
-            peers=self._peers,
-            options=self._lease,
-            clock=clock,
-            scope=self._scope,
-            call_later=loop.call_later,
-            on_configured=hosting.on_configured,
-            on_committed=front.committed,
-        )
-        front.lines = membership
-        studies = self._studies = hosting.studies = Studies(
-            **common,
-            node_id=directory.node_id,
-            front=front,
-            scope=self._scope,
-            take_incarnation=hosting.take_incarnation,
-        )
-        studies.learner = Learner(
-            studies,
-            node_id=directory.node_id,
-            directory=directory,
-            disk=self._disk,
-            factory=self._engine_factory,
-            log=log,
-            clock=clock,
-            worker=workers.upkeep,
-            random=self._random,
-            old_damage=recovered.damage,
-        )
-        self._teaching = Teaching(
-            self._replicas,
-            log=log,
-            directory=directory,
-            disk=self._disk,
-            clock=clock,
-            workers=workers,
-            scope=self._scope,
-            random=self._random,
-            admits=membership.teaches,
-            on_released=self._look_at_log,
-        )
-        self._following = Following(
-            self._replicas,
-            clock=clock,
-            adopting=hosting,
-            into_log=front.accept,
-            on_pins=partial(on_pins_told, log),
-        )
-
     @property
-    def _its_hosting(self) -> Hosting:
-        assert self._hosting is not None
-        return self._hosting
-
-    async def _look_at_members(self) -> None:
-        assert self._membership is not None
-        await self._membership.look()
-
-    async def _look_at_learners(self) -> None:
-        assert self._teaching is not None
-        await self._teaching.look()
+    def _its_roles(self) -> Roles:
+        assert self._roles is not None
+        return self._roles
 
     def begin_to_stop(self) -> None:
         """Let no request wait for its time: all are answered before the server stops."""
@@ -380,8 +301,6 @@ class ReplicaStub:
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of all data operations."""
         assert self._repairs is not None
-        assert self._following is not None
-        assert self._teaching is not None
         requests = request_handlers(
             self._replicas,
             self._closed,
@@ -392,7 +311,7 @@ class ReplicaStub:
             line=self._line,
             slow=self._slow,
         )
-        return {**requests, **self._following.handlers(), **self._teaching.handlers()}
+        return {**requests, **self._its_roles.handlers()}
 
     @property
     def free_bytes(self) -> int:
@@ -409,7 +328,7 @@ class ReplicaStub:
     def node_report(self, address: str) -> NodeReport:
         """Return who this node is and which replicas it has."""
         reports = replica_reports(self._replicas, self._recovered)
-        return NodeReport(self._directory.node_id, address, reports, self.process)
+        return NodeReport(self._directory.node_id, address, reports, self._group.process)
 
     @property
     def damaged(self) -> Mapping[Gpid, str]:
@@ -433,26 +352,26 @@ class ReplicaStub:
 
         A version or ballot at or below the one that is known is ignored.
         """
-        await self._its_hosting.configure(push)
+        await self._its_roles.hosting.configure(push)
         self._collect_due = self._collect_due or push.purged
 
     async def obey(self, order: Order) -> str:
         """Do what an order about one partition says, or say why not."""
         self._collect_due = self._collect_due or order.kind is OrderKind.DISCARD
-        return await self._its_hosting.obey(order)
+        return await self._its_roles.hosting.obey(order)
 
     def hand_over(self) -> int:
         """Begin to hand over what others can lead; return how many partitions are left."""
-        return self._its_hosting.hand_all_over()
+        return self._its_roles.hosting.hand_all_over()
 
     def beacon(self) -> NodeBeacon:
         """Return what the meta server hears each second."""
         return NodeBeacon(
             self._directory.node_id,
-            self.process,
+            self._group.process,
             self.free_bytes,
             self._space.full,
-            () if self._studies is None else self._studies.progress,
+            self._its_roles.studies.progress,
         )
 
     def states(self, table_id: int = 0) -> list[tuple[Gpid, dict[str, Any]]]:
@@ -469,14 +388,13 @@ class ReplicaStub:
     @on_opened_late.setter
     def on_opened_late(self, call: Callable[[TablePush], Awaitable[None]] | None) -> None:
         self._tell_opened_late = call
-        if self._hosting is not None:
-            self._hosting.tell_opened_late = call
+        if self._roles is not None:
+            self._roles.hosting.tell_opened_late = call
 
     @property
     def may_answer(self) -> Callable[[], bool]:
         """What every connection asks before it writes: whether the leases hold."""
-        assert self._membership is not None
-        return self._membership.may_answer
+        return self._its_roles.membership.may_answer
 
     def _make_replica(
         self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica, engine: Engine
@@ -503,7 +421,7 @@ class ReplicaStub:
             on_engine_failed=self._repairs.on_engine_failed,
             on_control=self._on_control,
             slow=self._slow,
-            lease=self._lease,
+            lease=self._group.lease,
         )
         replica.min_members = 1 if table.replica_count <= 2 else 2
         replica.disk_full = self._space.full

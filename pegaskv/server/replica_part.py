@@ -51,6 +51,9 @@ class ReplicaPart:
             log_options=config.storage_log,
             on_fatal=host.on_log_failed,
             accept_loss=host.accept_loss,
+            random=host.random,
+            meta=configurations,
+            peers=peers,
         )
         self._duplications: DuplicationService | None = None
         self._control: NodeControl | None = None

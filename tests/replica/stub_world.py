@@ -217,6 +217,7 @@ class Server:
             cluster_id=self.cluster_id,
             options=self.options,
             log_options=self.log_options,
+            random=life.random("stub"),
             on_fatal=self.fatal.append,
             accept_loss=accept_loss,
         )

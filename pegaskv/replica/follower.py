@@ -1,0 +1,156 @@
+"""The part of a replica that follows a primary: take, hold, decode what is committed. Hot.
+
+What the primary sends goes into the log as it is; it is decoded only when the primary has
+committed it, and then for many decrees at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from pegaskv.base.errors import PegasKVError
+from pegaskv.base.types import Gpid, ReplicaStatus
+from pegaskv.codec.mutations import OperationKind, mutation_timestamps
+from pegaskv.lease.lease import Grace
+from pegaskv.replica.applying import Applying
+from pegaskv.replica.batch import Batch
+from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.participation import Participation
+from pegaskv.replica.prepare_list import Mutation
+from pegaskv.replica.replay import mutation_controls, mutation_rows
+from pegaskv.replica.shipping import Shipping
+from pegaskv.runtime.worker import Worker
+from pegaskv.storage.engine import Engine
+from pegaskv.storage.mutation_log import LogRecord
+
+__all__ = ["FOLLOWS", "Follower"]
+
+FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
+# Committed mutations of a primary are decoded when there are so many, or after a while.
+_FOLLOWED_MAX: Final = 32
+
+
+class Follower(Applying):
+    """Invariant: `_followed` are the decrees right after the last one that was decoded."""
+
+    # An open request of this replica to lead: until it is answered its old primary hears nothing.
+    claiming = False
+
+    def __init__(
+        self,
+        *,
+        gpid: Gpid,
+        machine: ReplicaMachine,
+        engine: Engine,
+        incarnation: int,
+        last_timestamp_us: int,
+        participation: Participation,
+        apply_worker: Worker,
+        call_soon: Callable[[Callable[[], Any]], Any],
+        lag: Callable[[Any], None],
+        on_engine_failed: Callable[[Any, BaseException], None],
+        on_control: Callable[[Any, OperationKind, list[bytes]], None],
+        grace: Grace,
+    ) -> None:
+        super().__init__(
+            engine=engine,
+            participation=participation,
+            apply_worker=apply_worker,
+            call_soon=call_soon,
+            lag=lag,
+            on_engine_failed=on_engine_failed,
+        )
+        self.gpid = gpid
+        self.machine = machine
+        self.incarnation = incarnation
+        # What was copied with the tables; records at or below it are of no use to them.
+        self.base_decree = machine.committed
+        self.last_timestamp_us = last_timestamp_us
+        # What all of the log has made of it, where `participation` is the committed part.
+        self.proposed = participation.copy()
+        self.shipping = Shipping(machine.committed, engine.state().last_timestamp_us)
+        self.shipping.look(self.proposed)
+        # When the primary was heard, and what it has committed and is not decoded.
+        self.grace = grace
+        self._followed: list[Mutation] = []
+        self._on_control = on_control
+
+    def accept(self, record: LogRecord, taken: list[LogRecord], *, copied: bool = False) -> bool:
+        """Take a record that the primary has sent, or that was copied from its log.
+
+        What is new is appended to `taken`, which goes into the log. False: refused.
+        """
+        if self.closed or self.claiming:
+            return False
+        machine = self.machine
+        first = record.first_timestamp_us
+        mutation = Mutation(record.ballot, record.decree, first, first, record.payload)
+        new = machine.accept_copied(mutation) if copied else machine.accept(mutation)
+        if new is None:
+            return False
+        if new:
+            taken.append(record._replace(incarnation=self.incarnation))
+        self.follow(record.committed)
+        return True
+
+    def follow(self, committed: int) -> None:
+        """The primary has committed so far."""
+        taken = self.machine.follow(committed)
+        if taken:
+            if not self._followed:
+                self._lag(self)
+            self._followed += taken
+            if len(self._followed) >= _FOLLOWED_MAX:
+                self._call_soon(self.apply_now)
+
+    def digest(self) -> None:
+        """Decode what the primary has committed, and hold it where reads see it."""
+        followed, self._followed = self._followed, []
+        for mutation in followed:
+            try:
+                batch = self._batch_from(mutation)
+            except PegasKVError as error:
+                # Never skipped: what comes behind it may build on it.
+                self.close_for(f"mutation {mutation.decree} cannot be applied: {error}")
+                return
+            batch.decree, batch.ballot = mutation.decree, mutation.ballot
+            self._keep(batch)
+            for kind, fields in batch.controls:
+                self._on_control(self, kind, fields)
+            if batch.controls:
+                self.shipping.look(self.proposed)
+
+    def apply_now(self) -> None:
+        """Write what is committed to the engine: here if it is calm, else in a thread."""
+        if self._followed:
+            self.digest()
+        super().apply_now()
+
+    def _batch_from(self, mutation: Mutation) -> Batch:
+        """Make the batch of a mutation that this process did not collect: nobody waits for it."""
+        first, last = mutation_timestamps(mutation.payload)
+        batch = Batch(first, 0)
+        self.last_timestamp_us = max(self.last_timestamp_us, last)
+        # Not that of a barrier: it is no operation, and the clock in the engine never falls.
+        batch.last_timestamp_us = self.last_timestamp_us
+        rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
+        batch.controls = tuple(mutation_controls(mutation.payload))
+        batch.progress = self.proposed.progress_in(rows)
+        batch.rows = dict(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
+        batch.size = len(mutation.payload)
+        return batch
+
+    @property
+    def _applied_timestamp_us(self) -> int:
+        """The timestamp of the last operation that is committed here."""
+        if self.unapplied:
+            return self.unapplied[-1].last_timestamp_us
+        if self.reopening:
+            # Nobody knows; too little is never wrong.
+            return 0
+        return self.engine.state().last_timestamp_us
+
+    def close_for(self, reason: str) -> None:
+        """Serve nobody until an operator acts."""
+        self.closed = reason
+        self.serving = False
+        self.shipping.notify()

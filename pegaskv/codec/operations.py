@@ -304,7 +304,7 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     ),
     Operation.LEARN_READ: OperationSpec(
         "table id, partition index, checkpoint name, file, offset, bytes",
-        "bytes, with the end of a file: xxh3_128 of all of it, else nil",
+        "bytes, xxh3_128 of file name, a zero byte, offset u64 and these bytes",
     ),
     Operation.LEARN_LOG: OperationSpec(
         "table id, partition index, ballot, learner's node id, first decree, max bytes",

@@ -119,6 +119,7 @@ class Learner:
         random: Random,
         old_damage: frozenset[str] = frozenset(),
         copies_max: int = 5,
+        page_bytes: int = _PAGE_BYTES,
         patience_ms: int = _PATIENCE_MS,
     ) -> None:
         self._host = host
@@ -131,6 +132,7 @@ class Learner:
         self._worker = worker
         self._random = random
         self._old_damage = old_damage
+        self._page_bytes = page_bytes
         self._patience_ms = patience_ms
         self._slots = asyncio.Semaphore(copies_max)
         self._copies: dict[Gpid, _Copy] = {}
@@ -325,12 +327,13 @@ class Learner:
         self, adoption: Adoption, files: CopiedCheckpoint, progress: Progress
     ) -> None:
         """Copy what is not whole yet, several pages at a time, each file in order."""
+        page_bytes = self._page_bytes
         progress.total = files.bytes
         progress.copied = sum(size for name, size in files.files if name in files.whole)
         pages = [
-            (name, offset, min(_PAGE_BYTES, size - offset) or 1, offset + _PAGE_BYTES >= size)
+            (name, offset, min(page_bytes, size - offset) or 1, offset + page_bytes >= size)
             for name, size in files.missing
-            for offset in range(0, size or 1, _PAGE_BYTES)
+            for offset in range(0, size or 1, page_bytes)
         ]
         under_way: deque[tuple[str, int, bool, asyncio.Task[list[Any]]]] = deque()
         async with TaskScope(f"copy {adoption.gpid}") as scope:
@@ -358,15 +361,15 @@ class Learner:
         self, files: CopiedCheckpoint, name: str, offset: int, ends: bool, reply: list[Any]
     ) -> None:
         match reply:
-            case [bytes(data), (bytes() | None) as digest]:
+            case [bytes(data), bytes(digest)]:
                 pass
             case _:
                 raise CorruptionError(f"a page of {name} is not what was asked for")
 
         def write() -> None:
-            files.write(name, offset, data)
+            files.write(name, offset, data, digest)
             if ends:
-                files.finish(name, digest)
+                files.finish(name)
 
         await self._worker.run(write)
 

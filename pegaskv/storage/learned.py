@@ -5,8 +5,9 @@ published checkpoint is replaced by the next flush. The server that takes it put
 together in a directory beside the replica, which is not touched before all of them are whole
 (`DataDirectory.install_learned`).
 
-A file's digest is taken over its pages as they are read, on both sides: so a copy begins at
-once, however large it is, and neither side reads a file twice. All methods block.
+Each page goes with a digest of its bytes and its place, taken where it is read and compared
+before it is written: so a copy begins at once, however large it is, no page is read twice,
+and none is believed that was meant for elsewhere. All methods block.
 """
 
 from contextlib import suppress
@@ -21,31 +22,16 @@ from pegaskv.storage.checkpoints import CHECKPOINT_FILE, publish, read_checkpoin
 from pegaskv.storage.disk import Disk, File
 from pegaskv.storage.engine import CheckpointInfo, Engine, EngineFactory, ReplicaState
 
-__all__ = ["CopiedCheckpoint", "FileDigest", "KeptCheckpoint", "kept_name", "remove_unfinished"]
+__all__ = ["CopiedCheckpoint", "KeptCheckpoint", "kept_name", "page_digest", "remove_unfinished"]
 
 _CHECKPOINT: Final = Path("checkpoint") / "1"
 
 
-class FileDigest:
-    """xxh3_128 of a file whose pieces come in order; some may come again."""
-
-    __slots__ = ("_hash", "position")
-
-    def __init__(self) -> None:
-        # Up to here everything was taken.
-        self.position = 0
-        self._hash = xxhash.xxh3_128()
-
-    def add(self, offset: int, data: bytes) -> None:
-        """Take what is new of a piece; one that leaves a hole is not taken."""
-        known = self.position - offset
-        if 0 <= known < len(data):
-            self._hash.update(data[known:] if known else data)
-            self.position += len(data) - known
-
-    def value(self) -> bytes:
-        """The digest of all that was taken."""
-        return self._hash.digest()
+def page_digest(name: str, offset: int, data: bytes) -> bytes:
+    """Return xxh3_128 of a piece of a file and of where it belongs."""
+    digest = xxhash.xxh3_128(name.encode() + b"\0" + offset.to_bytes(8, "big"))
+    digest.update(data)
+    return digest.digest()
 
 
 def kept_name(random: Random) -> str:
@@ -63,7 +49,6 @@ class KeptCheckpoint:
         # (name, bytes)
         self.files: tuple[tuple[str, int], ...] = ()
         self._disk = disk
-        self._digests: dict[str, FileDigest] = {}
 
     def make(self, engine: Engine) -> None:
         """Flush the engine and link its tables; the state is read from them.
@@ -76,16 +61,13 @@ class KeptCheckpoint:
         engine.checkpoint(self.path)
         info, self.state = read_checkpoint(self._disk, self.path)
         self.files = info.files
-        self._digests = {name: FileDigest() for name, _ in info.files}
 
     def knows(self, name: str) -> bool:
         """Whether it has a file of this name."""
-        return name in self._digests
+        return any(name == each for each, _ in self.files)
 
-    def read(self, name: str, offset: int, length: int) -> tuple[bytes, bytes | None]:
-        """Return a piece of a file, and with its end the digest of the whole.
-
-        Without the digest (None) although it is the end, pieces before it were left out.
+    def read(self, name: str, offset: int, length: int) -> tuple[bytes, bytes]:
+        """Return a piece of a file and its digest.
 
         Raises:
             FileNotFoundError: the checkpoint was removed.
@@ -97,11 +79,7 @@ class KeptCheckpoint:
             data = file.read_at(offset, length)
         finally:
             file.close()
-        digest = self._digests[name]
-        digest.add(offset, data)
-        size = dict(self.files)[name]
-        ends = offset + len(data) >= size and digest.position == size
-        return data, digest.value() if ends else None
+        return data, page_digest(name, offset, data)
 
     def remove(self) -> None:
         """Give the links up; what a failure leaves is removed by the next start."""
@@ -123,7 +101,7 @@ class CopiedCheckpoint:
         self.state = state
         self.files = files
         self.bytes = sum(size for _, size in files)
-        # What is durable and has the digest that it should have.
+        # What is durable and complete.
         self.whole: set[str] = set()
         # Bytes in files that are whole, and in the one at hand.
         self.copied = 0
@@ -131,7 +109,7 @@ class CopiedCheckpoint:
         self._path = path
         self._target = path / _CHECKPOINT
         self._file: File | None = None
-        self._digest = FileDigest()
+        self._end = 0
         _check_names(files)
 
     @property
@@ -150,40 +128,40 @@ class CopiedCheckpoint:
         """Whether what was copied before still lies where it was put."""
         return self._disk.exists(temporary_path(self._target))
 
-    def write(self, name: str, offset: int, data: bytes) -> None:
+    def write(self, name: str, offset: int, data: bytes, digest: bytes) -> None:
         """Write a page.
 
         Raises:
-            CorruptionError: pages are missing before it.
+            CorruptionError: it is not what was read there, or pages are missing before it.
             OSError: the disk refused.
 
         """
+        if digest != page_digest(name, offset, data):
+            raise CorruptionError(f"the copy of {name} at {offset} is not what was read")
         path = temporary_path(self._target) / name
         if offset == 0:
             self.close()
             self._disk.unlink(path, missing_ok=True)
             self._file = self._disk.create(path)
-            self._digest = FileDigest()
+            self._end = 0
             self.copied = sum(size for each, size in self.files if each in self.whole)
-        if self._file is None or self._digest.position != offset:
+        if self._file is None or self._end != offset:
             raise CorruptionError(f"the copy of {name} lacks what is before {offset}")
-        self._digest.add(offset, data)
         self._file.write_at(offset, data)
+        self._end += len(data)
         self.copied += len(data)
 
-    def finish(self, name: str, digest: bytes | None) -> None:
-        """Make the file at hand durable, if it is what the other server read.
+    def finish(self, name: str) -> None:
+        """Make the file at hand durable.
 
         Raises:
-            CorruptionError: it is not; it must be copied again.
+            CorruptionError: it is not complete.
             OSError: the disk refused.
 
         """
         file, size = self._file, dict(self.files)[name]
-        if file is None or self._digest.position != size:
+        if file is None or self._end != size:
             raise CorruptionError(f"the copy of {name} has not {size} bytes")
-        if digest != self._digest.value():
-            raise CorruptionError(f"the copy of {name} is not what was read")
         file.fdatasync()
         self.close()
         self.whole.add(name)

@@ -6,14 +6,13 @@ from random import Random
 from typing import Final
 
 import pytest
-import xxhash
 
 from pegaskv.base.errors import CorruptionError
 from pegaskv.base.types import Gpid
 from pegaskv.storage.directories import DataDirectory
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import Engine, EngineFactory, ReplicaState
-from pegaskv.storage.learned import CopiedCheckpoint, FileDigest, KeptCheckpoint, kept_name
+from pegaskv.storage.learned import CopiedCheckpoint, KeptCheckpoint, kept_name, page_digest
 from pegaskv.storage.leveldb import LevelDBFactory
 from pegaskv.storage.local_disk import LocalDisk
 from pegaskv.storage.memory import MemoryFactory
@@ -52,9 +51,9 @@ def pages(files: list[tuple[str, int]], page: int = PAGE) -> Iterator[tuple[str,
 def copy_all(kept: KeptCheckpoint, copy: CopiedCheckpoint) -> None:
     for name, offset, ends in pages(copy.missing):
         data, digest = kept.read(name, offset, PAGE)
-        copy.write(name, offset, data)
+        copy.write(name, offset, data, digest)
         if ends:
-            copy.finish(name, digest)
+            copy.finish(name)
 
 
 def copied(directory: DataDirectory, disk: Disk, kept: KeptCheckpoint) -> CopiedCheckpoint:
@@ -82,32 +81,6 @@ def install(
     )
 
 
-# Digests.
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_digest_is_that_of_the_whole_whatever_came_twice(seed: int) -> None:
-    random = Random(seed)
-    data = random.randbytes(random.randrange(1, 2_000))
-    digest = FileDigest()
-    again = 0
-    while digest.position < len(data):
-        offset = random.randrange(digest.position + 1)
-        again += offset < digest.position
-        digest.add(offset, data[offset : offset + random.randrange(1, 300)])
-    assert digest.value() == xxhash.xxh3_128(data).digest()
-    assert again or len(data) < 300
-
-
-def test_a_piece_behind_a_hole_is_not_taken() -> None:
-    digest = FileDigest()
-    digest.add(0, b"abc")
-    digest.add(4, b"efg")
-    assert digest.position == 3
-    digest.add(3, b"defg")
-    assert digest.value() == xxhash.xxh3_128(b"abcdefg").digest()
-
-
 # From one server to another.
 
 
@@ -127,9 +100,9 @@ def test_what_is_copied_is_what_the_primary_had_whatever_it_writes_meanwhile(
     copy.begin()
     for name, offset, ends in pages(copy.missing):
         data, digest = kept.read(name, offset, PAGE)
-        copy.write(name, offset, data)
+        copy.write(name, offset, data, digest)
         if ends:
-            copy.finish(name, digest)
+            copy.finish(name)
         if offset == 0:
             # Flushes and compactions of the primary take nothing of it away.
             write_row(engine, engine.state().decree + 1, b"001", b"written later")
@@ -168,16 +141,16 @@ def test_a_file_that_changed_on_the_way_is_found_and_copied_again() -> None:
     copy.begin()
     [(name, size)] = kept.files
     assert size > 3 * PAGE
-    for _, offset, ends in pages(copy.missing):
-        data, digest = kept.read(name, offset, PAGE)
-        if offset == PAGE:
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        copy.write(name, offset, data)
-        if ends:
-            with pytest.raises(CorruptionError, match="not what was read"):
-                copy.finish(name, digest)
+    data, digest = kept.read(name, 0, PAGE)
+    copy.write(name, 0, data, digest)
+    data, digest = kept.read(name, PAGE, PAGE)
+    with pytest.raises(CorruptionError, match="not what was read"):
+        copy.write(name, PAGE, data[:-1] + bytes([data[-1] ^ 1]), digest)
+    # Nor is a page that belongs elsewhere.
+    with pytest.raises(CorruptionError, match="not what was read"):
+        copy.write(name, PAGE, *kept.read(name, 2 * PAGE, PAGE))
     assert copy.missing == [(name, size)]
-    # Beginning anew is enough, and the digest is at hand although nothing is read in order.
+    # Beginning anew is enough.
     copy_all(kept, copy)
     assert copy.missing == []
     assert copy.copied == copy.bytes == size
@@ -189,16 +162,24 @@ def test_pages_that_are_missing_or_too_short_make_no_file() -> None:
     disk = SimulatedDisk(Random(1))
     copy = CopiedCheckpoint(disk, ROOT / "5.3.learn", "learn-1", ReplicaState(), [("a", 100)])
     copy.begin()
+
+    def write(offset: int, length: int) -> None:
+        data = b"x" * length
+        copy.write("a", offset, data, page_digest("a", offset, data))
+
     with pytest.raises(CorruptionError, match="lacks what is before 10"):
-        copy.write("a", 10, b"x" * 10)
-    copy.write("a", 0, b"x" * 10)
+        write(10, 10)
+    write(0, 10)
     with pytest.raises(CorruptionError, match="lacks what is before 20"):
-        copy.write("a", 20, b"x" * 80)
+        write(20, 80)
     with pytest.raises(CorruptionError, match="has not 100 bytes"):
-        copy.finish("a", xxhash.xxh3_128(b"x" * 10).digest())
-    copy.write("a", 10, b"x" * 90)
-    with pytest.raises(CorruptionError, match="not what was read"):
-        copy.finish("a", None)
+        copy.finish("a")
+    write(10, 91)
+    with pytest.raises(CorruptionError, match="has not 100 bytes"):
+        copy.finish("a")
+    write(0, 100)
+    copy.finish("a")
+    assert copy.missing == []
 
 
 @pytest.mark.parametrize(

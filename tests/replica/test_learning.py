@@ -427,11 +427,11 @@ def test_cancelled_at_any_time_it_leaves_the_truth(have: int) -> None:
         random = Random(have)
         cancelled = finished = 0
         asked: Counter[Operation] = Counter()
-        for _ in range(60):
+        for _ in range(80):
             wire = student.wire(primary)
             wire.asked = asked
             learning = student.life.task(student.learn())
-            await asyncio.sleep(random.uniform(0, 0.004))
+            await asyncio.sleep(0.000_3 * 60 ** random.random())
             if learning.cancel():
                 with pytest.raises(asyncio.CancelledError):
                     await learning

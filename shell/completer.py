@@ -18,11 +18,12 @@ from pegaskv.base.errors import OperationDisabled, PegasKVError, UnknownOperatio
 from pegaskv.base.types import TableStatus
 from shell.conditions import next_words
 from shell.context import Context
+from shell.nodes import health_of_cluster
 from shell.parser import expected_next, innermost, quote, scan
 from shell.registry import Argument, Command, Kind, Option, Source
 
 if TYPE_CHECKING:
-    from pegaskv.client import AdminClient
+    from pegaskv.client import AdminClient, Health
 
 __all__ = ["Candidate", "Live", "LiveNames", "ShellCompleter", "candidates"]
 
@@ -63,6 +64,10 @@ class Live:
     # Ids of dropped tables, with their names.
     dropped: Mapping[str, str] = field(default_factory=dict)
     table_envs: tuple[str, ...] = ()
+    # Addresses of nodes, with their states; partitions (5.3), with the names of their tables.
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    partitions: Mapping[str, str] = field(default_factory=dict)
+    health: "Health | None" = None
     nodes_alive: int = 0
     nodes: int = 0
     # Why the cluster could not be asked, or "".
@@ -125,6 +130,12 @@ def _offers(
             return list(live.dropped.items())
         case Source.CLUSTERS:
             return list(live.clusters.items())
+        case Source.NODES:
+            return list(live.addresses.items())
+        case Source.PARTITIONS:
+            return list(live.partitions.items())
+        case Source.PARTITIONS_AND_TABLES:
+            return [*((name, "table") for name in live.tables), *live.partitions.items()]
         case Source.DUPLICATIONS:
             table = seen[0].decode("utf-8", "replace") if seen else ""
             of_table = live.duplications.get(table, {})
@@ -209,6 +220,14 @@ class LiveNames:
             str(info.table_id): info.name for info in tables if info.status is TableStatus.DROPPED
         }
         await self._fetch_duplications(admin)
+        self.live.partitions = {
+            f"{info.table_id}.{index}": info.name
+            for info in serving
+            for index in range(info.partition_count)
+        }
+        self.live.addresses = {node.address: node.status for node in nodes if node.address}
+        info = await admin.cluster_info(timeout=self._context.timeout_s)
+        self.live.health = health_of_cluster(info)
         self.live.nodes = len(nodes)
         self.live.nodes_alive = sum(1 for node in nodes if node.status == "alive")
 

@@ -34,6 +34,7 @@ from shell.completer import LiveNames, ShellCompleter
 from shell.config import history_path
 from shell.context import Context
 from shell.hints import hint
+from shell.nodes import health_line
 from shell.parser import UnfinishedQuote, scan
 from shell.registry import Command
 from shell.render import printable
@@ -339,8 +340,12 @@ class Interactive:
         if live.trouble:
             health = ("class:trouble", printable(live.trouble))
         else:
-            style = "" if live.nodes_alive == live.nodes else "class:trouble"
-            health = (style, f"{live.nodes_alive}/{live.nodes} nodes alive")
+            well = live.nodes_alive == live.nodes
+            text = f"{live.nodes_alive}/{live.nodes} nodes alive"
+            if live.health is not None and live.health.partitions:
+                well = well and live.health.healthy == live.health.partitions
+                text += f", {health_line(live.health)}"
+            health = ("" if well else "class:trouble", text)
         typed = get_app().current_buffer.document.text_before_cursor
         return [
             ("", " | ".join(parts) + " | "),

@@ -31,6 +31,7 @@ MODULES: Final = (
     "shell.commands.session",
     "shell.commands.cluster",
     "shell.commands.tables",
+    "shell.commands.replicas",
     "shell.commands.duplication",
     "shell.commands.waiting",
     "shell.commands.data",
@@ -66,6 +67,9 @@ class Source(Enum):
     TABLE_ENVS = "names of the envs that the table in use has"
     DROPPED_IDS = "ids of dropped tables"
     CLUSTERS = "names of the clusters that tables can be duplicated to"
+    NODES = "addresses of the replica servers"
+    PARTITIONS = "partitions, as table id and index"
+    PARTITIONS_AND_TABLES = "partitions and names of tables"
     DUPLICATIONS = "remote clusters and ids of the duplications of the table named before"
     CONDITIONS = "what `wait_for` waits for, word by word"
 
@@ -148,8 +152,9 @@ class Command:
     `repeated` is a group of arguments that may follow any number of times, at least
     `repeated_minimum`; the function gets them as a list (of tuples, when the group has
     more than one) under the name `repeated_name`. `danger` says what a dangerous command
-    takes away, and makes the shell ask first. `json` describes `data` in the JSON form.
-    One that is `endless` is ended by Ctrl-C as a matter of course.
+    takes away, and makes the shell ask first; with `danger_when`, only if that switch is
+    given. `json` describes `data` in the JSON form. One that is `endless` is ended by
+    Ctrl-C as a matter of course.
     """
 
     name: str
@@ -165,6 +170,7 @@ class Command:
     repeated_minimum: int = 0
     details: str = ""
     danger: str = ""
+    danger_when: str = ""
     endless: bool = False
     needs: Needs = Needs.CLUSTER
     aliases: tuple[str, ...] = ()

@@ -94,6 +94,8 @@ async def _confirm(context: Context, invocation: Invocation) -> None:
     found = invocation.command
     if not found.danger or context.yes or invocation.confirmed:
         return
+    if found.danger_when and not invocation.values[found.danger_when]:
+        return
     if context.ask is None:
         raise UsageError(
             f"{found.name} {found.danger}: it needs a yes, and here is nobody to ask",

@@ -98,7 +98,8 @@ def _entry(command: Command) -> str:
     if command.needs is Needs.TABLE:
         sentence += " Works on the table in use."
     if command.danger:
-        sentence += " Asks first."
+        flag = command.danger_when.replace("_", "-")
+        sentence += f" Asks first with `--{flag}`." if flag else " Asks first."
     if command.aliases:
         sentence += f" Also: {', '.join(f'`{alias}`' for alias in command.aliases)}."
     lines.append(sentence)

@@ -14,6 +14,7 @@ GROUPS = {
     "session": "the session",
     "cluster": "the cluster",
     "tables": "tables",
+    "replicas": "replicas",
     "duplication": "duplication to other clusters",
     "waiting": "waiting and watching",
     "data": "one row of the table in use",

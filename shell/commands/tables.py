@@ -1,15 +1,28 @@
 """Commands about tables: list, create, drop, bring back, rename, and their envs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from pegaskv.base.errors import TableNotFound
 from pegaskv.base.limits import PARTITION_COUNT_MAX, REPLICA_COUNT_MAX
 from pegaskv.base.types import TableInfo, TableStatus
 from shell.context import Context
 from shell.errors import UsageError
+from shell.nodes import (
+    PARTITION_COLUMNS,
+    health_data,
+    health_line,
+    known_nodes,
+    partition_data,
+    partition_row,
+    share_lines,
+)
 from shell.registry import Argument, Kind, Needs, Option, Source, command
 from shell.render import Fields, Result, Table
+
+if TYPE_CHECKING:
+    from pegaskv.client import Health
 
 __all__ = ["table_data"]
 
@@ -52,11 +65,18 @@ def _time(unix_seconds: int) -> str | None:
             short="-s",
         ),
         Option("pattern", "only names that hold this text", Kind.TEXT, default="", short="-p"),
-        Option("detailed", "the envs too", Kind.SWITCH, default=False, short="-d"),
+        Option(
+            "detailed",
+            "the envs too, and how many partitions are well",
+            Kind.SWITCH,
+            default=False,
+            short="-d",
+        ),
     ),
     examples=("ls", "ls -a", "ls -s dropped", "ls -p user"),
     json="a list of {table_id, name, status, partition_count, replica_count, envs, created_at, "
-    "dropped_at, expires_at}; times are Unix seconds, 0 = not so",
+    "dropped_at, expires_at}; times are Unix seconds, 0 = not so; with -d also "
+    "healthy_partitions, readable_partitions and writable_partitions of those that serve",
 )
 async def list_tables(
     context: Context,
@@ -76,17 +96,44 @@ async def list_tables(
     ]
     columns = ["id", "status", "name", "partitions", "replicas", "created"]
     columns += ["dropped", "kept_until"] if with_dropped else []
-    columns += ["envs"] if detailed else []
+    health = await _health(context, wanted) if detailed else {}
+    columns += ["healthy", "readable", "writable", "envs"] if detailed else []
     rows = []
     for info in wanted:
         row: list[object] = [info.table_id, info.status.value, info.name, info.partition_count]
         row += [info.replica_count, _time(info.created_at)]
         row += [_time(info.dropped_at), _time(info.expires_at)] if with_dropped else []
-        row += [info.envs] if detailed else []
+        if detailed:
+            row += [*(health[info.table_id][1:] if info.table_id in health else [None] * 3)]
+            row.append(info.envs)
         rows.append(row)
     note = "" if wanted else "no tables"
+    if health:
+        from pegaskv.client import sum_health
+
+        note = health_line(sum_health(health.values()))
     show = Table(tuple(columns), rows) if wanted else None
-    return Result([table_data(info) for info in wanted], show, note)
+    data = []
+    for info in wanted:
+        known = health.get(info.table_id)
+        data.append(table_data(info) | (health_data(known) if known is not None else {}))
+    return Result(data, show, note)
+
+
+async def _health(context: Context, wanted: Sequence[TableInfo]) -> dict[int, "Health"]:
+    """Ask how many partitions of each table that serves are well."""
+    admin = (await context.client()).admin
+    names = await known_nodes(context)
+    found = {}
+    for info in wanted:
+        if info.status is TableStatus.AVAILABLE:
+            try:
+                details = await admin.table_info(info.name, timeout=context.timeout_s)
+            except TableNotFound:
+                # It was dropped a moment ago.
+                continue
+            found[info.table_id] = details.health(names.statuses)
+    return found
 
 
 @command(
@@ -96,32 +143,27 @@ async def list_tables(
     options=(Option("detailed", "every partition too", Kind.SWITCH, default=False, short="-d"),),
     examples=("app users", "app users -d"),
     json="the table as in `ls`, with partitions: a list of {index, ballot, primary, secondaries, "
-    "and the replica's state}",
+    "and the replica's state, and all members' under replicas}, healthy_partitions, "
+    "readable_partitions and writable_partitions",
 )
 async def show_table(context: Context, table: str, detailed: bool) -> Result:
     """Show a table's description, with -d its partitions."""
     client = await context.client()
     found = await client.admin.table_info(table, timeout=context.timeout_s)
-    partitions = [
-        {
-            "index": each.index,
-            "ballot": each.ballot,
-            "primary": each.primary,
-            "secondaries": list(each.secondaries),
-            **each.state,
-        }
-        for each in found.partitions
-    ]
-    data = table_data(found.table) | {"partitions": partitions}
+    names = await known_nodes(context)
+    partitions = [partition_data(each) for each in found.partitions]
+    health = found.health(names.statuses)
+    data = table_data(found.table) | {"partitions": partitions} | health_data(health)
     if detailed:
-        columns = tuple(dict.fromkeys(name for each in partitions for name in each))
-        rows = [[each.get(name) for name in columns] for each in partitions]
-        return Result(data, Table(columns, rows))
-    shown = table_data(found.table)
+        rows = [partition_row(found, each, names) for each in found.partitions]
+        lines = [health_line(health), *share_lines(found.partitions, names)]
+        return Result(data, Table(PARTITION_COLUMNS, rows), "\n".join(lines))
+    shown = table_data(found.table) | health_data(health)
     for name in ("created_at", "dropped_at", "expires_at"):
         shown[name] = _time(shown[name])
     shown["partitions_without_primary"] = sum(1 for each in partitions if not each["primary"])
-    return Result(data, Fields(shown))
+    note = "" if health.healthy == health.partitions else "`app -d` shows every partition"
+    return Result(data, Fields(shown), note)
 
 
 @command(

@@ -19,7 +19,10 @@ from pegaskv.base.types import CheckType, FilterType, TableInfo, TableStatus
 from pegaskv.client import (
     ChangedTable,
     CheckResult,
+    DeadPartition,
     Filter,
+    LevelChange,
+    MetaLevel,
     MultiGetResult,
     NodeInfo,
     PartitionInfo,
@@ -59,6 +62,15 @@ class FakeCluster:
     opened: int = 0
     closed: int = 0
     duplications: FakeDuplications = field(default_factory=FakeDuplications)
+    nodes: list[NodeInfo] = field(
+        default_factory=lambda: [NodeInfo("node-1", "127.0.0.1:34601", "alive", {"primaries": 8})]
+    )
+    # What `cluster_info` tells besides, and the partition that all of a table's are like.
+    info: dict[str, Any] = field(default_factory=dict)
+    layout: PartitionInfo | None = None
+    level: str = "lively"
+    proposals: list[Any] = field(default_factory=list)
+    dead: list[DeadPartition] = field(default_factory=list)
 
     def connect(self, cluster: str, timeout_s: float) -> Any:
         """What the shell calls to connect."""
@@ -375,6 +387,8 @@ class FakeAdmin(FakeDuplicationAdmin):
             PartitionInfo(n, 1, "node-1", (), {"last_decree": 7})
             for n in range(info.partition_count)
         ]
+        if self.cluster.layout is not None:
+            partitions = [replace(self.cluster.layout, index=n) for n in range(3)]
         return TableDetails(info, partitions)
 
     async def create_table(
@@ -472,15 +486,56 @@ class FakeAdmin(FakeDuplicationAdmin):
 
     async def nodes(self, *, timeout: float) -> list[NodeInfo]:
         self.cluster.called("nodes", timeout)
-        return [NodeInfo("node-1", "127.0.0.1:34601", "alive", {"primaries": 8})]
+        return self.cluster.nodes
 
     async def cluster_info(self, *, timeout: float) -> dict[str, Any]:
         self.cluster.called("cluster_info", timeout)
-        return {"cluster_name": "fake", "cluster_id": 1}
+        return {"cluster_name": "fake", "cluster_id": 1, **self.cluster.info}
 
-    async def server_info(self, *, timeout: float) -> dict[str, Any]:
+    async def server_info(self, address: str | None = None, *, timeout: float) -> dict[str, Any]:
         self.cluster.called("server_info", timeout)
-        return {"version": "0.1.0", "role": "standalone"}
+        return {"version": "0.1.0", "role": "standalone", "address": address or "fake:1"}
+
+    async def get_meta_level(self, *, timeout: float) -> MetaLevel:
+        self.cluster.called("get_meta_level", timeout)
+        return MetaLevel(self.cluster.level, "what that means")
+
+    async def set_meta_level(self, level: str, *, timeout: float) -> LevelChange:
+        self.cluster.called("set_meta_level", timeout)
+        before, self.cluster.level = self.cluster.level, level
+        return LevelChange(before, level)
+
+    async def get_replica_count(self, table: str, *, timeout: float) -> int:
+        self.cluster.called("get_replica_count", timeout)
+        return self.cluster.find(table).replica_count
+
+    async def set_replica_count(self, table: str, count: int, *, timeout: float) -> ChangedTable:
+        self.cluster.called("set_replica_count", timeout)
+        changed = _changed(self._change(self.cluster.find(table), replica_count=count))
+        return dataclasses.replace(changed, warnings=("only 1 node is alive",))
+
+    async def balance(
+        self, gpid: str, kind: str, from_node: str, to_node: str, *, timeout: float
+    ) -> str:
+        self.cluster.called("balance", timeout)
+        self.cluster.proposals.append((gpid, kind, from_node, to_node))
+        return f"partition {gpid}: the lead goes from node node-1 to node {to_node}"
+
+    async def propose(
+        self, gpid: str, kind: str, node: str, *, accept_loss: bool = False, timeout: float
+    ) -> str:
+        self.cluster.called("propose", timeout)
+        if kind == "assign_primary" and not accept_loss:
+            raise InvalidArgument(
+                "node node-1 could lead by force only", hint="with --accept-loss node node-1 leads"
+            )
+        self.cluster.proposals.append((gpid, kind, node, accept_loss))
+        return f"node node-1 leads partition {gpid} with what it has"
+
+    async def diagnose(self, table: str | None = None, *, timeout: float) -> list[DeadPartition]:
+        self.cluster.called("diagnose", timeout)
+        wanted = None if table is None else self.cluster.find(table).table_id
+        return [d for d in self.cluster.dead if wanted in (None, d.gpid.table_id)]
 
     def _change(self, info: TableInfo, **fields: Any) -> TableInfo:
         changed = replace(info, **fields)

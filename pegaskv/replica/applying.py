@@ -40,6 +40,8 @@ class Applying(Admission):
     """
 
     reopening = False
+    # The engine is closed for ever.
+    engine_gone = False
 
     def __init__(
         self,

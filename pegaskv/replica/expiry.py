@@ -128,7 +128,7 @@ def remove_rows(replica: Replica, rows: _Rows) -> int:
     For rows that no client can see: it is not logged and takes no decree.
     """
     replica.apply_now()
-    if replica.engine_failed is not None or replica.unapplied or not replica.serving:
+    if replica.engine_failed is not None or replica.unapplied or not replica.sweepable:
         return 0
     engine = replica.engine
     gone: list[bytes | None] = []
@@ -164,7 +164,7 @@ async def sweep(replica: Replica, *, clock: Clock, worker: Worker) -> Swept:
     """
     swept = Swept(limit=sweep_limit(replica))
     start: bytes | None = b""
-    while start is not None and replica.serving and replica.engine_failed is None:
+    while start is not None and replica.sweepable and replica.engine_failed is None:
         now = seconds_since_epoch(clock.wall_us())
         look = partial(_look, replica.engine, start, now, swept.limit)
         page = await worker.run(look)
@@ -218,7 +218,7 @@ class Sweeper:
         now_ms = self._clock.monotonic_ms()
         for replica in replicas:
             if (
-                replica.serving
+                replica.sweepable
                 and now_ms >= self._due.get(replica.gpid, 0)
                 and self._has_work(replica)
             ):

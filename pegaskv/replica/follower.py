@@ -10,6 +10,7 @@ from typing import Any, Final
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid, ReplicaStatus
 from pegaskv.codec.mutations import OperationKind, mutation_timestamps
+from pegaskv.codec.values import ROW_HEADER_BYTES
 from pegaskv.lease.lease import Grace
 from pegaskv.replica.applying import Applying
 from pegaskv.replica.batch import Batch
@@ -27,11 +28,23 @@ __all__ = ["FOLLOWS", "Follower"]
 FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
 # Committed mutations of a primary are decoded when there are so many, or after a while.
 _FOLLOWED_MAX: Final = 32
+_NEVER: Final = bytes(4)
+
+
+def _may_vanish(row: bytes | None) -> bool:
+    """Whether a row expires or is a tombstone, so that a sweep finds it some day."""
+    return (
+        row is not None
+        and len(row) >= ROW_HEADER_BYTES
+        and (row[:4] != _NEVER or bool(row[11] & 1))
+    )
 
 
 class Follower(Applying):
     """Invariant: `_followed` are the decrees right after the last one that was decoded."""
 
+    # Whether what the sweep removes may have come since its last pass.
+    expires = True
     # An open request of this replica to lead: until it is answered its old primary hears nothing.
     claiming = False
 
@@ -74,6 +87,20 @@ class Follower(Applying):
         self._followed: list[Mutation] = []
         self._on_control = on_control
 
+    @property
+    def has_others(self) -> bool:
+        """Whether other servers have the partition too."""
+        return bool(self.machine.secondaries) or self.machine.status in FOLLOWS
+
+    @property
+    def sweepable(self) -> bool:
+        """Whether rows that nobody can see may be removed: each server does so for itself."""
+        return self.serving or (
+            self.machine.status is ReplicaStatus.SECONDARY
+            and not self.closed
+            and not self.reopening
+        )
+
     def accept(self, record: LogRecord, taken: list[LogRecord], *, copied: bool = False) -> bool:
         """Take a record that the primary has sent, or that was copied from its log.
 
@@ -114,6 +141,7 @@ class Follower(Applying):
                 return
             batch.decree, batch.ballot = mutation.decree, mutation.ballot
             self._keep(batch)
+            self.expires = self.expires or any(map(_may_vanish, batch.rows.values()))
             for kind, fields in batch.controls:
                 self._on_control(self, kind, fields)
             if batch.controls:

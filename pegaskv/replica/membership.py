@@ -355,6 +355,8 @@ class Membership:
             if status is _PRIMARY:
                 self._look_at_members(replica, now_ms, stalled=late_ms > _STALL_MS)
                 self.look_at(replica)
+                if replica.closed:
+                    self._hand_closed_over(replica)
             elif status is _SECONDARY:
                 if late_ms > _STALL_MS:
                     replica.grace.heard(now_ms)
@@ -382,6 +384,12 @@ class Membership:
             if members < replica.min_members
             else ""
         )
+
+    def _hand_closed_over(self, replica: Replica) -> None:
+        """What cannot serve here can elsewhere."""
+        ready = [one for one in replica.streams.values() if one.opened and not one.learner]
+        if ready:
+            self.hand_over(replica, ready[0].node_id, keep=False)
 
     def _look_at_members(self, replica: Replica, now_ms: int, *, stalled: bool) -> None:
         patience_ms = self._options.prepare_timeout_ms

@@ -293,6 +293,9 @@ class ReadHandlers:
                 snapshot.close()
 
         def done(result: tuple[Any, Any, Any] | None, error: BaseException | None) -> None:
+            if result is not None and not replica.leased:
+                # What was read may have been old by then.
+                result, error = None, replica.refusal()
             if result is not None:
                 found = next(part for part in result if type(part) is list)
                 size = sum(len(part) for part in found if type(part) is bytes)

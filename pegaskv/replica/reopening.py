@@ -30,6 +30,8 @@ __all__ = ["Reopening"]
 _log = logging.getLogger(__name__)
 
 _FAILURES_WITHIN_MS: Final = 600_000
+# With others who have the partition, that often is for good.
+_FAILURES_MAX: Final = 3
 _PAUSE_MS: Final = 500
 _PAUSE_MS_MAX: Final = 30_000
 
@@ -80,6 +82,9 @@ class Reopening:
             try:
                 engine = await self._opened_again()
             except DamagedTables as error:
+                if self._distrusted and replica.has_others:
+                    self._leave(str(error))
+                    return
                 if self._distrusted:
                     replica.close_for(
                         f"its tables are damaged, and its checkpoint too: {error}; start with "
@@ -93,6 +98,9 @@ class Reopening:
                 reason = str(error) or "no memory"
                 _log.error("the storage of partition %s does not open: %s", replica.gpid, reason)
                 replica.engine_failed = error
+                if replica.has_others and len(self._failures) >= _FAILURES_MAX:
+                    self._leave(reason)
+                    return
                 continue
             if self._is_gone():
                 await self._close(engine)
@@ -101,6 +109,13 @@ class Reopening:
             replica.set_available(replica.available)
             _log.warning("the storage of partition %s is open again", replica.gpid)
             return
+
+    def _leave(self, reason: str) -> None:
+        """Others have all of it: this replica is given up, and copied from them anew."""
+        replica = self._replica
+        replica.engine_gone = True
+        replica.close_for(f"its storage failed for good: {reason}")
+        _log.error("partition %s is given up on this server: %s", replica.gpid, replica.closed)
 
     async def _pause(self) -> None:
         now_ms = self._clock.monotonic_ms()

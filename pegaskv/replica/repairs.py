@@ -251,6 +251,11 @@ class Repairs:
 
     async def _give_up(self, replica: Replica, reason: str) -> None:
         gpid = replica.gpid
+        if replica.has_others:
+            # They have every row: whoever leads lets this server copy it anew.
+            replica.close_for(f"its tables are damaged: {reason}")
+            _log.error("partition %s is given up on this server: %s", gpid, replica.closed)
+            return
         self.damaged[gpid] = reason
         _log.error(
             "partition %s: rows are lost in its damaged tables: %s; its other rows are served; %s",

@@ -55,8 +55,6 @@ class Replica(Follower):
     # A primary that is about to hand over takes nothing new.
     draining = False
     min_members = 1
-    # Whether what the sweep removes may have come since its last pass.
-    expires = True
     earliest_expiry = 0
     # Batches that were never logged.
     batches_refused = 0

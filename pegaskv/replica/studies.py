@@ -143,6 +143,8 @@ class Studies:
         self._preparing.add(gpid)
         try:
             replica.step_down(Deactivated())
+            if replica.engine_gone:
+                return self._given_up(gpid, replica)
             if replica.reopening:
                 return None
             while replica.unapplied and replica.engine_failed is None:
@@ -169,6 +171,15 @@ class Studies:
             return found
         finally:
             self._preparing.discard(gpid)
+
+    def _given_up(self, gpid: Gpid, replica: Replica) -> RecoveredReplica:
+        """Begin with nothing: its storage failed for good."""
+        found = RecoveredReplica(incarnation=replica.incarnation, damage=replica.closed)
+        replica.deactivate()
+        del self._replicas[gpid]
+        self._forget(gpid)
+        self._recovered[gpid] = found
+        return found
 
     async def _prepare(
         self, adoption: Adoption, table: TableInfo, recovered: RecoveredReplica

@@ -294,6 +294,11 @@ class ReplicaStub:
     # --- What others ask ---------------------------------------------------------------
 
     @property
+    def process(self) -> str:
+        """What tells this start of the server from all others."""
+        return self._group.process
+
+    @property
     def syncing(self) -> bool:
         """Whether the disk is at work for a tick."""
         return self._front is not None and self._front.syncing

@@ -7,11 +7,11 @@ teaching and learning are those of the product.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import NotReady, RequestError, Timeout, Unavailable, error_from_code
 from pegaskv.base.types import Gpid, ReplicaStatus
@@ -28,14 +28,29 @@ from pegaskv.storage.engine import Engine, EngineFactory
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.memory import MemoryFactory
 from pegaskv.storage.mutation_log import LogRecord, MutationLog
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.world import Node, World
 from tests.storage.engine_contract import rows_of
 
-__all__ = ["GPID", "OPTIONS", "Leader", "Primary", "Student", "Wire", "payload_of"]
+__all__ = [
+    "GPID",
+    "OPTIONS",
+    "Leader",
+    "Primary",
+    "Student",
+    "Wire",
+    "learn",
+    "payload_of",
+    "play",
+    "primary_of",
+    "student_of",
+]
 
 GPID: Final = Gpid(1, 0)
 DATA: Final = Path("/data")
 OPTIONS: Final = LogOptions(log_segment_bytes=16 * 1024)
-_UUID: Final = b"\x11" * 16
+
+T = TypeVar("T")
 
 
 def payload_of(decree: int, *, mark: bytes = b"", size: int = 40) -> bytes:
@@ -372,3 +387,31 @@ class Student(Side):
         manifest = self.directory.manifest(GPID)
         assert manifest.incarnation == replica.incarnation == self.log._index.incarnation(GPID)
         self.log._index.check()
+
+
+def play(
+    scenario: Callable[[World, Node, Node], Coroutine[Any, Any, T]],
+    *,
+    seed: int = 1,
+    worker_us: tuple[int, int] = (5, 50),
+) -> T:
+    """Run a test on two machines with quick disks."""
+    settled: dict[str, Any] = {"worker_us": worker_us, "worker_slow": 0.0, "wall_offset_us": 0}
+    with World(seed, disk=SimulatedDisk, **settled) as world:
+        return world.run(scenario(world, world.node("primary"), world.node("learner")))
+
+
+async def primary_of(node: Node, **teaching: Any) -> Primary:
+    life = node.spawn()
+    return await life.task(Primary(life).start(**teaching))
+
+
+async def student_of(node: Node, **learner: Any) -> Student:
+    life = node.spawn()
+    return await life.task(Student(life).start(page_bytes=700, **learner))
+
+
+async def learn(student: Student, primary: Primary) -> Any:
+    wire = student.wire(primary)
+    await student.life.task(student.learn())
+    return wire

@@ -1,59 +1,37 @@
 """Learning: whatever a server had before, it ends with the primary's history and no other."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pytest
 
 from pegaskv.base.errors import (
     CorruptionError,
     InvalidArgument,
-    NotPrimary,
     PegasKVError,
     Unavailable,
 )
-from pegaskv.base.types import ReplicaStatus
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.learning import have_decree
 from pegaskv.replica.recovery import RecoveredReplica, apply_records
 from pegaskv.storage.memory import MemoryFactory
 from pegaskv.storage.mutation_log import LogRecord
-from tests.replica.learning_support import GPID, Primary, Student, payload_of
-from tests.simulation.disk import Fault, SimulatedDisk
+from tests.replica.learning_support import (
+    GPID,
+    learn,
+    payload_of,
+    play,
+    primary_of,
+    student_of,
+)
+from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Node, World
-
-T = TypeVar("T")
 
 READ: Final = Operation.LEARN_READ
 LOG: Final = Operation.LEARN_LOG
 UUID: Final = "11" * 16
-
-
-def play(scenario: Callable[[World, Node, Node], Coroutine[Any, Any, T]], *, seed: int = 1) -> T:
-    """Run a test on two machines with quick disks."""
-    settled: dict[str, Any] = {"worker_us": (5, 50), "worker_slow": 0.0, "wall_offset_us": 0}
-    with World(seed, disk=SimulatedDisk, **settled) as world:
-        return world.run(scenario(world, world.node("primary"), world.node("learner")))
-
-
-async def primary_of(node: Node, **teaching: Any) -> Primary:
-    life = node.spawn()
-    return await life.task(Primary(life).start(**teaching))
-
-
-async def student_of(node: Node, **learner: Any) -> Student:
-    life = node.spawn()
-    return await life.task(Student(life).start(page_bytes=700, **learner))
-
-
-async def learn(student: Student, primary: Primary) -> Any:
-    wire = student.wire(primary)
-    await student.life.task(student.learn())
-    return wire
 
 
 # What is copied, and what is not.
@@ -397,282 +375,6 @@ def test_patience_ends_and_the_next_try_goes_on() -> None:
         assert wire.asked[Operation.LEARN_BEGIN] < 30
         wire.left = 1 << 60
         await student.life.task(student.learn())
-        student.check_equal()
-
-    play(scenario)
-
-
-# Cancellation, crashes.
-
-
-def check_truth(student: Student) -> None:
-    """What the caller holds is what the disk has."""
-    replica = student.replica
-    if replica.engine is not None and not replica.closed:
-        manifest = student.directory.manifest(GPID)
-        assert manifest.incarnation == replica.incarnation
-        assert replica.decree >= manifest.base_decree
-        assert student.log._index.incarnation(GPID) == replica.incarnation
-
-
-@pytest.mark.parametrize("have", [0, 20])
-def test_cancelled_at_any_time_it_leaves_the_truth(have: int) -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary, student = await primary_of(one), await student_of(other)
-        await primary.write(20)
-        if have:
-            await learn(student, primary)
-        await primary.write(30)
-        await primary.flush_all()
-        random = Random(have)
-        cancelled = finished = 0
-        asked: Counter[Operation] = Counter()
-        for _ in range(80):
-            wire = student.wire(primary)
-            wire.asked = asked
-            learning = student.life.task(student.learn())
-            await asyncio.sleep(0.000_3 * 60 ** random.random())
-            if learning.cancel():
-                with pytest.raises(asyncio.CancelledError):
-                    await learning
-                cancelled += 1
-            else:
-                await learning
-                finished += 1
-                await primary.write(3)
-                if finished % 2:
-                    primary.teaching.release_all(GPID)
-                    await primary.flush_all()
-            check_truth(student)
-        assert cancelled > 10
-        assert finished > 3
-        assert asked[READ] > 20
-        await learn(student, primary)
-        student.check_equal()
-        await student.learner.forget(GPID)
-        assert student.disk.list(Path("/data/replicas")) == ["1.0"]
-
-    play(scenario)
-
-
-@pytest.mark.parametrize("power", [False, True])
-@pytest.mark.parametrize("fault", [Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.KILL_TORN])
-def test_after_a_crash_at_any_io_nothing_of_an_earlier_incarnation_is_read(
-    fault: Fault, power: bool
-) -> None:
-    """L3: the learner has a tail of its own that never was, longer than the copy."""
-
-    async def scenario(world: World, one: Node, other: Node, step: int) -> bool:
-        primary, student = await primary_of(one), await student_of(other)
-        await primary.write(8)
-        await learn(student, primary)
-        incarnation = student.replica.incarnation
-        ghosts = [
-            LogRecord(
-                *GPID, incarnation, 1, decree, 8, decree * 100, payload_of(decree, mark=b" ghost")
-            )
-            for decree in range(9, 40)
-        ]
-        await student.life.task(student.put(ghosts))
-        primary.leader.machine.ballot = 2
-        await primary.write(6)
-        if step % 2:
-            await primary.flush_all()
-        student.wire(primary)
-        other.life.disk.plan(step, fault)  # type: ignore[union-attr]
-        learning = student.life.task(student.learn())
-        await world.until(lambda: learning.done() or not other.alive)
-        crashed = not other.alive
-        if crashed:
-            if power:
-                other.crash(power=True)
-        else:
-            other.crash(power=power)
-        student = await student_of(other)
-        replica = student.replica
-        assert not replica.closed
-        assert replica.engine is not None
-        manifest = student.directory.manifest(GPID)
-        if manifest.incarnation == incarnation:
-            assert replica.decree == 8
-        else:
-            # Of the new one nothing is there but what the primary has committed.
-            assert all(b"ghost" not in each.payload for each in replica.tail)
-            records = student.log.read(GPID, replica.decree + 1, 1 << 30)
-            assert all(record.ballot == 2 for record in records)
-        await learn(student, primary)
-        student.check_equal()
-        return crashed
-
-    crashes = 0
-    for step in range(300):
-        settled: dict[str, Any] = {"worker_us": (5, 50), "worker_slow": 0.0, "wall_offset_us": 0}
-        with World(step, disk=SimulatedDisk, **settled) as world:
-            nodes = world.node("primary"), world.node("learner")
-            if not world.run(scenario(world, *nodes, step)):
-                break
-            crashes += 1
-    assert crashes > 20
-
-
-# Pins.
-
-
-def test_what_a_duplication_needs_is_copied_too_and_stays() -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary, student = await primary_of(one), await student_of(other)
-        await primary.write(10)
-        primary.log.set_pin(GPID, UUID, 10)
-        await primary.write(50)
-        await primary.flush_all()
-        wire = await learn(student, primary)
-        assert wire.asked[READ] > 0
-        student.check_equal()
-        assert student.replica.engine is not None
-        assert student.log.pins(GPID)[UUID].decree == 10
-        # It outlives flushes here, and is not counted as what a restart replays.
-        await student.life.task(student.flush(student.replica.engine))
-        assert student.decrees(11) == list(range(11, primary.committed + 1))
-        assert student.log.total_unflushed == 0
-        # And a restart, that has it from its own tables.
-        await primary.write(5)
-        await learn(student, primary)
-        assert wire.asked[READ] > 0
-        student.check_equal()
-        assert student.decrees(11) == list(range(11, primary.committed + 1))
-        # When the duplication is over it goes.
-        student.log.clear_pin(GPID, UUID)
-        await student.life.task(student.flush(student.replica.engine))
-        assert student.decrees(11) == []
-
-    play(scenario)
-
-
-def test_while_somebody_copies_nothing_that_it_needs_goes_and_afterwards_it_does() -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary, student = await primary_of(one), await student_of(other)
-        await primary.write(40)
-        await primary.flush_all()
-        wire = student.wire(primary)
-        learning = student.life.task(student.learn())
-        await world.until(lambda: wire.asked[READ] > 2)
-        wire.left = 0
-        start = primary.committed
-        for _ in range(5):
-            await primary.flush_all()
-        assert primary.decrees(start + 1)[0] == start + 1
-        kept = primary.directory.files(GPID).learners_path
-        assert len(primary.disk.list(kept)) == 1
-        wire.left = 1 << 60
-        await learning
-        assert student.directory.manifest(GPID).base_decree <= start
-        student.check_equal()
-        released = primary.released
-        primary.teaching.release(GPID, student.node_id)
-        assert primary.released == released + 1
-        await primary.flush_all()
-        assert primary.decrees(start + 1) == []
-        assert primary.disk.list(kept) == []
-
-    play(scenario)
-
-
-# Several, and roles.
-
-
-def test_two_learn_at_once_and_a_third_waits_its_turn() -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary = await primary_of(one, learners_max=2)
-        await primary.write(60)
-        await primary.flush_all()
-        students = [await student_of(other)]
-        students += [await student_of(world.node(name)) for name in ("third", "fourth")]
-        wires = []
-        for number, student in enumerate(students):
-            student.node_id = f"node {number}"
-            student.learner._node_id = student.node_id
-            wires.append(student.wire(primary))
-        tasks = [student.life.task(student.learn()) for student in students]
-        await world.until(lambda: sum(task.done() for task in tasks) == 2)
-        await world.sleep_ms(2_000)
-        [waiting] = [number for number, task in enumerate(tasks) if not task.done()]
-        assert wires[waiting].asked[READ] == 0
-        assert len(primary.teaching.learners) == 2
-        primary.teaching.release(*primary.teaching.learners[0])
-        await tasks[waiting]
-        for task, student in zip(tasks, students, strict=True):
-            await task
-            student.check_equal()
-
-    play(scenario)
-
-
-def test_who_leads_no_more_teaches_no_more_and_keeps_nothing() -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary = await primary_of(one)
-        student = await student_of(other, patience_ms=1_000)
-        await primary.write(60)
-        await primary.flush_all()
-        wire = student.wire(primary)
-        learning = student.life.task(student.learn())
-        await world.until(lambda: wire.asked[READ] > 2)
-        primary.leader.machine.status = ReplicaStatus.SECONDARY
-        await one.life.task(primary.teaching.look())  # type: ignore[union-attr]
-        assert primary.teaching.learners == []
-        with pytest.raises(NotPrimary):
-            await learning
-        await world.sleep_ms(100)
-        assert primary.disk.list(primary.directory.files(GPID).learners_path) == []
-        # A ballot that is another one is refused as well.
-        primary.leader.machine.status = ReplicaStatus.PRIMARY
-        primary.leader.machine.ballot = 2
-        with pytest.raises(NotPrimary):
-            await student.life.task(student.learn())
-        await learn(student, primary)
-        student.check_equal()
-
-    play(scenario)
-
-
-def test_only_so_many_are_copied_at_a_time_and_those_that_wait_lose_no_patience() -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary = await primary_of(one)
-        student = await student_of(other, copies_max=1, patience_ms=500)
-        await primary.write(20)
-        wire = student.wire(primary)
-        assert student.adoption is not None
-        async with student.learner._slots:
-            learning = student.life.task(student.learn())
-            await world.sleep_ms(5_000)
-            assert not wire.asked
-            assert student.learner.progress == ((GPID, 0, 0),)
-        await learning
-        student.check_equal()
-
-    play(scenario)
-
-
-def test_log_that_is_damaged_is_gone_round_by_a_checkpoint() -> None:
-    async def scenario(world: World, one: Node, other: Node) -> None:
-        primary, student = await primary_of(one), await student_of(other)
-        await primary.write(10)
-        await learn(student, primary)
-        await primary.write(30, size=1_000)
-        # A record that the learner needs rots in a segment.
-        [run, *_] = [run for run in primary.log._index.held_runs(GPID, 12) if run.first > 12]
-        path = primary.data / "log"
-        name = next(
-            each
-            for each in primary.disk.list(path)
-            if each.startswith(f"{run.segment:08}") or str(run.segment) in each
-        )
-        primary.disk.flip(path / name, run.start + 60)
-        wire = student.wire(primary)
-        with pytest.raises(InvalidArgument):
-            await student.life.task(student.learn())
-        assert wire.asked[READ] == 0
-        await student.life.task(student.learn())
-        assert wire.asked[READ] > 0
         student.check_equal()
 
     play(scenario)

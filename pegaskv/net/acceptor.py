@@ -16,10 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pegaskv.base.errors import Busy, InternalError, InvalidArgument, RequestError, WireError
+from pegaskv.base.errors import (
+    Busy,
+    InternalError,
+    InvalidArgument,
+    NotReady,
+    RequestError,
+    WireError,
+)
 from pegaskv.base.metrics import Metric, gauges
 from pegaskv.codec.operations import Operation
-from pegaskv.net.connection import Handler, ServerConnection
+from pegaskv.net.connection import CONNECTION_ID, Handler, ServerConnection
 from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.net.turns import Turns
@@ -32,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 # What a connection may hold although the process holds all that it may.
 _NEXT_TO_NOTHING = 16 * 1024
+
+_GOODBYE_LOOK_MS = 5
 
 # The beginning of a `WireError` and the kind that metrics and log lines call it.
 _KINDS = (
@@ -118,6 +127,25 @@ class Acceptor:
         while True:
             await self._clock.sleep_ms(self.options.sweep_interval_ms)
             self.sweep()
+
+    async def say_goodbye(self, patience_ms: int) -> None:
+        """Ask all clients to send nothing more, and wait until they have closed.
+
+        A request that is on its way when a connection is closed is lost, and its sender cannot
+        know whether it was done. So the side that sends has to close: requests go on being
+        handled meanwhile. Other servers are not waited for, and nobody longer than that.
+        """
+        self._draining = True
+        stopping = NotReady("the server is stopping", hint="another one serves, or it comes back")
+        clients = [each for each in self._connections if each.greeted and not each.of_server]
+        for connection in clients:
+            connection.out.append(connection.error(CONNECTION_ID, stopping))
+            connection.flush()
+        ends_ms = self._clock.monotonic_ms() + patience_ms
+        while any(each in self._connections for each in clients):
+            if self._clock.monotonic_ms() >= ends_ms:
+                return
+            await self._clock.sleep_ms(_GOODBYE_LOOK_MS)
 
     async def drain(self, deadline_ms: int) -> None:
         """Answer what is under way and close all connections; cut them off after `deadline_ms`."""

@@ -98,6 +98,7 @@ class ServerConnection(asyncio.Protocol):
         "descriptor",
         "greeted",
         "in_flight",
+        "of_server",
         "out",
         "out_bytes",
         "partial_bytes",
@@ -116,6 +117,7 @@ class ServerConnection(asyncio.Protocol):
         self.closed = False
         # Whether hello was accepted, and the bytes of a frame that is not complete.
         self.greeted = False
+        self.of_server = False
         self.partial_bytes = 0
         # Read and written by the acceptor's sweep.
         self.address = "?"
@@ -369,6 +371,7 @@ class ServerConnection(asyncio.Protocol):
         self.deadline_ms = None
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
         if SERVER_FEATURE in message[7]:
+            self.of_server = True
             self._splitter.frame_bytes_max = SERVER_FRAME_BYTES_MAX
             self._splitter.values_max = FRAME_VALUES_MAX
             self._bytes_max = max(self._bytes_max, SERVER_FRAME_BYTES_MAX)

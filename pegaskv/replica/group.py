@@ -9,15 +9,16 @@ from pegaskv.replica.doors import ConfigurationDoor, Peers
 __all__ = ["Group"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Group:
-    """What a server needs to be one of several: whom it asks, whom it speaks to, how patiently.
-
-    `process` is made anew by each start.
-    """
+    """What a server needs to be one of several: whom it asks, whom it speaks to, how patiently."""
 
     meta: ConfigurationDoor
     peers: Peers
     lease: LeaseOptions
     random: Random
-    process: str
+    # Made anew by each start.
+    process: str = ""
+
+    def __post_init__(self) -> None:
+        self.process = self.process or f"{self.random.getrandbits(64):016x}"

@@ -28,17 +28,13 @@ from pegaskv.replica.control import begin_to_serve, give_orders
 from pegaskv.replica.doors import Peers
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.events import Deactivated, Followed
+from pegaskv.replica.ground import Ground, Partitions
 from pegaskv.replica.membership import Membership
 from pegaskv.replica.recovery import RecoveredReplica
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.settings import take_settings
 from pegaskv.replica.studies import Studies
-from pegaskv.runtime.clock import Clock
-from pegaskv.runtime.worker import Worker
-from pegaskv.storage.directories import DataDirectory
-from pegaskv.storage.disk import Disk
-from pegaskv.storage.engine import Engine, EngineFactory
-from pegaskv.storage.mutation_log import MutationLog
+from pegaskv.storage.engine import Engine
 from pegaskv.storage.replica_files import Accepted
 
 __all__ = ["Hosting"]
@@ -62,17 +58,9 @@ class Hosting:
 
     def __init__(
         self,
+        partitions: Partitions,
+        ground: Ground,
         *,
-        replicas: dict[tuple[int, int], Replica],
-        recovered: dict[Gpid, RecoveredReplica],
-        closed: dict[tuple[int, int], str],
-        tables: dict[int, TableInfo],
-        directory: DataDirectory,
-        disk: Disk,
-        factory: EngineFactory,
-        log: MutationLog,
-        clock: Clock,
-        worker: Worker,
         peers: Peers,
         durability: DurabilityChanges,
         next_incarnation: int,
@@ -82,17 +70,16 @@ class Hosting:
         forget: Callable[[Gpid], None],
         is_stopping: Callable[[], bool],
     ) -> None:
-        self._replicas = replicas
-        self._recovered = recovered
-        # Why a partition that is configured here has no open replica.
-        self._closed = closed
-        self._tables = tables
-        self._directory = directory
-        self._disk = disk
-        self._factory = factory
-        self._log = log
-        self._clock = clock
-        self._worker = worker
+        self._replicas = partitions.replicas
+        self._recovered = partitions.recovered
+        self._closed = partitions.closed
+        self._tables = partitions.tables
+        self._directory = ground.directory
+        self._disk = ground.disk
+        self._factory = ground.factory
+        self._log = ground.log
+        self._clock = ground.clock
+        self._worker = ground.workers.upkeep
         self._peers = peers
         self._durability = durability
         self._next_incarnation = next_incarnation

@@ -12,7 +12,7 @@ while its process stood still must not answer with what it read then.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -22,11 +22,10 @@ from pegaskv.codec.messages_meta import Proposal, ProposalKind, table_to_wire
 from pegaskv.codec.operations import Operation
 from pegaskv.lease.lease import FOR_EVER
 from pegaskv.replica.events import ProposalClosed, ProposalOpened
+from pegaskv.replica.ground import Ground, Partitions
 from pegaskv.replica.group import Group
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.streams import Line, Stream
-from pegaskv.runtime.clock import Clock
-from pegaskv.runtime.tasks import TaskScope
 from pegaskv.storage.log_format import LogRecord, encode_records
 
 __all__ = ["LOOK_MS", "Membership"]
@@ -55,35 +54,30 @@ _TELL_S: Final = 0.005
 class Membership:
     """All partitions of one server, as members of their groups.
 
-    `on_configured` takes a configuration that the meta server has answered with;
-    `on_committed` takes replicas whose commit point may have moved.
+    `on_configured` takes a configuration that the meta server has answered with.
     """
 
     def __init__(
         self,
         group: Group,
+        partitions: Partitions,
+        ground: Ground,
         *,
-        node_id: str,
-        replicas: Mapping[tuple[int, int], Replica],
-        tables: Mapping[int, TableInfo],
-        clock: Clock,
-        scope: TaskScope,
         call_later: Callable[[float, Callable[[], Any]], Any],
         on_configured: Callable[[PartitionConfiguration], Any],
-        on_committed: Callable[[Iterable[Replica]], None],
     ) -> None:
-        self._node_id = node_id
+        clock = self._clock = ground.clock
+        self._node_id = ground.node_id
         self._process = group.process
-        self._replicas = replicas
-        self._tables = tables
+        self._replicas = partitions.replicas
+        self._tables = partitions.tables
         self._meta = group.meta
         peers = self._peers = group.peers
         self._options = group.lease
-        self._clock = clock
-        self._scope = scope
+        self._scope = ground.scope
         self._call_later = call_later
         self._on_configured = on_configured
-        self._on_committed = on_committed
+        self._on_committed = ground.front.committed
         self._lines: dict[str, Line] = {}
         self._untold: dict[Replica, None] = {}
         self._telling = False

@@ -125,9 +125,8 @@ class Replica(Follower):
         self.held: dict[bytes, int] = {}
 
         self._clock = clock
-        self._wake = tick.wake
+        self._wake, self.after_sync = tick.wake, tick.after_sync
         self._hurry, self._told = tick.hurry, tick.untold
-        self.after_sync = tick.after_sync
         self._slow = slow
         self.on_serving: Callable[[], None] | None = None
 

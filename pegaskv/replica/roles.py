@@ -9,7 +9,7 @@ from pegaskv.net.connection import Handler
 from pegaskv.replica.control import on_pins_told
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.following import Following
-from pegaskv.replica.front import Front
+from pegaskv.replica.ground import Ground, Partitions
 from pegaskv.replica.group import Group
 from pegaskv.replica.hosting import Hosting
 from pegaskv.replica.learning import Learner
@@ -18,38 +18,21 @@ from pegaskv.replica.recovery import RecoveredReplica, RecoveredServer
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.studies import Studies
 from pegaskv.replica.teaching import Teaching
-from pegaskv.replica.workers import Workers
-from pegaskv.runtime.clock import Clock
-from pegaskv.runtime.tasks import TaskScope
-from pegaskv.storage.directories import DataDirectory
-from pegaskv.storage.disk import Disk
-from pegaskv.storage.engine import Engine, EngineFactory
+from pegaskv.storage.engine import Engine
 
 __all__ = ["Roles"]
 
 
 class Roles:
-    """The parts of one server that open replicas and give them their roles.
-
-    The dictionaries are the server's own: its open replicas, what its start recovered of the
-    others, why configured ones are closed, and its tables.
-    """
+    """The parts of one server that open replicas and give them their roles."""
 
     def __init__(
         self,
         group: Group,
+        partitions: Partitions,
+        ground: Ground,
         recovered: RecoveredServer,
         *,
-        replicas: dict[tuple[int, int], Replica],
-        closed: dict[tuple[int, int], str],
-        tables: dict[int, TableInfo],
-        front: Front,
-        directory: DataDirectory,
-        disk: Disk,
-        factory: EngineFactory,
-        clock: Clock,
-        workers: Workers,
-        scope: TaskScope,
         durability: DurabilityChanges,
         make: Callable[[TableInfo, Gpid, RecoveredReplica, Engine], Replica],
         close_engine: Callable[[Engine | None], Awaitable[None]],
@@ -57,19 +40,10 @@ class Roles:
         is_stopping: Callable[[], bool],
         on_released: Callable[[], None],
     ) -> None:
-        log, node_id, peers = recovered.log, directory.node_id, group.peers
         hosting = self.hosting = Hosting(
-            replicas=replicas,
-            recovered=recovered.replicas,
-            closed=closed,
-            tables=tables,
-            directory=directory,
-            disk=disk,
-            factory=factory,
-            log=log,
-            clock=clock,
-            worker=workers.upkeep,
-            peers=peers,
+            partitions,
+            ground,
+            peers=group.peers,
             durability=durability,
             next_incarnation=recovered.next_incarnation,
             old_damage=recovered.damage,
@@ -80,61 +54,56 @@ class Roles:
         )
         membership = self.membership = hosting.membership = Membership(
             group,
-            node_id=node_id,
-            replicas=replicas,
-            tables=tables,
-            clock=clock,
-            scope=scope,
+            partitions,
+            ground,
             call_later=asyncio.get_running_loop().call_later,
             on_configured=hosting.on_configured,
-            on_committed=front.committed,
         )
-        front.lines = membership
-        studies = self.studies = hosting.studies = Studies(
-            node_id=node_id,
-            replicas=replicas,
-            recovered=recovered.replicas,
-            closed=closed,
-            front=front,
-            peers=peers,
-            clock=clock,
-            scope=scope,
+        ground.front.lines = membership
+        self.studies = hosting.studies = Studies(
+            partitions,
+            ground,
+            peers=group.peers,
             make=make,
             forget=forget,
             take_incarnation=hosting.take_incarnation,
         )
-        studies.learner = Learner(
-            studies,
-            node_id=node_id,
-            directory=directory,
-            disk=disk,
-            factory=factory,
-            log=log,
-            clock=clock,
-            worker=workers.upkeep,
-            random=group.random,
-            old_damage=recovered.damage,
-        )
+        self.studies.learner = _learner(self.studies, group, ground, recovered.damage)
         self.teaching = Teaching(
-            replicas,
-            log=log,
-            directory=directory,
-            disk=disk,
-            clock=clock,
-            workers=workers,
-            scope=scope,
+            partitions.replicas,
+            log=ground.log,
+            directory=ground.directory,
+            disk=ground.disk,
+            clock=ground.clock,
+            workers=ground.workers,
+            scope=ground.scope,
             random=group.random,
             admits=membership.teaches,
             on_released=on_released,
         )
         self.following = Following(
-            replicas,
-            clock=clock,
+            partitions.replicas,
+            clock=ground.clock,
             adopting=hosting,
-            into_log=front.accept,
-            on_pins=partial(on_pins_told, log),
+            into_log=ground.front.accept,
+            on_pins=partial(on_pins_told, ground.log),
         )
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of what other replica servers ask."""
         return {**self.following.handlers(), **self.teaching.handlers()}
+
+
+def _learner(studies: Studies, group: Group, ground: Ground, damage: frozenset[str]) -> Learner:
+    return Learner(
+        studies,
+        node_id=ground.node_id,
+        directory=ground.directory,
+        disk=ground.disk,
+        factory=ground.factory,
+        log=ground.log,
+        clock=ground.clock,
+        worker=ground.workers.upkeep,
+        random=group.random,
+        old_damage=damage,
+    )

@@ -28,12 +28,13 @@ from pegaskv.replica.doors import ConfigurationDoor, NoMeta, NoPeers, Peers
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.expiry import Sweeper
 from pegaskv.replica.front import Front
+from pegaskv.replica.ground import Ground, Partitions
 from pegaskv.replica.group import Group
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.membership import LOOK_MS
 from pegaskv.replica.metrics import bound_metrics, replica_metrics
 from pegaskv.replica.options import ReplicaOptions
-from pegaskv.replica.recovery import RecoveredReplica, recover_replicas
+from pegaskv.replica.recovery import RecoveredReplica, RecoveredServer, recover_replicas
 from pegaskv.replica.repairs import Repairs
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
@@ -99,23 +100,16 @@ class ReplicaStub:
         self._on_fatal = on_fatal
         self._accept_loss = accept_loss
         # A server that is alone has nobody to ask and nobody to speak to.
-        self._group = Group(
-            meta or NoMeta(),
-            peers or NoPeers(),
-            lease or LeaseOptions(),
-            random,
-            f"{random.getrandbits(64):016x}",
-        )
+        self._group = Group(meta or NoMeta(), peers or NoPeers(), lease or LeaseOptions(), random)
         self._roles: Roles | None = None
         self._tell_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
         self._log: MutationLog | None = None
         self._front: Front | None = None
-        self._recovered: dict[Gpid, RecoveredReplica] = {}
-        self._replicas: dict[tuple[int, int], Replica] = {}
+        self._partitions = Partitions()
+        self._replicas = self._partitions.replicas
+        self._recovered = self._partitions.recovered
+        self._tables = self._partitions.tables
         self._sources: dict[tuple[int, int], ReplicaSource] = {}
-        # Why a partition that is configured here has no open replica.
-        self._closed: dict[tuple[int, int], str] = {}
-        self._tables: dict[int, TableInfo] = {}
         self._repairs: Repairs | None = None
         self._waiting: WaitingReplicas | None = None
         self._durability = DurabilityChanges(directory, workers.upkeep)
@@ -164,7 +158,7 @@ class ReplicaStub:
             )
         )
         self._log = recovered.log
-        self._recovered = recovered.replicas
+        self._recovered.update(recovered.replicas)
         loop = asyncio.get_running_loop()
         self._front = Front(
             log=self._log,
@@ -183,27 +177,7 @@ class ReplicaStub:
             disk_has_room=self._space.has_room,
             is_gone=self._is_gone,
         )
-        roles = self._roles = Roles(
-            self._group,
-            recovered,
-            replicas=self._replicas,
-            closed=self._closed,
-            tables=self._tables,
-            front=self._front,
-            directory=self._directory,
-            disk=self._disk,
-            factory=self._engine_factory,
-            clock=self._clock,
-            workers=self._workers,
-            scope=self._scope,
-            durability=self._durability,
-            make=self._make_replica,
-            close_engine=self._close_engine,
-            forget=self._forget,
-            is_stopping=lambda: self._stopping,
-            on_released=self._look_at_log,
-        )
-        roles.hosting.tell_opened_late = self._tell_opened_late
+        roles = self._roles = self._make_roles(recovered, self._front)
         self._waiting = WaitingReplicas(
             self._recovered,
             log=self._log,
@@ -227,6 +201,32 @@ class ReplicaStub:
             ("learners", roles.teaching.look, 1_000),
         ):
             self._scope.keep(name, function, pause=lambda ms=pause_ms: clock.sleep_ms(ms))  # type: ignore[misc]
+
+    def _make_roles(self, recovered: RecoveredServer, front: Front) -> Roles:
+        ground = Ground(
+            directory=self._directory,
+            disk=self._disk,
+            factory=self._engine_factory,
+            log=recovered.log,
+            front=front,
+            clock=self._clock,
+            workers=self._workers,
+            scope=self._scope,
+        )
+        roles = Roles(
+            self._group,
+            self._partitions,
+            ground,
+            recovered,
+            durability=self._durability,
+            make=self._make_replica,
+            close_engine=self._close_engine,
+            forget=self._forget,
+            is_stopping=lambda: self._stopping,
+            on_released=self._look_at_log,
+        )
+        roles.hosting.tell_opened_late = self._tell_opened_late
+        return roles
 
     @property
     def _its_roles(self) -> Roles:
@@ -308,7 +308,7 @@ class ReplicaStub:
         assert self._repairs is not None
         requests = request_handlers(
             self._replicas,
-            self._closed,
+            self._partitions.closed,
             clock=self._clock,
             workers=self._workers,
             scans_waiting_max=self._options.scans_waiting_max,

@@ -16,13 +16,11 @@ from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.doors import Peers
 from pegaskv.replica.events import Deactivated, Taught
-from pegaskv.replica.front import Front
+from pegaskv.replica.ground import Ground, Partitions
 from pegaskv.replica.learning import Adoption, Learner
 from pegaskv.replica.recovery import RecoveredReplica
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.settings import take_settings
-from pegaskv.runtime.clock import Clock
-from pegaskv.runtime.tasks import TaskScope
 from pegaskv.storage.engine import Engine
 from pegaskv.storage.mutation_log import LogRecord
 
@@ -41,27 +39,22 @@ class Studies:
 
     def __init__(
         self,
+        partitions: Partitions,
+        ground: Ground,
         *,
-        node_id: str,
-        replicas: dict[tuple[int, int], Replica],
-        recovered: dict[Gpid, RecoveredReplica],
-        closed: dict[tuple[int, int], str],
-        front: Front,
         peers: Peers,
-        clock: Clock,
-        scope: TaskScope,
         make: Callable[[TableInfo, Gpid, RecoveredReplica, Engine], Replica],
         forget: Callable[[Gpid], None],
         take_incarnation: Callable[[], int],
     ) -> None:
-        self._node_id = node_id
-        self._replicas = replicas
-        self._recovered = recovered
-        self._closed = closed
-        self._front = front
+        self._node_id = ground.node_id
+        self._replicas = partitions.replicas
+        self._recovered = partitions.recovered
+        self._closed = partitions.closed
+        self._front = ground.front
         self._peers = peers
-        self._clock = clock
-        self._scope = scope
+        self._clock = ground.clock
+        self._scope = ground.scope
         self._make = make
         self._forget = forget
         self._take_incarnation = take_incarnation

@@ -1,8 +1,9 @@
 """Nodes and partitions as the shell shows them: addresses for ids, and how well all is served."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shell.context import Context
 
@@ -21,7 +22,7 @@ __all__ = [
     "share_lines",
 ]
 
-_COUNTS = ("healthy_partitions", "readable_partitions", "writable_partitions")
+_COUNTS: Final = ("partitions_healthy", "partitions_readable", "partitions_writable")
 
 
 class NodeNames:
@@ -47,7 +48,8 @@ class NodeNames:
     def rewrite(self, text: str) -> str:
         """Return a sentence of the meta server with addresses in place of ids."""
         for node_id, name in self._names.items():
-            text = text.replace(f"node {node_id}", f"node {name}")
+            # A whole word, since nobody but us makes ids so long.
+            text = re.sub(rf"(?<![\w-]){re.escape(node_id)}(?![\w-])", name, text)
         return text
 
 
@@ -66,9 +68,12 @@ def health_of_cluster(info: Mapping[str, Any]) -> "Health | None":
     """Return how many partitions are well, as `cluster_info` tells; None: it does not."""
     from pegaskv.client import Health
 
-    counts = [info.get(name) for name in ("partitions", *_COUNTS)]
+    counts = [info.get(name) for name in (*_COUNTS, "partitions_unhealthy")]
     known = [each for each in counts if type(each) is int]
-    return Health(*known) if len(known) == len(counts) else None
+    if len(known) < len(counts):
+        return None
+    healthy, readable, writable, unhealthy = known
+    return Health(healthy + unhealthy, healthy, readable, writable)
 
 
 def health_line(health: "Health") -> str:
@@ -93,7 +98,7 @@ def partition_data(each: "PartitionInfo") -> dict[str, Any]:
     return data | {"replicas": each.replicas} if each.replicas else data
 
 
-PARTITION_COLUMNS = (
+PARTITION_COLUMNS: Final = (
     "index",
     "ballot",
     "replicas",

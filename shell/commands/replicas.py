@@ -4,6 +4,7 @@ What may lose acknowledged writes says so, asks first, and is refused by the met
 unless it is told that the loss is accepted.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pegaskv.base.errors import InvalidArgument, RequestError, TableNotFound
@@ -276,7 +277,9 @@ class _Readable:
     "lets another\nnode lead; what only the missing ones have is lost then. Exit status 1 says "
     "that something failed,\nnot that partitions are listed.",
     examples=("ddd_diagnose", "ddd_diagnose -g users -d", "ddd_diagnose -a -s"),
-    json="a list of {gpid, table, reason, …}; with -a also done: what was begun, or null",
+    json="a list of {gpid, table, reason, since, ballot, members, dropped, advice}; members and "
+    "dropped are lists of {node, address, status, has_replica, ballot, last_decree, closed, "
+    "amnesiac}; with -a also done: what was begun, or null",
 )
 async def diagnose(
     context: Context,
@@ -339,9 +342,27 @@ def _place(gpid: str | None, tables: dict[str, int]) -> tuple[str | None, str | 
         ) from None
 
 
-def _recommended(detail: dict[str, Any]) -> str | None:
-    found = detail.get("recommended")
-    return found if isinstance(found, str) and found else None
+def _members(detail: Mapping[str, Any], name: str = "members") -> list[dict[str, Any]]:
+    found = detail.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _recommended(detail: Mapping[str, Any]) -> str | None:
+    """Return the node that may lead although it lacks something: of those there, what has most.
+
+    None: nobody has anything, or somebody has all and takes over by itself.
+    """
+    there = [
+        each
+        for each in _members(detail)
+        if each.get("status") == "alive" and each.get("has_replica")
+    ]
+    if any(not (each.get("closed") or each.get("amnesiac")) for each in there):
+        return None
+    best = max(
+        there, key=lambda each: (each.get("ballot", 0), each.get("last_decree", 0)), default=None
+    )
+    return None if best is None else str(best.get("node"))
 
 
 def _row(known: dict[str, Any], names: NodeNames) -> list[Any]:
@@ -358,17 +379,22 @@ def _row(known: dict[str, Any], names: NodeNames) -> list[Any]:
 def _detail_lines(known: dict[str, Any], names: NodeNames) -> list[str]:
     """Return what each replica of a partition has, a line each."""
     lines = []
-    members = known.get("members")
-    for each in members if isinstance(members, list) else []:
-        if not isinstance(each, dict):
-            continue
-        node = names.marked(str(each.get("node_id", "")))
-        facts = [
-            f"{name} {value}"
-            for name, value in each.items()
-            if name not in ("node_id", "address") and value not in (None, "", False)
-        ]
-        lines.append(f"{known['gpid']} at {node}: {', '.join(facts) or 'nothing known'}")
+    for kind in ("members", "dropped"):
+        for each in _members(known, kind):
+            node = names.name(str(each.get("node", "")))
+            facts = [
+                str(each.get("status", "")),
+                *(["a former member"] if kind == "dropped" else []),
+            ]
+            if not each.get("has_replica"):
+                facts.append("no replica")
+            facts += [
+                f"{name.replace('_', ' ')} {each[name]}"
+                for name in ("ballot", "last_decree", "closed")
+                if each.get(name)
+            ]
+            facts += ["may lack what it acknowledged"] if each.get("amnesiac") else []
+            lines.append(f"{known['gpid']} at {node}: {', '.join(facts)}")
     return lines
 
 
@@ -379,7 +405,7 @@ async def _bring_back(
     node = _recommended(dead.detail)
     gpid = str(dead.gpid)
     if node is None:
-        context.output.note(f"{gpid}: no node is recommended; a member must come back")
+        context.output.note(f"{gpid}: no node can be recommended: {dead.detail.get('advice', '')}")
         return None
     if not skip:
         assert context.ask is not None

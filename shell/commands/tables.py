@@ -76,7 +76,7 @@ def _time(unix_seconds: int) -> str | None:
     examples=("ls", "ls -a", "ls -s dropped", "ls -p user"),
     json="a list of {table_id, name, status, partition_count, replica_count, envs, created_at, "
     "dropped_at, expires_at}; times are Unix seconds, 0 = not so; with -d also "
-    "healthy_partitions, readable_partitions and writable_partitions of those that serve",
+    "partitions_healthy, partitions_readable and partitions_writable of those that serve",
 )
 async def list_tables(
     context: Context,
@@ -143,8 +143,8 @@ async def _health(context: Context, wanted: Sequence[TableInfo]) -> dict[int, "H
     options=(Option("detailed", "every partition too", Kind.SWITCH, default=False, short="-d"),),
     examples=("app users", "app users -d"),
     json="the table as in `ls`, with partitions: a list of {index, ballot, primary, secondaries, "
-    "and the replica's state, and all members' under replicas}, healthy_partitions, "
-    "readable_partitions and writable_partitions",
+    "and the replica's state, and all members' under replicas}, partitions_healthy, "
+    "partitions_readable and partitions_writable",
 )
 async def show_table(context: Context, table: str, detailed: bool) -> Result:
     """Show a table's description, with -d its partitions."""

@@ -15,14 +15,24 @@ NODES = [
     NodeInfo("id-b", "10.0.0.2:34801", "alive", {"primaries": 0, "secondaries": 8}),
     NodeInfo("id-d", "", "not seen", {}),
 ]
+
+
+def member(node: str, **known: Any) -> dict[str, Any]:
+    return {"node": node, "status": "alive", "has_replica": True, "ballot": 4, **known}
+
+
 DEAD = DeadPartition(
     Gpid(1, 3),
     {
         "reason": "its primary, node id-c, is unalive",
         "since": 1_800_000_000,
-        "members": [{"node_id": "id-c", "status": "unalive"}, {"node_id": "id-a", "decree": 7}],
-        "advice": "start node id-c again, or let node id-a lead",
-        "recommended": "id-a",
+        "members": [
+            {"node": "id-c", "status": "unalive", "has_replica": False},
+            member("id-a", last_decree=7, amnesiac=True),
+            member("id-b", last_decree=5, closed="its disk failed"),
+        ],
+        "dropped": [member("id-d", status="not seen", has_replica=False)],
+        "advice": "start node id-c again; or `propose -g 1.3 -n id-a --accept-loss`",
     },
 )
 
@@ -63,9 +73,9 @@ async def test_nodes_are_listed_by_address_and_state(session: Session) -> None:
 
 async def test_a_table_shows_how_well_it_is_served(session: Session) -> None:
     shown = await session.text("app users")
-    assert "healthy_partitions          0\n" in shown
-    assert "readable_partitions         3\n" in shown
-    assert "writable_partitions         3\n" in shown
+    assert "partitions_healthy          0\n" in shown
+    assert "partitions_readable         3\n" in shown
+    assert "partitions_writable         3\n" in shown
     assert session.output.notes == ["`app -d` shows every partition"]
     lines = (await session.text("app users -d")).splitlines()
     assert lines[0].split() == [
@@ -86,7 +96,7 @@ async def test_a_table_shows_how_well_it_is_served(session: Session) -> None:
         "10.0.0.3:34801 (unalive): 0 primaries, 3 secondaries",
     ]
     data = await session.data("app users")
-    assert data["healthy_partitions"] == 0
+    assert data["partitions_healthy"] == 0
     assert data["partitions"][0]["secondaries"] == ["id-b", "id-c"]
 
 
@@ -109,20 +119,20 @@ async def test_a_detailed_list_of_tables_shows_health(session: Session) -> None:
     shown = await session.text("ls -d")
     assert "healthy  readable  writable  envs" in shown.splitlines()[0]
     assert session.output.notes == ["3 partitions: 0 healthy, 3 readable, 3 writable"]
-    assert (await session.data("ls -d"))[0]["writable_partitions"] == 3
-    assert "writable_partitions" not in (await session.data("ls"))[0]
+    assert (await session.data("ls -d"))[0]["partitions_writable"] == 3
+    assert "partitions_writable" not in (await session.data("ls"))[0]
     await session.run("drop users --yes")
     assert (await session.data("ls -a -d"))[0]["status"] == "dropped"
 
 
 async def test_the_cluster_tells_how_many_partitions_are_well(session: Session) -> None:
     session.cluster.info = {
-        "partitions": 8,
-        "healthy_partitions": 6,
-        "readable_partitions": 8,
-        "writable_partitions": 7,
+        "partitions_unhealthy": 2,
+        "partitions_healthy": 6,
+        "partitions_readable": 8,
+        "partitions_writable": 7,
     }
-    assert "healthy_partitions   6\n" in await session.text("cluster_info")
+    assert "partitions_healthy    6\n" in await session.text("cluster_info")
     assert session.output.notes == ["8 partitions: 6 healthy, 8 readable, 7 writable"]
     names = LiveNames(session.context, now=lambda: 1.0)
     await names.refresh()
@@ -211,12 +221,14 @@ async def test_dead_partitions_are_listed_with_what_helps(session: Session) -> N
         "10.0.0.1:34801"
     )
     assert session.output.notes == [
-        "start node 10.0.0.3:34801 again, or let node 10.0.0.1:34801 lead"
+        "start node 10.0.0.3:34801 again; or `propose -g 1.3 -n 10.0.0.1:34801 --accept-loss`"
     ]
     await session.text("ddd_diagnose -d")
-    assert session.output.notes[:2] == [
-        "1.3 at 10.0.0.3:34801 (unalive): status unalive",
-        "1.3 at 10.0.0.1:34801: decree 7",
+    assert session.output.notes[:4] == [
+        "1.3 at 10.0.0.3:34801: unalive, no replica",
+        "1.3 at 10.0.0.1:34801: alive, ballot 4, last decree 7, may lack what it acknowledged",
+        "1.3 at 10.0.0.2:34801: alive, ballot 4, last decree 5, closed its disk failed",
+        "1.3 at id-d: not seen, a former member, no replica, ballot 4",
     ]
     for place, count in (("users", 1), ("1.3", 1), ("1.2", 0)):
         assert len(await session.data(f"ddd_diagnose -g {place}")) == count
@@ -225,7 +237,7 @@ async def test_dead_partitions_are_listed_with_what_helps(session: Session) -> N
 
 
 async def test_dead_partitions_are_brought_back_one_by_one(session: Session) -> None:
-    second = DeadPartition(Gpid(1, 4), {"reason": "lost"})
+    second = DeadPartition(Gpid(1, 4), {"advice": "wait", "members": [member("id-a")]})
     session.cluster.dead = [DEAD, second]
     assert "here is nobody to ask" in await session.fails("ddd_diagnose -a")
     questions: list[str] = []
@@ -241,7 +253,7 @@ async def test_dead_partitions_are_brought_back_one_by_one(session: Session) -> 
     await session.text("ddd_diagnose -a")
     assert questions[1].startswith("let 10.0.0.1:34801 lead partition 1.3? What it lacks is lost")
     assert session.cluster.proposals == [("1.3", "assign_primary", "id-a", True)]
-    assert "1.4: no node is recommended; a member must come back" in session.output.notes
+    assert "1.4: no node can be recommended: wait" in session.output.notes
     session.context.ask = None
     done = await session.data("ddd_diagnose -a -s -g 1.3")
     assert done[0]["done"] == "node node-1 leads partition 1.3 with what it has"

@@ -34,6 +34,7 @@ TEXT_DIRECTORIES: Final = (*CODE, "conf", "docs", ".ci")
 # Rule -> file -> why it may. Functions are written `file:qualified.name`.
 ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "clock": {
+        "pegaskv/server/child_processes.py": "a command waits for processes of this machine",
         "pegaskv/runtime/clock.py": "the seam itself",
         "shell/completer.py": "a person at the prompt waits for the names of tables",
         "shell/terminal.py": "pauses of commands that repeat themselves",
@@ -43,6 +44,8 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "pegaskv/server/host.py": "where the dice come from that everybody is given",
     },
     "files": {
+        "pegaskv/server/child_processes.py": "what children write goes to files from the start",
+        "pegaskv/server/onebox.py": "environment: where the user keeps state",
         "pegaskv/server/main.py": "umask and environment of the process, and nothing else",
         "pegaskv/storage/local_disk.py": "the seam itself",
         "shell/app.py": "environment, and what is unwritten when the reader of its output left",
@@ -52,6 +55,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "shell/terminal.py": "how large the screen of the person is",
     },
     "network": {
+        "pegaskv/server/child_processes.py": "looks for free ports, and asks servers for their health",
         "pegaskv/net/asyncio_network.py": "the seam itself",
         "pegaskv/server/http.py": "aiohttp listens on the machine, and never in the simulation",
     },
@@ -68,6 +72,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "pegaskv/storage/memory.py": "locks: it is used from the same threads as LevelDB",
     },
     "process": {
+        "pegaskv/server/child_processes.py": "starts and ends the servers of a onebox",
         "pegaskv/runtime/signals.py": "the seam itself",
         "shell/interactive.py": "Ctrl-C ends a command and not the shell",
     },

@@ -29,6 +29,7 @@ from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import CONNECTION_ID, Handler, ServerConnection
 from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
+from pegaskv.net.refusing import explain_shape
 from pegaskv.net.turns import Turns
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.spin import Spinner
@@ -289,16 +290,25 @@ class Acceptor:
         self._memory_failures += 1
         self._log_at_intervals("memory", f"out of memory for a request of {connection.address}")
 
-    def failed(
-        self, connection: ServerConnection, operation: int, error: Exception
-    ) -> InternalError:
-        """Count what a handler did not expect; return what its request is answered."""
+    def explain(
+        self, connection: ServerConnection, message: list[Any], error: Exception
+    ) -> RequestError:
+        """Return what a message is answered that its handler did not take; count our failures."""
+        wrong = explain_shape(message, self._handlers)
+        if wrong is not None:
+            return wrong
         if isinstance(error, MemoryError):
             self.out_of_memory(connection)
             return InternalError("the server has no memory for this request", hint="ask for less")
         self.handler_failures += 1
-        _log.error("operation %d failed", operation, exc_info=error)
-        return InternalError(f"operation {operation} failed: {type(error).__name__}")
+        _log.error("operation %d failed", message[1], exc_info=error)
+        return InternalError(f"operation {message[1]} failed: {type(error).__name__}")
+
+    def unsendable(self, reason: str) -> InternalError:
+        """Count a reply that could not be sent; return what is sent in its place."""
+        self.handler_failures += 1
+        _log.error("%s", reason)
+        return InternalError(reason)
 
     def _log_at_intervals(self, kind: str, text: str) -> None:
         """Log the first of each kind in an interval, and how many came since the last line."""

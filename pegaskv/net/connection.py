@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pegaskv.base.errors import (
     Busy,
-    InternalError,
     InvalidArgument,
     NotReady,
     RequestError,
@@ -44,7 +43,7 @@ from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
 from pegaskv.net.hello import SERVER_FEATURE, answer_hello
-from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, explain_shape, has_id
+from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, has_id
 from pegaskv.net.turns import DECODED_BYTES_MAX, FULL_READ_BYTES, TURN_BYTES, TURN_MESSAGES, cut
 
 if TYPE_CHECKING:
@@ -346,14 +345,8 @@ class ServerConnection(asyncio.Protocol):
             self._break(WireError("a message without a request id"))
             return
         if not isinstance(error, RequestError):
-            error = self._explain(message, error)
+            error = self._acceptor.explain(self, message, error)
         self.out.append(self.error(message[0], error))
-
-    def _explain(self, message: list[Any], error: Exception) -> RequestError:
-        wrong = explain_shape(message, self._handlers)
-        if wrong is not None:
-            return wrong
-        return self._acceptor.failed(self, message[1], error)
 
     def _greet(self, frames: list[list[Any]]) -> list[list[Any]]:
         """Take the first frame, which must be hello; return the frames after it."""
@@ -427,10 +420,8 @@ class ServerConnection(asyncio.Protocol):
             if not self.closed:
                 self._write_part(replies[middle:])
             return
-        self._acceptor.handler_failures += 1
-        _log.error("%s", reason)
         try:
-            frame = encode_frame([self.error(replies[0][0], InternalError(reason))])
+            frame = encode_frame([self.error(replies[0][0], self._acceptor.unsendable(reason))])
         except MemoryError:
             self.abort()
             return

@@ -276,6 +276,11 @@ class Peer:
             self._connection.look()
 
     @property
+    def own_host(self) -> str:
+        """The address of this machine on the way there, "" while not connected."""
+        return "" if self._connection is None else self._connection.own_host
+
+    @property
     def bytes_moved(self) -> tuple[int, int]:
         """Sent and received on the connection at hand."""
         one = self._connection

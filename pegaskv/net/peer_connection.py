@@ -102,6 +102,13 @@ class PeerConnection(asyncio.Protocol):
         self._scheduled = False
 
     @property
+    def own_host(self) -> str:
+        """The address of this machine on the way to the peer; "" before and after."""
+        transport = None if self.closed else self._transport
+        name = None if transport is None else transport.get_extra_info("sockname")
+        return str(name[0]) if name else ""
+
+    @property
     def pending(self) -> int:
         """How many requests have no reply yet."""
         return len(self._pending)

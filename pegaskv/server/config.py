@@ -3,8 +3,9 @@
 A file is TOML with the sections `[cluster]`, `[clusters.NAME]`, `[server]`, `[meta]`,
 `[replica]`, `[storage]`, `[duplication]`, `[auth]` and `[log]`. Each part of the server
 has one frozen class of options: its fields are what a section may hold, its defaults the
-only defaults. Whatever is unknown is refused with the name that was probably meant,
-since a misspelt option that is ignored is found when it is too late.
+only defaults, but for the few that differ by the kind of server (`_ROLE_DEFAULTS`).
+Whatever is unknown is refused with the name that was probably meant, since a misspelt
+option that is ignored is found when it is too late.
 
 Every error is a `ConfigurationError` that begins with the name of the file.
 """
@@ -15,12 +16,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from pegaskv.base.errors import ConfigurationError
 from pegaskv.base.limits import FRAME_UNCOUNTED_BYTES_MAX, SPIN_US_MAX
 from pegaskv.base.options import nearest, options_from_mapping
 from pegaskv.duplication.options import DuplicationOptions
+from pegaskv.lease.options import LeaseOptions
 from pegaskv.meta.options import MetaOptions
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.replica.options import ReplicaOptions
@@ -32,6 +34,7 @@ __all__ = [
     "ClusterOptions",
     "Config",
     "LoggingOptions",
+    "MembershipOptions",
     "RemoteClusterOptions",
     "ServerOptions",
     "config_from_text",
@@ -51,6 +54,18 @@ _SECTIONS: Final = (
     "auth",
     "log",
 )
+# Sections that a kind of server has no use for. They may stand in a file that several share.
+_UNUSED_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "standalone": (),
+    "meta": ("replica", "storage"),
+    "replica": ("meta",),
+}
+# What no file means where it is not the same for all kinds of server: section, option, value.
+_ROLE_DEFAULTS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    "standalone": {},
+    "meta": {"meta": {"default_replica_count": 3}},
+    "replica": {"server": {"listen": "127.0.0.1:34801", "http": "127.0.0.1:34201"}},
+}
 # Known names that have nothing to set yet: a file of a later version fails by its keys.
 _WITHOUT_OPTIONS: Final = ("auth",)
 
@@ -206,6 +221,29 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MembershipOptions:
+    """Section [replica], of a replica server: which cluster it is a part of."""
+
+    # The cluster's meta servers: HOST:PORT, several separated by commas.
+    metas: str = "127.0.0.1:34601"
+
+    def validate(self) -> None:
+        """Refuse what is no list of addresses.
+
+        Raises:
+            ConfigurationError: names the option.
+
+        """
+        for address in self.metas.split(","):
+            parse_address(address.strip(), "[replica] metas")
+
+    @property
+    def addresses(self) -> list[str]:
+        """The meta servers, one by one."""
+        return [address.strip() for address in self.metas.split(",")]
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingOptions:
     """Section [log]: what is logged on stderr, and how it looks."""
 
@@ -225,13 +263,16 @@ class LoggingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All options of a process; `[storage]` holds the keys of two parts."""
+    """All options of a process of one kind; `[replica]` and `[storage]` hold those of parts."""
 
+    role: str = "standalone"
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     clusters: Mapping[str, RemoteClusterOptions] = field(default_factory=dict)
     server: ServerOptions = field(default_factory=ServerOptions)
     meta: MetaOptions = field(default_factory=MetaOptions)
     replica: ReplicaOptions = field(default_factory=ReplicaOptions)
+    lease: LeaseOptions = field(default_factory=LeaseOptions)
+    membership: MembershipOptions = field(default_factory=MembershipOptions)
     storage: StorageOptions = field(default_factory=StorageOptions)
     storage_log: LogOptions = field(default_factory=LogOptions)
     duplication: DuplicationOptions = field(default_factory=DuplicationOptions)
@@ -248,21 +289,39 @@ class Config:
         server.validate()
         return dataclasses.replace(self, server=server)
 
+    def with_metas(self, metas: str) -> "Config":
+        """Return this with other meta servers, as a flag names them.
+
+        Raises:
+            ConfigurationError: they are no addresses.
+
+        """
+        membership = MembershipOptions(metas)
+        membership.validate()
+        return dataclasses.replace(self, membership=membership)
+
     def as_sections(self) -> dict[str, dict[str, Any]]:
-        """Return every option and its value by section, as a file would hold them."""
-        return {
+        """Return every option that this kind of server uses, as a file would hold them."""
+        replica = dataclasses.asdict(self.replica)
+        if self.role == "replica":
+            # A server that is alone belongs to no other, and has nobody to hear from.
+            replica |= dataclasses.asdict(self.membership) | dataclasses.asdict(self.lease)
+        sections = {
             "cluster": dataclasses.asdict(self.cluster),
             "server": dataclasses.asdict(self.server),
             "meta": dataclasses.asdict(self.meta),
-            "replica": dataclasses.asdict(self.replica),
+            "replica": replica,
             "storage": dataclasses.asdict(self.storage) | dataclasses.asdict(self.storage_log),
             "duplication": dataclasses.asdict(self.duplication),
             "log": dataclasses.asdict(self.log),
         }
+        for unused in _UNUSED_SECTIONS[self.role]:
+            del sections[unused]
+        return sections
 
 
-def read_config(disk: Disk, path: Path) -> Config:
-    """Read a configuration file.
+def read_config(disk: Disk, path: Path, role: str = "standalone") -> Config:
+    """Read the configuration file of a server of the kind `role`.
 
     Raises:
         ConfigurationError: it cannot be read, is no TOML, or holds what cannot be.
@@ -273,18 +332,18 @@ def read_config(disk: Disk, path: Path) -> Config:
     except OSError as error:
         raise ConfigurationError(
             f"{path}: cannot be read: {error.strerror}",
-            hint="--config names a TOML file; conf/standalone.toml is one with every option",
+            hint=f"--config names a TOML file; conf/{role}.toml is one with every option",
         ) from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path}: is not UTF-8 text") from None
     try:
-        return config_from_text(text)
+        return config_from_text(text, role)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error.message}", hint=error.hint) from None
 
 
-def config_from_text(text: str) -> Config:
-    """Build the options that `text`, a TOML document, describes.
+def config_from_text(text: str, role: str = "standalone") -> Config:
+    """Build the options that `text`, a TOML document, describes for a server of the kind `role`.
 
     Raises:
         ConfigurationError: it is no TOML, or holds what cannot be.
@@ -311,40 +370,58 @@ def config_from_text(text: str) -> Config:
                 hint=f"[{name}] has no options in this version",
             )
 
-    def section_of(cls: type[OptionsT], name: str) -> OptionsT:
-        return options_from_mapping(cls, document.get(name, {}), section=name)
+    values = {
+        name: {**_ROLE_DEFAULTS[role].get(name, {}), **document.get(name, {})} for name in _SECTIONS
+    }
 
-    storage, storage_log = _storage_options(document.get("storage", {}))
+    def section_of(cls: type[OptionsT], name: str) -> OptionsT:
+        return options_from_mapping(cls, values[name], section=name)
+
+    replica = _parts("replica", values, ReplicaOptions, MembershipOptions, LeaseOptions)
+    storage = _parts("storage", values, StorageOptions, LogOptions)
     return Config(
+        role=role,
         cluster=section_of(ClusterOptions, "cluster"),
         clusters=_remote_clusters(document.get("clusters", {})),
         server=section_of(ServerOptions, "server"),
         meta=section_of(MetaOptions, "meta"),
-        replica=section_of(ReplicaOptions, "replica"),
-        storage=storage,
-        storage_log=storage_log,
+        replica=replica(ReplicaOptions),
+        lease=replica(LeaseOptions),
+        membership=replica(MembershipOptions),
+        storage=storage(StorageOptions),
+        storage_log=storage(LogOptions),
         duplication=section_of(DuplicationOptions, "duplication"),
         log=section_of(LoggingOptions, "log"),
     )
 
 
-def _storage_options(values: Mapping[str, Any]) -> tuple[StorageOptions, LogOptions]:
-    engine = [each.name for each in dataclasses.fields(StorageOptions)]
-    log = [each.name for each in dataclasses.fields(LogOptions)]
-    assert not set(engine) & set(log), "two parts of [storage] claim one option"
-    for key in values:
-        if key not in engine and key not in log:
-            guess = nearest(key, engine + log)
+class _Part(Protocol):
+    def __call__(self, cls: type[OptionsT]) -> OptionsT: ...
+
+
+def _parts(section: str, values: Mapping[str, Mapping[str, Any]], *classes: type[Any]) -> _Part:
+    """Return what builds the options of each of `classes`, which share a section."""
+    names = {cls: [each.name for each in dataclasses.fields(cls)] for cls in classes}
+    known = [name for part in names.values() for name in part]
+    assert len(set(known)) == len(known), f"two parts of [{section}] claim one option"
+    for key in values[section]:
+        if key not in known:
+            guess = nearest(key, known)
             raise ConfigurationError(
-                f"unknown option `{key}` in section [storage]",
-                hint=f"did you mean `{guess}`?" if guess else f"known: {', '.join(engine + log)}",
+                f"unknown option `{key}` in section [{section}]",
+                hint=f"did you mean `{guess}`?" if guess else f"known: {', '.join(known)}",
             )
 
-    def part(cls: type[OptionsT], names: list[str]) -> OptionsT:
-        chosen = {key: value for key, value in values.items() if key in names}
-        return options_from_mapping(cls, chosen, section="storage")
+    def part(cls: type[OptionsT]) -> OptionsT:
+        chosen = {key: value for key, value in values[section].items() if key in names[cls]}
+        try:
+            return options_from_mapping(cls, chosen, section=section)
+        except ConfigurationError as error:
+            if error.message.startswith("["):
+                raise
+            raise ConfigurationError(f"[{section}] {error.message}", hint=error.hint) from None
 
-    return part(StorageOptions, engine), part(LogOptions, log)
+    return part
 
 
 def _remote_clusters(values: Mapping[str, Any]) -> dict[str, RemoteClusterOptions]:

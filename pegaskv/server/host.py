@@ -53,6 +53,8 @@ __all__ = ["Host", "Step"]
 _log = logging.getLogger(__name__)
 
 _PATIENCE_AFTER_FAILURE_MS: Final = 200
+# Clients close in a moment when they are asked to; nobody else is worth waiting for.
+_GOODBYE_MS: Final = 300
 
 # One step of a stop: what is stopped, in a word for the log, and how.
 Step = tuple[str, Callable[[], Awaitable[Any]]]
@@ -166,6 +168,10 @@ class Host(ABC):
         """Take the remote clusters of a configuration that was read again."""
         return
 
+    def answer_guard(self) -> Callable[[], bool] | None:
+        """Return what is asked before every write to a connection, if anything."""
+        return None
+
     def is_syncing(self) -> bool:
         """Whether a thread is at work that a loop without sleep would only hold up."""
         return False
@@ -183,6 +189,10 @@ class Host(ABC):
         """
         server = self.config.server
         host, port = parse_address(server.listen, "--listen")
+        if server.http != "none":
+            # Without HTTP it would cost a quarter of a second and 30 MB; and the loop stands
+            # still meanwhile, which nobody minds as long as no part is open.
+            import pegaskv.server.http  # noqa: F401
         work = {name: self._worker(name) for name in self.threads}
         try:
             directory = self._directory = await self._workers[-1].run(self._take_directory)
@@ -256,6 +266,7 @@ class Host(ABC):
                 bytes_max=bytes_max,
             ),
         )
+        acceptor.may_answer = self.answer_guard()
         if server.spin_us:
             acceptor.spinner = Spinner(
                 server.spin_us,
@@ -267,7 +278,6 @@ class Host(ABC):
         return acceptor
 
     async def _start_http(self, address: str) -> None:
-        # Imported here: without HTTP it would cost a quarter of a second and 30 MB.
         from pegaskv.server.http import HttpServer, LoopLag
 
         assert self._acceptor is not None
@@ -293,9 +303,12 @@ class Host(ABC):
 
     # Stop.
 
-    async def stop(self) -> None:
-        """Hand over, stop listening, answer what is under way, let the directory go."""
-        leaves = self.ready.is_set() and self.failure is None
+    async def stop(self, *, hand_over: bool = True) -> None:
+        """Stop listening, answer what is under way, let the directory go.
+
+        `hand_over`: others go on in this server's place, so they take over first.
+        """
+        leaves = hand_over and self.ready.is_set() and self.failure is None
         self._stopping = True
         self.ready.clear()
         whole = self.failure is None and self._opened
@@ -335,6 +348,8 @@ class Host(ABC):
     async def _stop_listening(self) -> None:
         if self._listener is not None:
             await self._listener.close()
+        if self._acceptor is not None and self.failure is None:
+            await self._acceptor.say_goodbye(_GOODBYE_MS)
         self.begin_to_stop()
         if self._acceptor is not None:
             patience_ms = self.config.server.drain_timeout_ms

@@ -3,14 +3,14 @@
 Whatever goes wrong ends in one readable line on stderr that says what to do, never in
 a traceback: the reader is an operator at night, or a script that looks at the status.
 
-    0  clean stop (SIGTERM, SIGINT)
+    0  clean stop (SIGTERM, which lets other servers take over first; SIGINT)
     1  anything else, also a disk that failed while the server ran
     2  wrong usage or configuration
     3  an address is in use
     4  the data directory is locked, of another format, or cannot be used
 
-The line `pegaskv standalone ready on HOST:PORT (http HOST:PORT)` on stdout is the sign that
-requests are served; nothing else is written there.
+The line `pegaskv standalone ready on HOST:PORT (http HOST:PORT)` on stdout (and likewise for
+`meta` and `replica`) is the sign that requests are served; nothing else is written there.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from pegaskv.base.errors import (
 )
 from pegaskv.base.version import DATA_FORMAT, PROTOCOL_VERSION, VERSION
 from pegaskv.runtime.signals import StopSignals
+from pegaskv.server.arguments import make_parser
 from pegaskv.server.config import Config, config_from_text, read_config
 from pegaskv.server.listening import ListenError
 from pegaskv.server.logs import escape, set_up_logs
@@ -45,7 +46,7 @@ from pegaskv.server.memory_budget import free_memory
 from pegaskv.storage.local_disk import LocalDisk
 
 if TYPE_CHECKING:
-    from pegaskv.server.standalone import Standalone
+    from pegaskv.server.host import Host
 
 __all__ = ["ExitStatus", "main"]
 
@@ -75,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (that of the process by default); return the exit status."""
     # Whatever this process creates is for its user alone.
     os.umask(0o077)
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser(_version()).parse_args(argv)
+    if arguments.command == "onebox":
+        from pegaskv.server.onebox import run_onebox
+
+        return run_onebox(arguments)
     style = arguments.log_format or "text"
     try:
         config = _config(arguments)
@@ -114,33 +119,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _serve(
     config: Config, data: Path, *, accept_loss: bool, read_again: Callable[[], Config]
 ) -> int:
-    # Imported here: --version and a wrong flag need none of it.
-    from pegaskv.server.standalone import Standalone
-
     # Somebody has changed [clusters]; or the terminal is gone, which is no reason to end.
     with StopSignals(on_hangup=lambda: _read_clusters_again(server, read_again)) as signals:
-        server = Standalone(
+
+        def on_ready() -> None:
+            _spare_the_loop()
+            if not signals.stop.is_set():
+                _say_ready(config.role, server.address, server.http_address)
+
+        server = _server_class(config.role)(
             config,
             data,
             files_max=_raise_file_limit(),
             free_memory=lambda: free_memory(LocalDisk()),
             accept_loss=accept_loss,
             process_id=os.getpid(),
+            on_ready=on_ready,
             on_fatal=lambda error: signals.stop.set(),
         )
         try:
             await server.start()
-            _spare_the_loop()
-            if not signals.stop.is_set():
-                _say_ready(server.address, server.http_address)
             await signals.stop.wait()
             if server.failure is None:
                 _log.info("stopping: %s", signals.reason)
         finally:
-            await server.stop()
+            # Ctrl-C is for all at once, or for somebody in a hurry: nobody would take over.
+            await server.stop(hand_over=signals.reason == "SIGTERM")
     if server.failure is not None:
         raise server.failure
     return ExitStatus.CLEAN_STOP
+
+
+def _server_class(role: str) -> "type[Host]":
+    # Imported here: --version and a wrong flag need none of it.
+    if role == "meta":
+        from pegaskv.server.meta_server import MetaServer
+
+        return MetaServer
+    if role == "replica":
+        from pegaskv.server.replica_server import ReplicaServer
+
+        return ReplicaServer
+    from pegaskv.server.standalone import Standalone
+
+    return Standalone
 
 
 def _spare_the_loop() -> None:
@@ -154,7 +176,7 @@ def _spare_the_loop() -> None:
     gc.set_threshold(*_COLLECTED_AFTER)
 
 
-def _read_clusters_again(server: "Standalone", read: Callable[[], Config]) -> None:
+def _read_clusters_again(server: "Host", read: Callable[[], Config]) -> None:
     try:
         config = read()
     except ConfigurationError as error:
@@ -165,8 +187,8 @@ def _read_clusters_again(server: "Standalone", read: Callable[[], Config]) -> No
     _log.info("SIGHUP: [clusters] was read again: %s; other options need a new start", known)
 
 
-def _say_ready(address: str, http_address: str) -> None:
-    line = f"pegaskv standalone ready on {address} (http {http_address})\n"
+def _say_ready(role: str, address: str, http_address: str) -> None:
+    line = f"pegaskv {role} ready on {address} (http {http_address})\n"
     try:
         sys.stdout.write(line)
         sys.stdout.flush()
@@ -203,51 +225,6 @@ def _raise_file_limit() -> int:
 # The command line.
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pegaskv",
-        description="A distributed, persistent key-value store.",
-        epilog="Exit status: 0 clean stop, 1 other, 2 usage or configuration, "
-        "3 address in use, 4 data directory locked, of another format or unusable.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    standalone = commands.add_parser(
-        "standalone",
-        help="one server that keeps everything: to try, develop and embed",
-        description="Run one meta server and one replica server in one process, with one copy "
-        "of the data. Flags win over the file; no file means defaults. The process writes one "
-        "line to stdout when it serves, and its log to stderr.",
-        allow_abbrev=False,
-    )
-    add = standalone.add_argument
-    add("--config", metavar="FILE", type=Path, help="TOML; conf/standalone.toml has every option")
-    add(
-        "--data",
-        metavar="DIR",
-        help="where the data is kept (default: pegaskv/standalone in $XDG_DATA_HOME or "
-        "~/.local/share)",
-    )
-    add(
-        "--listen",
-        metavar="HOST:PORT",
-        help="where clients connect; port 0 picks one (default: 127.0.0.1:34601)",
-    )
-    add(
-        "--http",
-        metavar="HOST:PORT|none",
-        help="where metrics and health are served (default: 127.0.0.1:34101)",
-    )
-    add("--log-format", choices=("text", "json"), help="how log lines look (default: text)")
-    add(
-        "--accept-loss",
-        action="store_true",
-        help="open partitions that may have lost acknowledged writes, which otherwise stay closed",
-    )
-    return parser
-
-
 def _version() -> str:
     return (
         f"pegaskv {VERSION} (protocol {PROTOCOL_VERSION}, data format {DATA_FORMAT}, "
@@ -256,10 +233,11 @@ def _version() -> str:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
+    role = arguments.command
     if arguments.config is None:
-        config = config_from_text("")
+        config = config_from_text("", role)
     else:
-        config = read_config(LocalDisk(), arguments.config.absolute())
+        config = read_config(LocalDisk(), arguments.config.absolute(), role)
     changes = {
         name: value
         for name in ("data", "listen", "http")
@@ -269,9 +247,11 @@ def _config(arguments: argparse.Namespace) -> Config:
         raise ConfigurationError("--data: is empty", hint="give the path of a directory")
     try:
         config = config.with_server(**changes)
+        if getattr(arguments, "meta", None) is not None:
+            config = config.with_metas(arguments.meta)
     except ConfigurationError as error:
         # It was a flag if a flag was given: the file alone was valid.
-        message = error.message.replace("[server] ", "--")
+        message = error.message.replace("[server] ", "--").replace("[replica] metas", "--meta")
         raise ConfigurationError(message, hint=error.hint) from None
     if arguments.log_format is not None:
         log = dataclasses.replace(config.log, format=arguments.log_format)
@@ -290,7 +270,7 @@ def _data_directory(config: Config) -> Path:
                 "there is no home directory to keep the data in", hint="say --data DIR"
             )
         base = os.path.join(home, ".local", "share")
-    return Path(base) / "pegaskv" / "standalone"
+    return Path(base) / "pegaskv" / config.role
 
 
 # Failures.

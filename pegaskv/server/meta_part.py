@@ -1,16 +1,14 @@
 """A meta server without its process: its store, its service, and who asks other clusters."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pegaskv.base.metrics import MetricSource
-from pegaskv.base.types import Gpid
 from pegaskv.coordination.embedded import EmbeddedStore
 from pegaskv.duplication.coordinator import Coordinator
 from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
-from pegaskv.meta.service import MetaService, ReplicaControl
+from pegaskv.meta.service import MetaService, NodeDoor
 from pegaskv.net.connection import Handler
 from pegaskv.runtime.worker import Worker
 from pegaskv.server.config import Config
@@ -43,7 +41,6 @@ class MetaPart:
     """The records of one cluster and who decides on them. `open` it, then `stop` it.
 
     `door` is for duplications on replica servers; it can be given away before `open`.
-    `replica_state` and `duplication_state` return what is shown of replicas.
     """
 
     def __init__(self, host: Host, remotes: RemoteClusters) -> None:
@@ -58,12 +55,10 @@ class MetaPart:
         path: Path,
         worker: Worker,
         *,
-        nodes: Mapping[str, ReplicaControl],
+        node_door: NodeDoor,
         partitions_max: int,
-        replica_state: Callable[[Gpid], dict[str, Any]],
-        duplication_state: Callable[[Gpid, bytes], dict[str, Any]],
     ) -> None:
-        """Load the tables from `path` and begin to lead.
+        """Load the tables from `path` and begin to lead; `node_door` makes the way to a node.
 
         Raises:
             StoreUnavailable: the store cannot be used.
@@ -82,16 +77,14 @@ class MetaPart:
         )
         service = self._service = MetaService(
             self._store,
-            nodes=nodes,
+            node_door=node_door,
             clock=host.clock,
             random=host.random,
             options=dataclasses.replace(config.meta, partitions_max=partitions_max),
             cluster_name=config.cluster.name,
             cluster_id=config.cluster.id,
-            replica_state=replica_state,
             scope=host.scope,
             remote_clusters=config.clusters,
-            duplication_state=duplication_state,
             remote_state=coordinator.state,
             on_remote_work=coordinator.poke,
         )

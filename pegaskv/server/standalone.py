@@ -43,15 +43,15 @@ class Standalone(Host):
         await meta.open(
             directory.meta_path,
             work["meta store"],
-            nodes={directory.node_id: replicas.control},
+            node_door=lambda node_id, address: replicas.control,
             partitions_max=min(self.config.meta.partitions_max, self._files.partitions),
-            replica_state=replicas.stub.replica_state,
-            duplication_state=replicas.duplications.state,
         )
 
     async def begin(self, reported_address: str) -> None:
         """Every replica gets a new ballot from the meta server beside it."""
-        await self._tables.service.report(self._rows.stub.node_report(reported_address))
+        report = self._rows.stub.node_report(reported_address)
+        # It lives and ends with this process: there is no need of beacons.
+        await self._tables.service.report(report, watched=False)
         self.become_ready()
 
     @property

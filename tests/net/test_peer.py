@@ -382,6 +382,9 @@ def test_a_server_of_which_only_the_address_is_known_says_who_it_is() -> None:
         assert peer.greeting is not None
         assert peer.greeting.node_id == "n1"
         assert peer.greeting.cluster_uuid == "c1"
+        assert peer.own_host == asking.life.node.address
+        peer.close("a test")
+        assert peer.own_host == ""
 
     run(main)
 

@@ -225,6 +225,28 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.LIST_NODES: OperationSpec("", "[[node id, address, status, {detail}], ...]"),
     Operation.CLUSTER_INFO: OperationSpec("", "{name: value}"),
     Operation.SERVER_INFO: OperationSpec("", "{name: value}"),
+    Operation.GET_META_LEVEL: OperationSpec(
+        "", "level (stopped | blind | freezed | steady | lively), a sentence"
+    ),
+    Operation.SET_META_LEVEL: OperationSpec("level", "level before, level now"),
+    Operation.SET_REPLICA_COUNT: OperationSpec(
+        "table name, replica count", "table, [warning, ...]"
+    ),
+    Operation.BALANCE: OperationSpec(
+        "table id, partition index, kind (move_pri | copy_pri | copy_sec), from node id, "
+        "to node id",
+        "a sentence",
+    ),
+    Operation.PROPOSE_CHANGE: OperationSpec(
+        "table id, partition index, kind (assign_primary | add_secondary | remove | downgrade), "
+        "node id, accept loss",
+        "a sentence",
+    ),
+    Operation.DIAGNOSE: OperationSpec(
+        "table name or nil for all",
+        "[[table id, partition index, {what is wrong, since, last members, advice}], ...]: the "
+        "partitions that nobody can serve",
+    ),
     Operation.ADD_DUPLICATION: OperationSpec(
         "table name, remote cluster, remote table or nil (= the same name), "
         "copy existing rows, remote replica count (0 = the table's), "
@@ -256,28 +278,6 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
         "cluster id, cluster uuid, a sentence",
     ),
     Operation.FORGET_DUPLICATION: OperationSpec("table id (0 = any), duplication uuid", "found"),
-    Operation.GET_META_LEVEL: OperationSpec(
-        "", "level (stopped | blind | freezed | steady | lively), a sentence"
-    ),
-    Operation.SET_META_LEVEL: OperationSpec("level", "level before, level now"),
-    Operation.SET_REPLICA_COUNT: OperationSpec(
-        "table name, replica count", "table, [warning, ...]"
-    ),
-    Operation.BALANCE: OperationSpec(
-        "table id, partition index, kind (move_pri | copy_pri | copy_sec), from node id, "
-        "to node id",
-        "a sentence",
-    ),
-    Operation.PROPOSE_CHANGE: OperationSpec(
-        "table id, partition index, kind (assign_primary | add_secondary | remove | downgrade), "
-        "node id, accept loss",
-        "a sentence",
-    ),
-    Operation.DIAGNOSE: OperationSpec(
-        "table name or nil for all",
-        "[[table id, partition index, {what is wrong, since, last members, advice}], ...]: the "
-        "partitions that nobody can serve",
-    ),
     Operation.PREPARE: OperationSpec(
         "records (the body of a log block, incarnations 0): new mutations of partitions that the "
         "sender leads",

@@ -17,6 +17,7 @@ from pegaskv.base.errors import CorruptionError, WireError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
 from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.meta.duplications import Book, BookRecord, Progress, Source, order_of, read_sources
+from pegaskv.meta.levels import Level
 from pegaskv.meta.records import (
     as_bytes,
     as_count,
@@ -44,6 +45,8 @@ CHANGE_OPERATIONS_MAX: Final = 100
 _CLUSTER_KEY: Final = "cluster"
 _TABLES: Final = "tables/"
 _PARTITIONS: Final = "partitions/"
+# So many former members of a partition are remembered.
+_DROPPED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,27 @@ class ClusterRecord:
 
     `forgotten` are the uuids of incoming duplications that were removed at their source, the
     last ones: what their source asked before that may come later, and is refused.
+    `never_given` are ranges (first, last) of table ids that were passed over, since a node had
+    data under them that no record speaks of. `level` is what an operator set last.
     """
 
     uuid: str
     next_table_id: int = 1
     last_dupid: int = 0
     forgotten: tuple[bytes, ...] = ()
+    level: Level = Level.LIVELY
+    never_given: tuple[tuple[int, int], ...] = ()
     unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    def was_given(self, table_id: int) -> bool:
+        """Whether there was a table with this id for sure, be it purged by now."""
+        passed_over = any(first <= table_id <= last for first, last in self.never_given)
+        return 0 < table_id < self.next_table_id and not passed_over
+
+    def passing_over(self, table_id: int) -> "ClusterRecord":
+        """Return it with all ids up to `table_id` taken, although no table had them."""
+        skipped = (*self.never_given, (self.next_table_id, table_id))
+        return replace(self, next_table_id=table_id + 1, never_given=skipped)
 
     def pack(self) -> bytes:
         """Return the bytes that are stored."""
@@ -67,6 +84,8 @@ class ClusterRecord:
             "next_table_id": self.next_table_id,
             "last_dupid": self.last_dupid,
             "forgotten": list(self.forgotten),
+            "level": self.level.value,
+            "never_given": [list(one) for one in self.never_given],
         }
         return pack_record(self.unknown, fields)
 
@@ -149,12 +168,17 @@ class TableRecord:
 
 @dataclass(frozen=True, slots=True)
 class PartitionRecord:
-    """Who serves a partition, by node id; ballot 0 means that nobody ever did."""
+    """Who serves a partition, by node id; ballot 0 means that nobody ever did.
+
+    `dropped` are members that went since it had as many as its table wants, the last one last:
+    they have most of what a new member needs.
+    """
 
     gpid: Gpid
     ballot: int = 0
     primary: str | None = None
     secondaries: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -167,6 +191,22 @@ class PartitionRecord:
         """The nodes that may hold data of it."""
         return self.secondaries if self.primary is None else (self.primary, *self.secondaries)
 
+    def under(
+        self, ballot: int, primary: str, secondaries: tuple[str, ...], *, replica_count: int
+    ) -> "PartitionRecord":
+        """Return its next configuration."""
+        assert ballot > self.ballot
+        members = {primary, *secondaries}
+        assert len(members) == len(secondaries) + 1
+        went = [one for one in (*self.dropped, *self.members) if one not in members]
+        # The last time counts.
+        dropped = tuple(dict.fromkeys(reversed(went)))[:_DROPPED_MAX][::-1]
+        if len(members) >= replica_count:
+            dropped = ()
+        return replace(
+            self, ballot=ballot, primary=primary, secondaries=secondaries, dropped=dropped
+        )
+
     def configuration(self) -> PartitionConfiguration:
         """Return it as replicas see it."""
         return PartitionConfiguration(self.gpid, self.ballot, self.primary, self.secondaries)
@@ -177,6 +217,7 @@ class PartitionRecord:
             "ballot": self.ballot,
             "primary": self.primary,
             "secondaries": list(self.secondaries),
+            "dropped": list(self.dropped),
         }
         return pack_record(self.unknown, fields)
 
@@ -370,6 +411,9 @@ class Cluster:
                 assert partition.gpid == (table.table_id, index)
                 assert 0 <= index < table.partition_count
                 assert (partition.ballot == 0) == (not partition.members)
+                assert (partition.ballot == 0) == (partition.primary is None)
+                assert len(set(partition.members)) == len(partition.members)
+                assert not {*partition.dropped} & {*partition.members}
             if table.status is TableStatus.AVAILABLE:
                 assert not self.missing(table)
                 assert all(one.ballot for one in self.partitions[table.table_id].values())
@@ -383,12 +427,7 @@ class Cluster:
     def _load_one(self, key: str, value: bytes) -> None:
         if key == _CLUSTER_KEY:
             fields = unpack_record(key, value)
-            uuid, following = fields.pop("uuid"), fields.pop("next_table_id")
-            last_dupid = as_count(fields.pop("last_dupid", 0))
-            forgotten = tuple(as_bytes(one) for one in as_list(fields.pop("forgotten", [])))
-            self.record = ClusterRecord(
-                as_text(uuid), as_count(following), last_dupid, forgotten, fields
-            )
+            self.record = _read_cluster(fields)
         elif key.startswith(_TABLES):
             table_id = int(key.removeprefix(_TABLES))
             self.tables[table_id] = _read_table(table_id, unpack_record(key, value))
@@ -432,6 +471,22 @@ class Cluster:
         partitions[partition.gpid.partition_index] = partition
 
 
+def _read_cluster(fields: dict[str, Any]) -> ClusterRecord:
+    following = as_count(fields.pop("next_table_id"))
+    # A record of before this field does not say which ids were passed over: any may have been.
+    unsure = [[1, following - 1]] if following > 1 else []
+    never_given = [as_list(one) for one in as_list(fields.pop("never_given", unsure))]
+    return ClusterRecord(
+        uuid=as_text(fields.pop("uuid")),
+        next_table_id=following,
+        last_dupid=as_count(fields.pop("last_dupid", 0)),
+        forgotten=tuple(as_bytes(one) for one in as_list(fields.pop("forgotten", []))),
+        level=as_known("the cluster's level", fields.pop("level", Level.LIVELY.value), Level),
+        never_given=tuple((as_count(first), as_count(last)) for first, last in never_given),
+        unknown=fields,
+    )
+
+
 def _read_table(table_id: int, fields: dict[str, Any]) -> TableRecord:
     status = as_known(f"table {table_id}'s status", fields.pop("status"), TableStatus)
     return TableRecord(
@@ -460,6 +515,7 @@ def _read_partition(gpid: Gpid, fields: dict[str, Any]) -> PartitionRecord:
         ballot=as_count(fields.pop("ballot")),
         primary=None if primary is None else as_text(primary),
         secondaries=tuple(as_text(node) for node in fields.pop("secondaries")),
+        dropped=tuple(as_text(node) for node in fields.pop("dropped", [])),
         unknown=fields,
     )
 

@@ -1,20 +1,26 @@
 """pure: which node still has to be told what about a table.
 
-A node is told the whole of a table and those of its partitions that changed. One push
-for each (node, table) is under way at a time: while it is, changes are gathered, so a
-slow node is told the last state and not every step. A push that failed is sent again
-after a pause that doubles, with what changed since. Acknowledged means: by version.
+A node is told the whole of a table and those of its partitions that changed and that it is,
+or was, a member of. One push for each (node, table) is under way at a time: while it is,
+changes are gathered, so a slow node is told the last state and not every step. A push that
+failed is sent again after a pause that doubles, with what changed since. Acknowledged means:
+by version.
+
+A node that is no member of a table any more is told that once. One that is unalive is
+neither told nor waited for: when it comes back, it reports, and is told all that is its own.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from pegaskv.base.types import Gpid, TableStatus
-from pegaskv.codec.messages_meta import NodeReport, TablePush
+from pegaskv.base.types import TableStatus
+from pegaskv.codec.messages_meta import TablePush
 from pegaskv.meta.cluster import Cluster, TableRecord
 from pegaskv.meta.effects import Effect, Push, PushLater
+from pegaskv.meta.nodes import Nodes
 from pegaskv.meta.options import MetaOptions
 
-__all__ = ["Delivery", "Node"]
+__all__ = ["Delivery"]
 
 
 @dataclass(slots=True)
@@ -24,6 +30,7 @@ class _Line:
     acknowledged: int = 0
     changed: set[int] = field(default_factory=set)
     first: set[int] = field(default_factory=set)
+    accepted: set[int] = field(default_factory=set)
     push: TablePush | None = None
     push_id: int = 0
     # A pause after a failure.
@@ -32,58 +39,96 @@ class _Line:
     error: str = ""
 
 
-@dataclass(slots=True)
-class Node:
-    """A replica server that has reported since this meta server leads."""
-
-    node_id: str
-    address: str
-    ballots: dict[Gpid, int]
-    # Tables with replicas that did not open when it started: they obey nothing yet.
-    closed: set[int] = field(default_factory=set)
-    lines: dict[int, _Line] = field(default_factory=dict)
-
-
 class Delivery:
-    """All nodes that are alive, and what each has acknowledged.
+    """What each node has acknowledged since it reported.
 
     Invariants: a line is never both under way and waiting; nothing is acknowledged
-    that was not pushed.
+    that was not pushed; a node that is alive and a member of a table knows its last version,
+    or is being told.
     """
 
-    def __init__(self, cluster: Cluster, options: MetaOptions, *, next_push_id: int = 1) -> None:
+    def __init__(
+        self, cluster: Cluster, nodes: Nodes, options: MetaOptions, *, next_push_id: int = 1
+    ) -> None:
         self._cluster = cluster
+        self._nodes = nodes
         self._options = options
         self.next_push_id = next_push_id
-        self.nodes: dict[str, Node] = {}
+        self._lines: dict[str, dict[int, _Line]] = {}
 
-    def on_reported(self, report: NodeReport) -> Node:
-        """A node has started: it knows nothing of what was pushed before."""
-        ballots = {replica.gpid: replica.ballot for replica in report.replicas}
-        closed = {replica.gpid.table_id for replica in report.replicas if replica.closed}
-        node = Node(report.node_id, report.address, ballots, closed)
-        self.nodes[report.node_id] = node
-        return node
+    def on_reported(self, node_id: str) -> None:
+        """A node has come: nothing is known of what it was told before."""
+        self._lines[node_id] = {}
 
-    def change(self, table_id: int, indices: set[int], *, first: set[int]) -> list[Effect]:
-        """Tell the nodes of a table that it, and these partitions of it, have changed."""
+    def on_died(self, node_id: str) -> list[int]:
+        """A node is unalive; return the tables that it was to be told of."""
+        return sorted(self._lines.pop(node_id, {}))
+
+    def change(
+        self,
+        table_id: int,
+        indices: Collection[int] = (),
+        *,
+        first: Collection[int] = (),
+        accepted: Collection[int] = (),
+        former: Collection[tuple[str, int]] = (),
+    ) -> list[Effect]:
+        """Tell the nodes of a table that it, and these partitions of it, have changed.
+
+        `former` are nodes that are no members any more, with the partition; `first` may be
+        opened empty, and those of `accepted` be led by an amnesiac replica.
+        """
         effects: list[Effect] = []
-        for node_id in self._cluster.members(table_id):
-            node = self.nodes.get(node_id)
-            if node is not None:
-                line = node.lines.setdefault(table_id, _Line())
-                line.changed |= indices
-                line.first |= first
+        partitions = self._cluster.partitions.get(table_id, {})
+        concerned: dict[str, set[int]] = {one: set() for one in self._cluster.members(table_id)}
+        for node_id, index in former:
+            concerned.setdefault(node_id, set()).add(index)
+        for index in indices:
+            if index in partitions:
+                for node_id in partitions[index].members:
+                    concerned[node_id].add(index)
+        for node_id in sorted(concerned):
+            if self._nodes.is_alive(node_id):
+                line = self._lines[node_id].setdefault(table_id, _Line())
+                line.changed |= concerned[node_id]
+                line.first |= concerned[node_id].intersection(first)
+                line.accepted |= concerned[node_id].intersection(accepted)
                 effects += self.send(node_id, table_id)
         return effects
 
+    def note(
+        self,
+        node_id: str,
+        table_id: int,
+        indices: Collection[int] = (),
+        first: Collection[int] = (),
+    ) -> None:
+        """Remember that a node, which has come, is to be told of a table; see `send_all`."""
+        line = self._lines[node_id].setdefault(table_id, _Line())
+        line.changed.update(indices)
+        line.first.update(first)
+
+    def send_all(self, node_id: str) -> list[Effect]:
+        """Push to a node whatever it does not know."""
+        effects: list[Effect] = []
+        for table_id in list(self._lines[node_id]):
+            effects += self.send(node_id, table_id)
+        return effects
+
+    def under_way(self, node_id: str) -> set[int]:
+        """Return the tables that a node is being told of."""
+        lines = self._lines.get(node_id, {})
+        return {table_id for table_id, line in lines.items() if line.push is not None}
+
     def send(self, node_id: str, table_id: int) -> list[Effect]:
         """Push what the node does not know, unless a push is under way or has to wait."""
-        node, table = self.nodes.get(node_id), self._cluster.tables.get(table_id)
-        if node is None or table is None:
+        table = self._cluster.tables.get(table_id)
+        if table is None or not self._nodes.is_alive(node_id):
             return []
-        line = node.lines.setdefault(table_id, _Line())
-        if line.push is not None or line.waiting or line.acknowledged >= table.version:
+        line = self._lines[node_id].setdefault(table_id, _Line())
+        if line.push is not None or line.waiting:
+            return []
+        if line.acknowledged >= table.version and not line.changed:
             return []
         line.push_id = self.next_push_id
         self.next_push_id += 1
@@ -110,9 +155,14 @@ class Delivery:
         if not error:
             line.failures = 0
             line.acknowledged = push.table.version
+            if not line.changed and node_id not in self._cluster.members(table_id):
+                # It has heard that nothing here is its own any more.
+                del self._lines[node_id][table_id]
+                return []
             return self.send(node_id, table_id)
         line.changed |= {one.gpid.partition_index for one in push.partitions}
         line.first |= push.first_assignment
+        line.accepted |= push.accept_amnesia
         line.waiting = True
         least, most = self._options.push_retry_ms_min, self._options.push_retry_ms_max
         delay_ms = min(most, least << min(line.failures, 16))
@@ -120,12 +170,18 @@ class Delivery:
         return [PushLater(node_id, table_id, delay_ms)]
 
     def acknowledged(self, table_id: int, version: int) -> bool:
-        """Whether every node that may hold data of the table knows this version of it."""
+        """Whether every member of the table knows this version of it; who is gone is left out."""
         for node_id in self._cluster.members(table_id):
             line = self._line(node_id, table_id)
-            if line is None or line.acknowledged < version:
+            known = line is not None and line.acknowledged >= version
+            if not known and not self._nodes.is_gone(node_id):
                 return False
         return True
+
+    def led(self, table_id: int) -> bool:
+        """Whether the primary of every partition is alive."""
+        partitions = self._cluster.partitions.get(table_id, {})
+        return all(self._nodes.is_alive(one.primary) for one in partitions.values())
 
     def obeyed(self, table_id: int) -> bool:
         """Whether all that is stored about a table is in the logs of its replicas."""
@@ -135,13 +191,15 @@ class Delivery:
         return (
             table.status is TableStatus.AVAILABLE
             and self.acknowledged(table_id, table.version)
-            and not any(table_id in node.closed for node in self.nodes.values())
+            and not any(
+                self._nodes.why_not_led(one) for one in self._cluster.partitions[table_id].values()
+            )
         )
 
     def failure(self, table_id: int) -> str:
         """Return why a node could not take the table's last push, or nothing."""
-        for node_id, node in self.nodes.items():
-            line = node.lines.get(table_id)
+        for node_id, lines in self._lines.items():
+            line = lines.get(table_id)
             if line is not None and line.error:
                 return f"node {node_id}: {line.error}"
         return ""
@@ -153,29 +211,29 @@ class Delivery:
 
     def forget(self, table_id: int) -> None:
         """The table is gone from the records."""
-        for node in self.nodes.values():
-            node.lines.pop(table_id, None)
+        for lines in self._lines.values():
+            lines.pop(table_id, None)
 
     def check(self, *, settled: bool) -> None:
         """Assert the invariants; `settled` says that no commit is under way."""
-        for node in self.nodes.values():
-            for table_id, line in node.lines.items():
+        assert {node.node_id for node in self._nodes.alive} == set(self._lines)
+        for lines in self._lines.values():
+            for table_id, line in lines.items():
                 assert not (line.push is not None and line.waiting)
                 version = self._cluster.tables[table_id].version
                 assert line.acknowledged <= version
-                if settled and line.acknowledged < version:
+                if settled and (line.acknowledged < version or line.changed):
                     assert line.push is not None or line.waiting, "a node is never told"
 
     def _line(self, node_id: str, table_id: int) -> _Line | None:
-        node = self.nodes.get(node_id)
-        return None if node is None else node.lines.get(table_id)
+        return self._lines.get(node_id, {}).get(table_id)
 
     def _push(self, table: TableRecord, line: _Line) -> TablePush:
         info = table.info()
         orders = self._cluster.orders(table.table_id)
         sources = tuple(one.order for one in table.sources)
-        changed, first = line.changed, frozenset(line.first)
-        line.changed, line.first = set(), set()
+        changed, first, accepted = line.changed, frozenset(line.first), frozenset(line.accepted)
+        line.changed, line.first, line.accepted = set(), set(), set()
         if info.expires_at or table.purging:
             # A dropped table is assigned to nobody; it gets new ballots when it returns.
             return TablePush(info, purged=table.purging, duplications=orders, sources=sources)
@@ -183,4 +241,12 @@ class Delivery:
         partitions = tuple(
             records[index].configuration() for index in sorted(changed) if index in records
         )
-        return TablePush(info, partitions, first, duplications=orders, sources=sources)
+        return TablePush(
+            info,
+            partitions,
+            first,
+            duplications=orders,
+            sources=sources,
+            addresses=self._nodes.addresses(partitions),
+            accept_amnesia=accepted,
+        )

@@ -16,10 +16,10 @@ from pegaskv.meta.cluster import Cluster, TableRecord
 from pegaskv.meta.duplications import Entry
 from pegaskv.meta.entries import stored_map
 from pegaskv.meta.host import Identity
+from pegaskv.meta.live import NO_STATES, LiveStates
 from pegaskv.meta.remotes import RemoteClusterInfo
 
 __all__ = [
-    "DuplicationState",
     "RemoteState",
     "Views",
     "cluster_map",
@@ -27,7 +27,6 @@ __all__ = [
     "source_map",
 ]
 
-DuplicationState = Callable[[Gpid, bytes], Mapping[str, Any]]
 RemoteState = Callable[[int, bytes], Mapping[str, Any]]
 
 _TROUBLE: Final = ("last_error", "error_class", "stalled_since", "attempts", "next_attempt_at")
@@ -53,24 +52,25 @@ _PHASE_NUMBERS: Final = {
 
 
 class Views:
-    """Looks at the records of `cluster`, which are replaced when the server begins anew."""
+    """Looks at the records of `cluster`, which are replaced when the server begins anew.
+
+    `live` is what the replica servers say of duplications at the moment.
+    """
 
     def __init__(
         self,
         cluster: Callable[[], Cluster],
         *,
-        duplication_state: DuplicationState,
         remote_state: RemoteState,
     ) -> None:
         self._cluster = cluster
-        self._duplication_state = duplication_state
         self._remote_state = remote_state
 
-    def entry(self, entry: Entry) -> dict[str, Any]:
+    def entry(self, entry: Entry, live: LiveStates = NO_STATES) -> dict[str, Any]:
         """Return an entry as it travels."""
         shown: dict[str, Any] = stored_map(self._cluster(), entry)
         running = shown["partitions"] if entry.live else []
-        partitions = [self._partition(entry, one) for one in running]
+        partitions = [self._partition(entry, one, live) for one in running]
         for name in _SUMS:
             shown[name] = sum(_number(one, name) for one in partitions)
         shown["lag_ms"] = max((_number(one, "lag_ms") for one in partitions), default=0)
@@ -83,32 +83,43 @@ class Views:
         shown["partitions"] = partitions
         return shown | self._trouble(entry, partitions)
 
-    def of_table(self, name: str) -> list[dict[str, Any]]:
+    def of_table(self, name: str, live: LiveStates = NO_STATES) -> list[dict[str, Any]]:
         """Return the duplications of a table. Raises TableNotFound."""
         table = tables.find(self._cluster(), name)
-        return [self.entry(one) for one in self._cluster().book.of_table(table.table_id)]
+        entries = self._cluster().book.of_table(table.table_id)
+        return [self.entry(one, live) for one in entries]
 
-    def matching(self, pattern: str, match: str) -> list[dict[str, Any]]:
-        """Return the duplications of the tables with such names, dropped ones included."""
+    def tables_matching(self, pattern: str, match: str) -> list[int]:
+        """Return the tables with such names that are duplicated, dropped ones included."""
         cluster = self._cluster()
-        found = [
-            entry
+        return [
+            table_id
             for table_id in sorted(cluster.book.entries)
             if (table := cluster.tables.get(table_id)) is not None
             and _matches(table.name, pattern, match)
-            for entry in cluster.book.of_table(table_id)
         ]
-        shown = [self.entry(one) for one in found]
+
+    def matching(
+        self, pattern: str, match: str, live: LiveStates = NO_STATES
+    ) -> list[dict[str, Any]]:
+        """Return the duplications of the tables with such names, dropped ones included."""
+        book = self._cluster().book
+        found = [
+            entry
+            for table_id in self.tables_matching(pattern, match)
+            for entry in book.of_table(table_id)
+        ]
+        shown = [self.entry(one, live) for one in found]
         if sum(len(one["partitions"]) for one in shown) > _PARTITIONS_LISTED_MAX:
             for one in shown:
                 one["partitions"] = []
         return shown
 
-    def stalled(self, table_name: str, dupid: int) -> bool:
+    def stalled(self, table_name: str, dupid: int, live: LiveStates) -> bool:
         """Whether a duplication waits for its next attempt."""
         table = self._cluster().named(table_name)
         entry = None if table is None else self._cluster().book.get(table.table_id, dupid)
-        return entry is not None and bool(self.entry(entry)["last_error"])
+        return entry is not None and bool(self.entry(entry, live)["last_error"])
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the state of each duplication."""
@@ -134,9 +145,13 @@ class Views:
         ):
             yield Metric(f"pegaskv_meta_duplication_{name}", "gauge", text, tuple(samples))
 
-    def _partition(self, entry: Entry, stored: Mapping[str, Any]) -> dict[str, Any]:
+    def _partition(
+        self, entry: Entry, stored: Mapping[str, Any], states: LiveStates
+    ) -> dict[str, Any]:
         gpid = Gpid(entry.table_id, stored["index"])
-        live = self._duplication_state(gpid, entry.uuid)
+        record = self._cluster().partition(gpid)
+        primary = None if record is None else record.primary
+        live = states.duplication(gpid, primary, entry.uuid)
         defaults = {"last_committed_decree": 0, "gap": 0, "lag_ms": 0, "copied_rows": 0}
         shown = {**defaults, **stored, **live}
         shown["index"], shown["status"] = stored["index"], stored["status"]

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 from pegaskv.base.errors import RequestError
 from pegaskv.base.types import TableInfo
-from pegaskv.codec.messages_meta import TablePush
+from pegaskv.codec.messages_meta import Order, TablePush
 
-__all__ = ["Answer", "Commit", "Effect", "Push", "PushLater", "Refuse", "Warn"]
+__all__ = ["Answer", "Commit", "Effect", "Obey", "Push", "PushLater", "Refuse", "Warn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,14 @@ class PushLater:
 
 
 @dataclass(frozen=True, slots=True)
+class Obey:
+    """Give a node an order; `OrderEnded` says how it went."""
+
+    node_id: str
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The request has been done; `more` are the fields after the table."""
 
@@ -66,4 +74,4 @@ class Warn:
     text: str
 
 
-Effect: TypeAlias = Commit | Push | PushLater | Answer | Refuse | Warn
+Effect: TypeAlias = Commit | Push | PushLater | Obey | Answer | Refuse | Warn

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pegaskv.base.types import Gpid
 from pegaskv.codec.messages_duplication import EnsureAnswer, ProgressReport
-from pegaskv.codec.messages_meta import NodeReport
+from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, Proposal
+from pegaskv.meta.levels import Level
 from pegaskv.meta.remotes import RemoteClusterInfo
 
 __all__ = [
     "AddCluster",
     "AddDuplication",
+    "BalanceByHand",
     "ClearEnvs",
     "CollectDue",
     "Committed",
@@ -27,21 +30,29 @@ __all__ = [
     "ForgetDuplication",
     "Forgotten",
     "ModifyDuplication",
+    "NodeLeaving",
     "NodeReported",
     "OpenTable",
+    "OrderEnded",
+    "ProposeByHand",
+    "Proposed",
     "PushDue",
     "PushEnded",
     "RecallTable",
     "RemotesChanged",
     "RemoveCluster",
     "RenameTable",
+    "ReplicaRequest",
     "ReportProgress",
     "Request",
     "SetEnvs",
+    "SetLevel",
+    "SetReplicaCount",
     "SourceRequest",
     "Started",
     "TableRequest",
     "TargetRequest",
+    "TimePassed",
 ]
 
 
@@ -54,10 +65,46 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class NodeReported:
-    """A replica server has started, and says what it holds."""
+    """A replica server has started, or has met this meta server, and says what it holds.
+
+    One that is not `watched` need not send beacons: it ends with this process.
+    """
 
     request_id: int
     report: NodeReport
+    watched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLeaving:
+    """A replica server stops; it is answered how many partitions others must take over first."""
+
+    request_id: int
+    node_id: str
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """Replicas ask for other configurations; each with the id of its request."""
+
+    proposals: tuple[tuple[int, Proposal], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """Time to look after nodes and partitions; with the beacons since, and when each came."""
+
+    beacons: tuple[tuple[NodeBeacon, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OrderEnded:
+    """A node has carried an order out or taken it on, or could not: then `error` says why."""
+
+    node_id: str
+    order: Order
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +181,48 @@ class OpenTable:
 
     request_id: int
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetReplicaCount:
+    """Somebody wants more or fewer replicas of a table."""
+
+    request_id: int
+    name: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetLevel:
+    """Somebody wants the meta server to do more or less."""
+
+    request_id: int
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceByHand:
+    """Somebody moves a replica: `move_pri`, `copy_pri` or `copy_sec`."""
+
+    request_id: int
+    gpid: Gpid
+    kind: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProposeByHand:
+    """Somebody changes a configuration.
+
+    By `assign_primary`, `add_secondary`, `remove` or `downgrade`.
+    """
+
+    request_id: int
+    gpid: Gpid
+    kind: str
+    node_id: str
+    accept_loss: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +377,7 @@ TableRequest: TypeAlias = (
     | DeleteEnvs
     | ClearEnvs
     | OpenTable
+    | SetReplicaCount
 )
 SourceRequest: TypeAlias = (
     AddDuplication
@@ -300,8 +390,21 @@ SourceRequest: TypeAlias = (
 )
 TargetRequest: TypeAlias = EnsureDuplication | ForgetDuplication
 
-Request: TypeAlias = TableRequest | SourceRequest | TargetRequest
+ReplicaRequest: TypeAlias = SetLevel | BalanceByHand | ProposeByHand
+
+Request: TypeAlias = TableRequest | SourceRequest | TargetRequest | ReplicaRequest
 
 Event: TypeAlias = (
-    Started | NodeReported | Request | Committed | PushEnded | PushDue | CollectDue | RemotesChanged
+    Started
+    | NodeReported
+    | NodeLeaving
+    | Proposed
+    | TimePassed
+    | Request
+    | Committed
+    | PushEnded
+    | PushDue
+    | OrderEnded
+    | CollectDue
+    | RemotesChanged
 )

@@ -4,8 +4,8 @@ Whoever only looks is answered from memory at once. A change is read here, queue
 answered when the machine has done it.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -14,9 +14,11 @@ from pegaskv.base.types import TableInfo, TableStatus
 from pegaskv.codec.messages_duplication import UUID_BYTES
 from pegaskv.codec.messages_meta import table_to_wire
 from pegaskv.codec.operations import Operation
-from pegaskv.meta import views
+from pegaskv.meta import tables, views
+from pegaskv.meta.diagnosis import diagnose
 from pegaskv.meta.duplication_views import Views, cluster_map
 from pegaskv.meta.events import ModifyDuplication, Request
+from pegaskv.meta.live import NO_STATES, LiveStates
 from pegaskv.meta.machine import MetaMachine
 from pegaskv.meta.options import MetaOptions
 from pegaskv.meta.requests import (
@@ -24,12 +26,14 @@ from pegaskv.meta.requests import (
     one_flag,
     one_name,
     one_name_or_id,
+    one_name_or_none,
     pattern_and_match,
     read_request,
 )
 from pegaskv.net.connection import Handler
+from pegaskv.runtime.tasks import TaskScope
 
-__all__ = ["Connection", "Handlers", "Reply"]
+__all__ = ["Connection", "Handlers", "Reply", "States"]
 
 _TABLE_CHANGES: Final = (
     Operation.CREATE_TABLE,
@@ -40,12 +44,17 @@ _TABLE_CHANGES: Final = (
     Operation.DELETE_ENVS,
     Operation.CLEAR_ENVS,
     Operation.OPEN_TABLE,
+    Operation.SET_REPLICA_COUNT,
 )
 
 # What a request gets: its answer's table and further fields, or an error.
 Reply = Callable[[TableInfo | None, tuple[Any, ...], RequestError | None], None]
-# What of that is on the wire.
-_Render = Callable[[TableInfo | None, tuple[Any, ...]], tuple[Any, ...]]
+# What of that is on the wire, with what the replica servers say if that is asked for.
+_Render = Callable[[TableInfo | None, tuple[Any, ...], LiveStates], tuple[Any, ...]]
+# Asks the replica servers of these tables.
+States = Callable[[Collection[int]], Awaitable[LiveStates]]
+
+_ABOUT_DUPLICATIONS: Final = (Operation.ADD_DUPLICATION, Operation.MODIFY_DUPLICATION)
 
 
 class Connection(Protocol):
@@ -74,7 +83,8 @@ class Handlers:
     """Reads requests and renders answers; `machine` returns the one of now.
 
     `queue` takes what makes the event of a request id, and who gets its answer; `trouble`
-    returns why changes are refused at the moment.
+    returns why changes are refused at the moment; `states` asks the replica servers, by tasks
+    of `scope`.
     """
 
     def __init__(
@@ -84,7 +94,8 @@ class Handlers:
         queue: Callable[[Callable[[int], Request], Reply], None],
         random: Random,
         options: MetaOptions,
-        replica_state: views.ReplicaState,
+        states: States,
+        scope: TaskScope,
         duplications: Views,
         trouble: Callable[[], BaseException | None],
     ) -> None:
@@ -92,7 +103,8 @@ class Handlers:
         self._queue = queue
         self._random = random
         self._options = options
-        self._replica_state = replica_state
+        self._states = states
+        self._scope = scope
         self._duplications = duplications
         self._trouble = trouble
 
@@ -111,6 +123,8 @@ class Handlers:
             Operation.QUERY_DUPLICATION: self._query_duplication,
             Operation.LIST_DUPLICATIONS: self._list_duplications,
             Operation.LIST_CLUSTERS: self._list_clusters,
+            Operation.GET_META_LEVEL: self._get_level,
+            Operation.DIAGNOSE: self._diagnose,
         }
         renders: dict[Operation, _Render] = dict.fromkeys(_TABLE_CHANGES, self._render_table)
         renders |= {
@@ -119,7 +133,10 @@ class Handlers:
             Operation.ADD_CLUSTER: self._render_cluster,
             Operation.REMOVE_CLUSTER: self._render_cluster,
             Operation.ENSURE_DUPLICATION: self._render_ensured,
-            Operation.FORGET_DUPLICATION: self._render_forgotten,
+            Operation.FORGET_DUPLICATION: self._render_more,
+            Operation.SET_META_LEVEL: self._render_more,
+            Operation.BALANCE: self._render_more,
+            Operation.PROPOSE_CHANGE: self._render_more,
         }
         for operation, render in renders.items():
             found[operation] = self._changing(operation, render)
@@ -134,12 +151,30 @@ class Handlers:
             def reply(
                 table: TableInfo | None, more: tuple[Any, ...], error: RequestError | None
             ) -> None:
-                if error is not None:
-                    connection.finish(connection.error(wire_id, self._with_live_state(error)))
+                if isinstance(error, DuplicationExists):
+                    ids = [error.existing["table_id"]]
+                    self._finish_live(
+                        connection, wire_id, ids, lambda live: self._exists(error, live)
+                    )
+                elif error is not None:
+                    connection.finish(connection.error(wire_id, error))
+                    connection.flush()
+                elif operation in _ABOUT_DUPLICATIONS:
+                    ids = [more[0][0]]
+                    self._finish_live(
+                        connection, wire_id, ids, lambda live: render(table, more, live)
+                    )
                 else:
-                    connection.finish((wire_id, 0, *render(table, more)))
-                connection.flush()
+                    connection.finish((wire_id, 0, *render(table, more, NO_STATES)))
+                    connection.flush()
 
+            if operation is Operation.MODIFY_DUPLICATION:
+                event = self._read(operation, 0, fields)
+                assert isinstance(event, ModifyDuplication)
+                if event.action == "start":
+                    connection.defer()
+                    self._scope.start("start", self._start(event, reply))
+                    return
             self._queue(lambda request_id: self._read(operation, request_id, fields), reply)
             connection.defer()
 
@@ -147,34 +182,47 @@ class Handlers:
 
     def _read(self, operation: Operation, request_id: int, fields: list[Any]) -> Request:
         new_uuid = self._random.getrandbits(128).to_bytes(UUID_BYTES, "big")
-        event = read_request(operation, request_id, fields, new_uuid=new_uuid)
-        if isinstance(event, ModifyDuplication):
-            stalled = self._duplications.stalled(event.table, event.dupid)
-            return dataclasses.replace(event, stalled=stalled)
-        return event
+        return read_request(operation, request_id, fields, new_uuid=new_uuid)
 
-    def _with_live_state(self, error: RequestError) -> RequestError:
-        if isinstance(error, DuplicationExists):
-            existing = error.existing
-            entry = self._machine.cluster.book.get(existing["table_id"], existing["dupid"])
-            if entry is not None:
-                error.details["existing"] = self._duplications.entry(entry)
-        return error
+    async def _start(self, event: ModifyDuplication, reply: Reply) -> None:
+        """Queue the start of a duplication, with whether it stands still at the moment."""
+        table = self._machine.cluster.named(event.table)
+        live = await self._states([] if table is None else [table.table_id])
+        stalled = self._duplications.stalled(event.table, event.dupid, live)
+        try:
+            self._queue(
+                lambda request_id: replace(event, request_id=request_id, stalled=stalled), reply
+            )
+        except RequestError as error:
+            reply(None, (), error)
 
-    def _render_table(self, table: TableInfo | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _exists(self, error: DuplicationExists, live: LiveStates) -> tuple[Any, ...]:
+        existing = error.existing
+        entry = self._machine.cluster.book.get(existing["table_id"], existing["dupid"])
+        if entry is not None:
+            error.details["existing"] = self._duplications.entry(entry, live)
+        raise error
+
+    def _render_table(
+        self, table: TableInfo | None, more: tuple[Any, ...], _live: LiveStates
+    ) -> tuple[Any, ...]:
         return (None if table is None else table_to_wire(table), *more)
 
     def _render_duplication(
-        self, _table: TableInfo | None, more: tuple[Any, ...]
+        self, _table: TableInfo | None, more: tuple[Any, ...], live: LiveStates
     ) -> tuple[Any, ...]:
         (table_id, dupid), warnings = more
         entry = self._machine.cluster.book.get(table_id, dupid)
-        return (None if entry is None else self._duplications.entry(entry), warnings)
+        return (None if entry is None else self._duplications.entry(entry, live), warnings)
 
-    def _render_cluster(self, _table: TableInfo | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _render_cluster(
+        self, _table: TableInfo | None, more: tuple[Any, ...], _live: LiveStates
+    ) -> tuple[Any, ...]:
         return (cluster_map(self._machine.cluster, more[0]),)
 
-    def _render_ensured(self, table: TableInfo | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _render_ensured(
+        self, table: TableInfo | None, more: tuple[Any, ...], _live: LiveStates
+    ) -> tuple[Any, ...]:
         outcome, text = more
         table_id, count = (0, 0) if table is None else (table.table_id, table.partition_count)
         record = self._machine.cluster.record
@@ -182,10 +230,41 @@ class Handlers:
         own_id = self._machine.identity.cluster_id
         return (outcome, table_id, count, own_id, record.uuid, text)
 
-    def _render_forgotten(self, _table: TableInfo | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _render_more(
+        self, _table: TableInfo | None, more: tuple[Any, ...], _live: LiveStates
+    ) -> tuple[Any, ...]:
         return more
 
     # Looking.
+
+    def _show_live(
+        self,
+        connection: Connection,
+        message: list[Any],
+        table_ids: Collection[int],
+        render: Callable[[LiveStates], tuple[Any, ...]],
+    ) -> None:
+        """Answer by what the replica servers of these tables say now."""
+        connection.defer()
+        self._finish_live(connection, message[0], table_ids, render)
+
+    def _finish_live(
+        self,
+        connection: Connection,
+        wire_id: int,
+        table_ids: Collection[int],
+        render: Callable[[LiveStates], tuple[Any, ...]],
+    ) -> None:
+        async def finish() -> None:
+            live = await self._states(table_ids)
+            try:
+                reply = (wire_id, 0, *render(live))
+            except RequestError as error:
+                reply = connection.error(wire_id, error)
+            connection.finish(reply)
+            connection.flush()
+
+        self._scope.start("show replicas", finish())
 
     def _query_config(self, connection: Connection, message: list[Any]) -> None:
         name = one_name_or_id(message[3:])
@@ -193,8 +272,12 @@ class Handlers:
 
     def _table_info(self, connection: Connection, message: list[Any]) -> None:
         name = one_name(message[3:])
-        fields = views.table_info(self._machine, name, self._replica_state, self._duplications)
-        connection.out.append((message[0], 0, *fields))
+        table = tables.find(self._machine.cluster, name)
+
+        def render(live: LiveStates) -> tuple[Any, ...]:
+            return views.table_info(self._machine, name, live, self._duplications)
+
+        self._show_live(connection, message, [table.table_id], render)
 
     def _list_tables(self, connection: Connection, message: list[Any]) -> None:
         with_dropped = one_flag(message[3:], "with dropped")
@@ -210,18 +293,42 @@ class Handlers:
         connection.out.append((message[0], 0, self._describe()))
 
     def _query_duplication(self, connection: Connection, message: list[Any]) -> None:
-        found = self._duplications.of_table(one_name(message[3:]))
-        connection.out.append((message[0], 0, found))
+        name = one_name(message[3:])
+        table = tables.find(self._machine.cluster, name)
+
+        def render(live: LiveStates) -> tuple[Any, ...]:
+            return (self._duplications.of_table(name, live),)
+
+        self._show_live(connection, message, [table.table_id], render)
 
     def _list_duplications(self, connection: Connection, message: list[Any]) -> None:
         pattern, match = pattern_and_match(message[3:])
-        connection.out.append((message[0], 0, self._duplications.matching(pattern, match)))
+        table_ids = self._duplications.tables_matching(pattern, match)
+
+        def render(live: LiveStates) -> tuple[Any, ...]:
+            return (self._duplications.matching(pattern, match, live),)
+
+        self._show_live(connection, message, table_ids, render)
 
     def _list_clusters(self, connection: Connection, message: list[Any]) -> None:
         no_fields(message[3:])
         cluster = self._machine.cluster
         found = [cluster_map(cluster, one) for _, one in sorted(cluster.remotes.items())]
         connection.out.append((message[0], 0, found))
+
+    def _get_level(self, connection: Connection, message: list[Any]) -> None:
+        no_fields(message[3:])
+        level = self._machine.level
+        connection.out.append((message[0], 0, level.value, level.meaning))
+
+    def _diagnose(self, connection: Connection, message: list[Any]) -> None:
+        name, cluster = one_name_or_none(message[3:]), self._machine.cluster
+        ids = [*cluster.tables] if name is None else [tables.find(cluster, name).table_id]
+
+        def render(live: LiveStates) -> tuple[Any, ...]:
+            return (diagnose(self._machine, name, live),)
+
+        self._show_live(connection, message, ids, render)
 
     def _describe(self) -> Mapping[str, Any]:
         cluster, identity = self._machine.cluster, self._machine.identity
@@ -231,7 +338,7 @@ class Handlers:
             "cluster_name": identity.name,
             "cluster_id": identity.cluster_id,
             "cluster_uuid": "" if cluster.record is None else cluster.record.uuid,
-            "nodes_alive": len(self._machine.delivery.nodes),
+            **views.cluster_health(self._machine),
             "tables": len(cluster.tables) - len(dropped),
             "dropped_tables": len(dropped),
             "partitions": cluster.partition_count,

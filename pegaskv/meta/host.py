@@ -7,7 +7,9 @@ from typing import Any, Protocol
 from pegaskv.meta.cluster import Change, Cluster, TableRecord
 from pegaskv.meta.delivery import Delivery
 from pegaskv.meta.effects import Effect
-from pegaskv.meta.waiting import Need
+from pegaskv.meta.levels import Level
+from pegaskv.meta.nodes import Nodes
+from pegaskv.meta.waiting import Need, Waiters
 
 __all__ = ["Host", "Identity"]
 
@@ -24,12 +26,24 @@ class Host(Protocol):
     """The meta machine. A part returns effects, of which a commit is the last."""
 
     cluster: Cluster
+    nodes: Nodes
     delivery: Delivery
+    waiters: Waiters
     identity: Identity
 
     @property
     def now(self) -> int:
         """Unix seconds, at the event at hand."""
+        ...
+
+    @property
+    def now_ms(self) -> int:
+        """Monotonic milliseconds, at the event at hand."""
+        ...
+
+    @property
+    def level(self) -> Level:
+        """How much is to be done."""
         ...
 
     def store(self, change: Change, then: Callable[[], list[Effect]] | None = None) -> list[Effect]:

@@ -12,18 +12,18 @@ It promises:
 * every commit is guarded by the revisions of all that it writes;
 * a table id is given once, a partition's ballot only grows;
 * an empty replica is ordered only for a partition that no client can have written to:
-  its stored ballot was 0, or its table was never available;
-* a purge is stored before any row is removed, and the records go after the rows.
+  its stored ballot was 0, or its table was never available (or an operator said so);
+* a purge is stored before any row is removed, and the records go after the rows of all
+  nodes that are alive; the others remove theirs when they come back.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, assert_never
+from typing import Any
 
-from pegaskv.base.errors import InvalidArgument, RequestError
+from pegaskv.base.errors import RequestError
 from pegaskv.base.types import Gpid, TableStatus
-from pegaskv.codec.messages_meta import NodeReport
-from pegaskv.meta import envs, tables
+from pegaskv.meta.assignment import Assignments
 from pegaskv.meta.cluster import (
     CHANGE_OPERATIONS_MAX,
     Change,
@@ -35,33 +35,43 @@ from pegaskv.meta.cluster import (
 from pegaskv.meta.delivery import Delivery
 from pegaskv.meta.effects import Answer, Commit, Effect, Refuse, Warn
 from pegaskv.meta.events import (
-    ClearEnvs,
     CollectDue,
     Committed,
-    CreateTable,
-    DeleteEnvs,
-    DropTable,
+    Ensured,
     Event,
+    Forgotten,
+    NodeLeaving,
     NodeReported,
-    OpenTable,
+    OrderEnded,
+    Proposed,
     PushDue,
     PushEnded,
-    RecallTable,
     RemotesChanged,
-    RenameTable,
-    SetEnvs,
+    ReplicaRequest,
+    ReportProgress,
     SourceRequest,
     Started,
-    TableRequest,
     TargetRequest,
+    TimePassed,
 )
+from pegaskv.meta.guardian import Guardian
+from pegaskv.meta.hands import Hands
 from pegaskv.meta.host import Identity
+from pegaskv.meta.levels import Level, check_changes_allowed
+from pegaskv.meta.moves import Moves
+from pegaskv.meta.nodes import Node, Nodes, same_process
 from pegaskv.meta.options import MetaOptions
+from pegaskv.meta.orders import Orders
+from pegaskv.meta.proposals import Proposals
 from pegaskv.meta.sources import Sources
+from pegaskv.meta.table_requests import TableRequests
 from pegaskv.meta.targets import Targets
 from pegaskv.meta.waiting import Need, Waiter, Waiters
 
 __all__ = ["MetaMachine"]
+
+# What the cluster itself says of duplications, at any level.
+_PROGRESS = (ReportProgress, Ensured, Forgotten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +98,30 @@ class MetaMachine:
         identity: Identity = Identity(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self.cluster = cluster
-        self.delivery = Delivery(cluster, options, next_push_id=next_push_id)
+        self.nodes = Nodes(cluster, dead_ms=options.node_dead_ms)
+        self.delivery = Delivery(cluster, self.nodes, options, next_push_id=next_push_id)
+        self.waiters = Waiters(cluster, self.delivery, self.nodes)
         self.identity = identity
+        self.now = 0
+        self.now_ms = 0
         self.sources = Sources(self)
         self.targets = Targets(self, options)
-        self._options = options
+        self._assignments = Assignments(self)
+        self._proposals = Proposals(self)
+        self._tables = TableRequests(self, self._assignments, options)
+        orders = Orders(self.nodes, repeat_ms=options.order_repeat_ms)
+        self.guardian = Guardian(self, orders, options)
+        self.moves = Moves(self, self.guardian, orders, options)
+        self._hands = Hands(self, self._assignments, self.guardian, self.moves, orders, options)
         self._pending: _Pending | None = None
-        self.now = 0
         # Work that the records ask for.
         self._half_made: list[int] = []
-        self._unassigned: dict[int, dict[int, str]] = {}
         self._opened: list[int] = []
         self._to_purge: list[int] = []
         self._to_remove: list[int] = []
-        # Of tables whose assignment takes more than one commit.
-        self._assigned: dict[int, tuple[set[int], set[int]]] = {}
-        # Requests.
-        self._waiters = Waiters(cluster, self.delivery)
+        # Nodes that have reported, and are told what is theirs once it is stored.
+        self._to_tell: list[str] = []
+        # Reports that wait for the end of their first pushes.
         self._reports: dict[str, tuple[int, set[int]]] = {}
 
     @property
@@ -112,9 +129,15 @@ class MetaMachine:
         """Whether the cluster has its record: requests before that are not taken."""
         return self.cluster.record is not None
 
-    def step(self, event: Event, *, unix_seconds: int) -> list[Effect]:
+    @property
+    def level(self) -> Level:
+        """How much is to be done."""
+        record = self.cluster.record
+        return Level.LIVELY if record is None else record.level
+
+    def step(self, event: Event, *, unix_seconds: int, now_ms: int) -> list[Effect]:
         """Take one event; return what must be done, in this order."""
-        self.now = unix_seconds
+        self.now, self.now_ms = unix_seconds, now_ms
         # The result of a commit comes before any other event.
         assert (self._pending is not None) == isinstance(event, Committed)
         try:
@@ -134,73 +157,64 @@ class MetaMachine:
         match event:
             case Started(new_uuid):
                 return self._on_started(new_uuid)
-            case NodeReported(request_id, report):
-                return self._on_node_reported(request_id, report)
+            case NodeReported():
+                return self._on_node_reported(event)
+            case NodeLeaving():
+                return self._on_node_leaving(event)
+            case Proposed(proposals):
+                self._proposals.add(proposals)
+                return []
+            case TimePassed():
+                return self._on_time(event)
             case Committed(revision):
                 return self._on_committed(revision)
             case PushEnded():
                 return self._on_push_ended(event)
             case PushDue(node_id, table_id):
                 return self.delivery.on_due(node_id, table_id)
+            case OrderEnded():
+                self.guardian.on_order_ended(event)
+                return []
             case CollectDue():
                 return self._on_collect_due()
             case RemotesChanged():
                 return self.sources.on_remotes_changed(event)
             case _:
+                if isinstance(event, ReplicaRequest):
+                    return self._hands.on_request(event)
+                if not isinstance(event, _PROGRESS):
+                    check_changes_allowed(self.level)
                 if isinstance(event, SourceRequest):
                     return self.sources.on_request(event)
                 if isinstance(event, TargetRequest):
                     return self.targets.on_request(event)
-                return self._on_request(event)
-
-    def _on_request(self, event: TableRequest) -> list[Effect]:
-        match event:
-            case CreateTable():
-                return self._on_create(event)
-            case DropTable():
-                return self._on_drop(event)
-            case RecallTable(request_id, table_id, new_name):
-                return self._on_recall(request_id, table_id, new_name)
-            case RenameTable(request_id, name, new_name):
-                return self._on_rename(request_id, name, new_name)
-            case SetEnvs(request_id, name, values):
-                table = tables.find_available(self.cluster, name)
-                new = envs.merged(table.envs, envs.checked(values))
-                return self._set_envs(request_id, table, new, warn=True)
-            case DeleteEnvs(request_id, name, names):
-                table = tables.find_available(self.cluster, name)
-                envs.check_deleted(names, table.envs)
-                left = {env: value for env, value in table.envs.items() if env not in names}
-                return self._set_envs(request_id, table, left)
-            case ClearEnvs(request_id, name, prefix):
-                table = tables.find_available(self.cluster, name)
-                return self._set_envs(request_id, table, envs.cleared(table.envs, prefix))
-            case OpenTable(request_id, name):
-                return self._on_open(request_id, name)
-            case _:
-                assert_never(event)
+                return self._tables.on_request(event)
 
     def check(self) -> None:
         """Assert the invariants; tests call this after every step."""
         if self.ready:
             self.cluster.check()
+        self.delivery.check(settled=self._pending is None)
+        self.nodes.check()
+        self.guardian.check()
+        self.moves.check()
         if self._pending is None:
             assert not self.sources.has_work
             assert not self.targets.has_work
-        self.delivery.check(settled=self._pending is None)
-        if self._pending is None:
             assert not self._half_made
-            assert not self._unassigned
-            assert not self._assigned
+            assert not self._proposals.has_work
             assert not self._opened
             assert not self._to_purge
             assert not self._to_remove
-        self._waiters.check()
+            assert not self._to_tell
+            self._assignments.check()
+        self.waiters.check()
 
     # Starting, and nodes.
 
     def _on_started(self, new_uuid: str) -> list[Effect]:
         effects: list[Effect] = [Warn(problem) for problem in self.cluster.problems]
+        self.nodes.on_started(self.now_ms)
         for table in self.cluster.tables.values():
             if table.status is TableStatus.CREATING:
                 self._half_made.append(table.table_id)
@@ -212,94 +226,116 @@ class MetaMachine:
             effects += self.store(Change(cluster=record))
         return effects
 
-    def _on_node_reported(self, request_id: int, report: NodeReport) -> list[Effect]:
-        """A node has started: all that is its own gets a new ballot before it serves."""
-        effects: list[Effect] = []
+    def _on_node_reported(self, event: NodeReported) -> list[Effect]:
+        """A node has come: what it led in an earlier life gets a new ballot before it serves."""
+        report, effects = event.report, list[Effect]()
         earlier = self._reports.pop(report.node_id, None)
         if earlier is not None:
             effects.append(Answer(earlier[0], None))
-        node = self.delivery.on_reported(report)
-        told: set[int] = set()
+        known = self.nodes.get(report.node_id)
+        new_process = known is None or not same_process(known, report)
+        node = self.nodes.on_reported(report, self.now_ms, watched=event.watched)
+        self.delivery.on_reported(node.node_id)
+        self._look_at_nodes()
         for table in self.cluster.tables.values():
-            if table.status is not TableStatus.DROPPED:
-                if self._plan(table, node.node_id):
-                    told.add(table.table_id)
-            elif node.node_id in self.cluster.members(table.table_id):
-                told.add(table.table_id)
-                effects += self.delivery.send(node.node_id, table.table_id)
-        self._reports[node.node_id] = (request_id, told)
-        if not told:
-            effects += self._answer_report(node.node_id)
-        return effects + self._on_unknown_tables(node.node_id, node.ballots)
+            table_id = table.table_id
+            if table.status is TableStatus.DROPPED:
+                has = any(gpid.table_id == table_id for gpid in node.replicas)
+                if has or node.node_id in self.cluster.members(table_id):
+                    self.delivery.note(node.node_id, table_id)
+                continue
+            told = self._assignments.on_reported(node, table, new_process=new_process)
+            self._assignments.place_new(table)
+            if told:
+                first = told if table.status is TableStatus.CREATING else ()
+                self.delivery.note(node.node_id, table_id, told, first)
+        # Only once the new ballots are stored: nobody hears of the old ones any more.
+        self._to_tell.append(node.node_id)
+        self._reports[node.node_id] = (event.request_id, set())
+        return effects + self._on_unknown_tables(node)
 
-    def _on_unknown_tables(self, node_id: str, ballots: Mapping[Gpid, int]) -> list[Effect]:
+    def _tell_reported(self) -> list[Effect]:
+        """Tell a node that has reported what is stored of its own."""
+        node = self.nodes[self._to_tell.pop()]
+        effects = self.delivery.send_all(node.node_id)
+        _, left = self._reports[node.node_id]
+        if not node.watched:
+            # One in this process is not ready before everything is in force.
+            left |= self.delivery.under_way(node.node_id)
+        if not left:
+            effects += self._answer_report(node.node_id)
+        return effects
+
+    def _on_unknown_tables(self, node: Node) -> list[Effect]:
         """Never touch data that no record speaks of, nor give its table id to another."""
-        strange = sorted({gpid.table_id for gpid in ballots} - set(self.cluster.tables))
+        record = self.cluster.record
+        assert record is not None
+        there = {gpid.table_id for gpid in node.replicas} - set(self.cluster.tables)
+        strange = sorted(one for one in there if not record.was_given(one))
         if not strange:
             return []
         named = ", ".join(map(str, strange[:10]))
         effects: list[Effect] = [
-            Warn(f"node {node_id} holds data of tables that are not recorded ({named}); it is kept")
+            Warn(
+                f"node {node.node_id} holds data of tables that are not recorded ({named}); "
+                "it is kept"
+            )
         ]
-        record = self.cluster.record
-        assert record is not None
         if strange[-1] >= record.next_table_id:
-            following = replace(record, next_table_id=strange[-1] + 1)
-            effects += self.store(Change(cluster=following))
+            effects += self.store(Change(cluster=record.passing_over(strange[-1])))
         return effects
 
-    def _plan(self, table: TableRecord, only: str | None = None) -> bool:
-        """Plan new ballots: all of the table's, or those that concern one node."""
-        wanted: dict[int, str] = {}
-        load: dict[str, int] = {}
-        for index, partition in self.cluster.partitions[table.table_id].items():
-            primary = partition.primary
-            if partition.ballot == 0 and self.delivery.nodes:
-                load = load or self._load()
-                primary = min(load, key=lambda node_id: (load[node_id], node_id))
-                load[primary] += 1
-            if primary is not None and primary in self.delivery.nodes and only in (None, primary):
-                wanted[index] = primary
-        if wanted:
-            self._unassigned[table.table_id] = wanted
-        return bool(wanted)
+    def _on_node_leaving(self, event: NodeLeaving) -> list[Effect]:
+        node = self.nodes.get(event.node_id)
+        if node is None or node.process != event.process:
+            return [Answer(event.request_id, None, (0,))]
+        node.leaving = True
+        self._look_at_nodes()
+        effects = self.guardian.on_leaving(node)
+        # Of what nobody else has, nobody else can take over.
+        left = sum(len(record.members) > 1 for record, _ in self.guardian.named(node.node_id))
+        return [*effects, Answer(event.request_id, None, (left,))]
 
-    def _load(self) -> dict[str, int]:
-        """Return how many partitions each node is primary of, or soon will be."""
-        load = dict.fromkeys(self.delivery.nodes, 0)
-        stored = [one.primary for all_ in self.cluster.partitions.values() for one in all_.values()]
-        planned = [node_id for wanted in self._unassigned.values() for node_id in wanted.values()]
-        for node_id in [*stored, *planned]:
-            if node_id in load:
-                load[node_id] += 1
-        return load
+    # Time.
 
-    # Requests.
+    def _on_time(self, event: TimePassed) -> list[Effect]:
+        effects: list[Effect] = []
+        died = self.nodes.on_time(event.beacons, self.now_ms)
+        for node in died:
+            effects.append(Warn(f"node {node.node_id} is unalive: no beacon for a while"))
+            self.delivery.on_died(node.node_id)
+            if (report := self._reports.pop(node.node_id, None)) is not None:
+                effects.append(Answer(report[0], None))
+        if self.nodes.settle(self.now_ms) or died:
+            self._look_at_nodes()
+            effects += self._on_waited_for()
+        for table in self.cluster.tables.values():
+            if table.status is TableStatus.CREATING:
+                self._assignments.place_new(table)
+        effects += self.guardian.on_time()
+        effects += self.moves.on_time()
+        return effects + self._hands.on_time()
 
-    def _on_create(self, event: CreateTable) -> list[Effect]:
-        options = self._options
-        name = tables.check_name(event.name)
-        count = tables.check_partition_count(
-            event.partition_count or options.default_partition_count
-        )
-        replicas = event.replica_count or options.default_replica_count
-        values = envs.merged({}, envs.checked(event.envs))
-        table = self.cluster.named(name)
-        if table is not None:
-            return self._on_create_existing(event, table, count, replicas, values)
-        tables.check_replica_count(replicas, len(self.delivery.nodes))
-        tables.check_room(self.cluster, count, options)
-        table = TableRecord(
-            table_id=self.cluster.next_table_id,
-            name=name,
-            status=TableStatus.CREATING,
-            partition_count=count,
-            replica_count=replicas,
-            envs=values,
-            created_at=self.now,
-        )
-        more = (True, envs.warnings(values, replicas))
-        return self.begin_creation(event.request_id, table, more, Need.AVAILABLE)
+    def _on_waited_for(self) -> list[Effect]:
+        """Nodes are not waited for any more: whatever waited for them alone goes on."""
+        effects: list[Effect] = []
+        for table_id in list(self.cluster.tables):
+            effects += self._look_at_told(table_id)
+        return effects
+
+    def _look_at_nodes(self) -> None:
+        self.guardian.look_at_all()
+        self.moves.look_again()
+
+    def _on_collect_due(self) -> list[Effect]:
+        self.sources.on_time()
+        for table in self.cluster.tables.values():
+            expired = table.status is TableStatus.DROPPED and table.expires_at <= self.now
+            if expired and not table.purging and self.level.balances:
+                self._to_purge.append(table.table_id)
+        return []
+
+    # Tables.
 
     def begin_creation(
         self, request_id: int, table: TableRecord, more: tuple[Any, ...], need: Need
@@ -315,95 +351,11 @@ class MetaMachine:
         )
 
         def then() -> list[Effect]:
-            self._waiters.add(table.table_id, Waiter(request_id, table.version, more, need))
+            self.waiters.add(table.table_id, Waiter(request_id, table.version, more, need))
             self._half_made.append(table.table_id)
             return []
 
         return self.store(change, then)
-
-    def _on_create_existing(
-        self,
-        event: CreateTable,
-        table: TableRecord,
-        count: int,
-        replicas: int,
-        values: Mapping[str, str],
-    ) -> list[Effect]:
-        other = tables.differences(table, count, replicas, values)
-        if event.same_is_fine and not other:
-            more = (False, envs.warnings(table.envs, table.replica_count))
-            if table.status is TableStatus.CREATING:
-                waiter = Waiter(event.request_id, table.version, more, need=Need.AVAILABLE)
-                self._waiters.add(table.table_id, waiter)
-                return self._waiters.settle(table.table_id)
-            return [Answer(event.request_id, table.info(), more)]
-        if table.status is TableStatus.CREATING:
-            raise tables.being_created(table, self.delivery.failure(table.table_id))
-        raise tables.exists(table, other=other)
-
-    def _on_drop(self, event: DropTable) -> list[Effect]:
-        reserve = tables.reserve_seconds(event.reserve_seconds, self._options)
-        if event.missing_is_fine and self.cluster.named(event.name) is None:
-            return [Answer(event.request_id, None)]
-        table = tables.find_available(self.cluster, event.name)
-        if not event.force:
-            tables.check_takes_no_part(self.cluster, table)
-        dropped = table.changed(
-            status=TableStatus.DROPPED,
-            dropped_at=self.now,
-            # Never 0, which would mean "not dropped".
-            expires_at=max(1, self.now + reserve),
-        )
-        return self._change_table(event.request_id, dropped)
-
-    def _on_open(self, request_id: int, name: str) -> list[Effect]:
-        table = tables.find_available(self.cluster, name)
-        more = (tables.open_warnings(table),)
-        if not table.follower:
-            return [Answer(request_id, table.info(), more)]
-        return self._change_table(request_id, table.changed(follower=False), more)
-
-    def _on_recall(self, request_id: int, table_id: int, new_name: str | None) -> list[Effect]:
-        table = tables.recallable(self.cluster, table_id, self.now)
-        name = table.name if new_name is None else tables.check_name(new_name)
-        tables.name_taken(
-            self.cluster, name, hint=f"recall it under another name: `recall {table_id} NEW_NAME`"
-        )
-        back = table.changed(name=name, status=TableStatus.AVAILABLE, dropped_at=0, expires_at=0)
-
-        def then() -> list[Effect]:
-            # As after a restart: whoever served it does not go on in its old role.
-            self._plan(back)
-            if table_id not in self._unassigned:
-                return self.told(request_id, back.table_id)
-            self._waiters.add(table_id, Waiter(request_id, back.version + 1, ()))
-            return []
-
-        return self.store(Change(tables=(back,)), then)
-
-    def _on_rename(self, request_id: int, name: str, new_name: str) -> list[Effect]:
-        table = tables.find_available(self.cluster, name)
-        tables.check_name(new_name)
-        if new_name == name:
-            raise InvalidArgument(f"the table is named `{name}` already")
-        tables.name_taken(self.cluster, new_name, hint="choose another name, or rename that table")
-        return self._change_table(request_id, table.changed(name=new_name))
-
-    def _set_envs(
-        self, request_id: int, table: TableRecord, values: Mapping[str, str], *, warn: bool = False
-    ) -> list[Effect]:
-        more = (envs.warnings(values, table.replica_count),) if warn else ()
-        if values == table.envs:
-            return [Answer(request_id, table.info(), more)]
-        return self._change_table(request_id, table.changed(envs=dict(values)), more)
-
-    def _change_table(
-        self, request_id: int, table: TableRecord, more: tuple[Any, ...] = ()
-    ) -> list[Effect]:
-        """Store a table, tell its nodes, and answer when they know."""
-        return self.store(
-            Change(tables=(table,)), lambda: self.told(request_id, table.table_id, more)
-        )
 
     def told(
         self,
@@ -414,19 +366,9 @@ class MetaMachine:
     ) -> list[Effect]:
         """Tell a table's nodes what is stored, and answer the request when they know."""
         version = self.cluster.tables[table_id].version
-        self._waiters.add(table_id, Waiter(request_id, version, more, need))
-        effects = self.delivery.change(table_id, set(), first=set())
-        return effects + self._waiters.settle(table_id)
-
-    # Time.
-
-    def _on_collect_due(self) -> list[Effect]:
-        self.sources.on_time()
-        for table in self.cluster.tables.values():
-            expired = table.status is TableStatus.DROPPED and table.expires_at <= self.now
-            if expired and not table.purging:
-                self._to_purge.append(table.table_id)
-        return []
+        self.waiters.add(table_id, Waiter(request_id, version, more, need))
+        effects = self.delivery.change(table_id)
+        return effects + self.waiters.settle(table_id)
 
     # Commits.
 
@@ -441,8 +383,25 @@ class MetaMachine:
     def _on_committed(self, revision: int) -> list[Effect]:
         pending, self._pending = self._pending, None
         assert pending is not None
-        self.cluster.apply(pending.change, revision)
-        return [] if pending.then is None else pending.then()
+        change = pending.change
+        if any(self._is_other(table) for table in change.tables) or change.removed_table:
+            self._look_at_nodes()
+        self.cluster.apply(change, revision)
+        effects = [] if pending.then is None else pending.then()
+        orders: list[Effect] = []
+        for record in change.partitions:
+            orders += self.guardian.on_stored(record)
+            orders += self.moves.on_stored(record)
+        # A commit is the last effect.
+        place = len(effects) - 1 if self._pending is not None else len(effects)
+        return effects[:place] + orders + effects[place:]
+
+    def _is_other(self, table: TableRecord) -> bool:
+        """Whether a table that is stored differs in what its partitions need."""
+        old = self.cluster.tables.get(table.table_id)
+        if old is None:
+            return True
+        return (old.status, old.replica_count) != (table.status, table.replica_count)
 
     def _next_commit(self) -> list[Effect]:
         """Return the next commit that the records ask for, if there is one."""
@@ -450,8 +409,12 @@ class MetaMachine:
         while self._pending is None:
             if self._half_made:
                 effects += self._add_partitions(self._half_made[0])
-            elif self._unassigned:
-                effects += self._assign()
+            elif self._assignments.has_work:
+                effects += self._assignments.next_commit()
+            elif self._to_tell:
+                effects += self._tell_reported()
+            elif self._proposals.has_work:
+                effects += self._proposals.next_commit()
             elif self._opened:
                 effects += self._make_available(self._opened.pop(0))
             elif self._to_purge:
@@ -471,56 +434,14 @@ class MetaMachine:
         missing = self.cluster.missing(table)[:CHANGE_OPERATIONS_MAX]
         if not missing:
             self._half_made.remove(table_id)
-            self._plan(table)
+            self._assignments.place_new(table)
             return []
         partitions = tuple(PartitionRecord(Gpid(table_id, index)) for index in missing)
         return self.store(Change(partitions=partitions))
 
-    def _assign(self) -> list[Effect]:
-        """Give out new ballots, of several tables at once; whole tables are then pushed."""
-        room = CHANGE_OPERATIONS_MAX
-        changed_tables: list[TableRecord] = []
-        changed: list[PartitionRecord] = []
-        done: list[int] = []
-        for table_id, wanted in list(self._unassigned.items()):
-            if room < 2:
-                break
-            table = self.cluster.tables[table_id]
-            indices, first = self._assigned.setdefault(table_id, (set(), set()))
-            taken = list(wanted.items())[: room - 1]
-            for index, node_id in taken:
-                old = self.cluster.partitions[table_id][index]
-                if old.ballot == 0 or table.status is TableStatus.CREATING:
-                    first.add(index)
-                indices.add(index)
-                reported = self.delivery.nodes[node_id].ballots.get(old.gpid, 0)
-                ballot = max(old.ballot, reported) + 1
-                changed.append(replace(old, ballot=ballot, primary=node_id))
-                del wanted[index]
-            changed_tables.append(table.changed())
-            room -= 1 + len(taken)
-            if not wanted:
-                del self._unassigned[table_id]
-                done.append(table_id)
-        change = Change(tables=tuple(changed_tables), partitions=tuple(changed))
-        return self.store(change, lambda: self._on_assigned(done))
-
-    def _on_assigned(self, table_ids: list[int]) -> list[Effect]:
-        effects: list[Effect] = []
-        for table_id in table_ids:
-            indices, first = self._assigned.pop(table_id)
-            version = self.cluster.tables[table_id].version
-            # Whoever waits for the table waits for its partitions.
-            self._waiters.raise_version(table_id, version)
-            effects += self.delivery.change(table_id, indices, first=first)
-        return effects
-
     def _make_available(self, table_id: int) -> list[Effect]:
         table = self.cluster.tables[table_id].changed(status=TableStatus.AVAILABLE)
-        return self.store(
-            Change(tables=(table,)),
-            lambda: self.delivery.change(table_id, set(), first=set()),
-        )
+        return self.store(Change(tables=(table,)), lambda: self.delivery.change(table_id))
 
     def _begin_purge(self) -> list[Effect]:
         batch = self._to_purge[:CHANGE_OPERATIONS_MAX]
@@ -529,13 +450,23 @@ class MetaMachine:
         def then() -> list[Effect]:
             effects: list[Effect] = []
             for table_id in batch:
-                effects += self.delivery.change(table_id, set(), first=set())
+                # Also those who have leftovers.
+                strays = self._with_strays(table_id)
+                effects += self.delivery.change(table_id, former=strays)
                 self._consider_removal(self.cluster.tables[table_id])
                 self.sources.on_table_changed(table_id)
             return effects
 
         marked = tuple(self.cluster.tables[one].changed(purging=True) for one in batch)
         return self.store(Change(tables=marked), then)
+
+    def _with_strays(self, table_id: int) -> set[tuple[str, int]]:
+        return {
+            (node.node_id, gpid.partition_index)
+            for node in self.nodes.alive
+            for gpid in node.strays
+            if gpid.table_id == table_id
+        }
 
     def _remove_records(self, table_id: int) -> list[Effect]:
         """Remove the partitions' records in batches, and the table's with the last of them."""
@@ -547,15 +478,17 @@ class MetaMachine:
 
         def then() -> list[Effect]:
             self.delivery.forget(table_id)
+            self.nodes.on_purged(table_id)
             self.sources.on_table_changed(table_id)
-            return self._waiters.end(table_id)
+            return self.waiters.end(table_id)
 
         return self.store(Change(removed_partitions=batch, removed_table=table_id), then)
 
     def _consider_removal(self, table: TableRecord) -> None:
-        """Remove the records when every node has removed its rows."""
-        if self.delivery.acknowledged(table.table_id, table.version):
-            self._to_remove.append(table.table_id)
+        """Remove the records when every node that is there has removed its rows."""
+        table_id = table.table_id
+        if table_id not in self._to_remove and self.delivery.acknowledged(table_id, table.version):
+            self._to_remove.append(table_id)
 
     # Pushes and answers.
 
@@ -564,21 +497,26 @@ class MetaMachine:
         effects = self.delivery.on_ended(event.push_id, node_id, table_id, event.error)
         if effects is None:
             return []
-        table = self.cluster.tables.get(table_id)
-        if table is not None and self.delivery.acknowledged(table_id, table.version):
-            if table.status is TableStatus.CREATING:
-                self._opened.append(table_id)
-            elif table.purging:
-                self._consider_removal(table)
-            self.sources.on_table_changed(table_id)
-            self.targets.on_obeyed(table_id)
-        effects += self._waiters.settle(table_id)
+        effects += self._look_at_told(table_id)
         report = self._reports.get(node_id)
         if report is not None and self.delivery.quiet(node_id, table_id):
             report[1].discard(table_id)
             if not report[1]:
                 effects += self._answer_report(node_id)
         return effects
+
+    def _look_at_told(self, table_id: int) -> list[Effect]:
+        """Go on with whatever waits until a table's nodes know what is stored."""
+        table = self.cluster.tables.get(table_id)
+        if table is not None and self.delivery.acknowledged(table_id, table.version):
+            if table.status is TableStatus.CREATING:
+                if table_id not in self._opened and self.delivery.led(table_id):
+                    self._opened.append(table_id)
+            elif table.purging:
+                self._consider_removal(table)
+            self.sources.on_table_changed(table_id)
+            self.targets.on_obeyed(table_id)
+        return self.waiters.settle(table_id)
 
     def _answer_report(self, node_id: str) -> list[Effect]:
         request_id, left = self._reports.pop(node_id)

@@ -33,6 +33,29 @@ class MetaOptions:
     partitions_max: int = 16_384
     # Changes that may be under way or wait at a time.
     requests_max: int = 1_024
+    # A replica server that is silent for so long is unalive: it is not waited for any more.
+    node_dead_ms: int = 10_000
+    # How often nodes and partitions are looked at.
+    guardian_interval_ms: int = 1_000
+    # A member that went is waited for so long before another node gets a copy, unless too few
+    # are left to take writes: it would have most of the rows already.
+    replica_assign_delay_ms: int = 60_000
+    # A copy that makes no progress for so long is given up, and made on another node.
+    learner_patience_ms: int = 30_000
+    # Copies that one node receives at a time.
+    learners_per_node_max: int = 5
+    # An order to a replica server is repeated after this while it is not carried out.
+    order_repeat_ms: int = 2_000
+    # Replicas are moved in rounds, so many at a time, and not before the nodes have been
+    # there for a while.
+    balance_interval_ms: int = 2_000
+    balance_moves_max: int = 10
+    balance_settle_ms: int = 5_000
+    # So long an operator's forced assignment waits, so that whoever led has stopped: the lease
+    # and the grace of the replica servers together.
+    forced_move_wait_ms: int = 9_000
+    # So long replica servers are waited for when their state is shown.
+    states_timeout_ms: int = 1_000
 
     def validate(self) -> None:
         """Raise ConfigurationError if a value or a combination cannot be."""
@@ -56,6 +79,10 @@ class MetaOptions:
             raise ConfigurationError("[meta] drop_reserve_seconds is more than ten years")
         if self.push_retry_ms_min > self.push_retry_ms_max:
             raise ConfigurationError("[meta] push_retry_ms_min is above push_retry_ms_max")
+        if self.guardian_interval_ms * 2 > self.node_dead_ms:
+            raise ConfigurationError(
+                "[meta] guardian_interval_ms is more than half of node_dead_ms"
+            )
         # A reply that lists all tables is one array.
         if self.tables_max > 4_000:
             raise ConfigurationError("[meta] tables_max is at most 4000")

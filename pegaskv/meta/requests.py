@@ -8,11 +8,13 @@ from typing import Any, Final
 
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.base.options import nearest
+from pegaskv.base.types import Gpid
 from pegaskv.codec.messages_duplication import UUID_BYTES
 from pegaskv.codec.operations import Operation
 from pegaskv.meta.events import (
     AddCluster,
     AddDuplication,
+    BalanceByHand,
     ClearEnvs,
     CreateTable,
     DeleteEnvs,
@@ -21,12 +23,16 @@ from pegaskv.meta.events import (
     ForgetDuplication,
     ModifyDuplication,
     OpenTable,
+    ProposeByHand,
     RecallTable,
     RemoveCluster,
     RenameTable,
     Request,
     SetEnvs,
+    SetLevel,
+    SetReplicaCount,
 )
+from pegaskv.meta.levels import read_level
 from pegaskv.meta.remotes import CLUSTER_ID_MAX, RemoteClusterInfo
 
 __all__ = [
@@ -34,6 +40,7 @@ __all__ = [
     "one_flag",
     "one_name",
     "one_name_or_id",
+    "one_name_or_none",
     "pattern_and_match",
     "read_request",
 ]
@@ -44,6 +51,8 @@ _NUMBER_MAX: Final = 1 << 32
 _ENVS_MAX: Final = 1_000
 
 _ENSURE_OPTIONS: Final = {"mesh": bool, "table_id": int, "dupid": int, "attempt": int}
+_MOVES: Final = ("move_pri", "copy_pri", "copy_sec")
+_CHANGES: Final = ("assign_primary", "add_secondary", "remove", "downgrade")
 _MATCHES: Final = ("all", "exact", "anywhere", "prefix", "postfix")
 
 
@@ -103,7 +112,29 @@ def read_request(
             return ClearEnvs(request_id, _text(fields[0], "table name"), prefix)
         case Operation.OPEN_TABLE:
             return OpenTable(request_id, one_name(fields))
+        case Operation.SET_REPLICA_COUNT:
+            _count_is(fields, 2, "table name, replica count")
+            name, count = _text(fields[0], "table name"), _number(fields[1], "replica count")
+            return SetReplicaCount(request_id, name, count)
+        case Operation.SET_META_LEVEL:
+            _count_is(fields, 1, "level")
+            return SetLevel(request_id, read_level(_text(fields[0], "level")))
+        case Operation.BALANCE | Operation.PROPOSE_CHANGE:
+            return _by_hand(operation, request_id, fields)
     return _read_duplication(operation, request_id, fields, new_uuid)
+
+
+def _by_hand(operation: Operation, request_id: int, fields: list[Any]) -> Request:
+    balance = operation is Operation.BALANCE
+    last = "from node id, to node id" if balance else "node id, accept loss"
+    _count_is(fields, 5, f"table id, partition index, kind, {last}")
+    gpid = Gpid(_number(fields[0], "table id"), _number(fields[1], "partition index"))
+    kind = _choice(fields[2], "kind", _MOVES if balance else _CHANGES)
+    if balance:
+        source, target = _text(fields[3], "from node id"), _text(fields[4], "to node id")
+        return BalanceByHand(request_id, gpid, kind, source, target)
+    node_id, accept_loss = _text(fields[3], "node id"), _flag(fields[4], "accept loss")
+    return ProposeByHand(request_id, gpid, kind, node_id, accept_loss)
 
 
 def _read_duplication(
@@ -224,6 +255,12 @@ def pattern_and_match(fields: list[Any]) -> tuple[str, str]:
     if match != "all" and not pattern:
         raise InvalidArgument("pattern: it is empty", hint="match type `all` finds every table")
     return pattern, match
+
+
+def one_name_or_none(fields: list[Any]) -> str | None:
+    """Return the table name that is the only field, or None."""
+    _count_is(fields, 1, "table name or nil")
+    return None if fields[0] is None else _text(fields[0], "table name")
 
 
 def one_name(fields: list[Any]) -> str:

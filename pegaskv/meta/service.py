@@ -14,7 +14,8 @@ import asyncio
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from random import Random
 from types import MappingProxyType
 from typing import Any, Final, Protocol, assert_never
@@ -29,14 +30,14 @@ from pegaskv.base.errors import (
     Unavailable,
 )
 from pegaskv.base.metrics import Metric, gauges
-from pegaskv.base.types import TableInfo
+from pegaskv.base.types import PartitionConfiguration, ReplicaStatus, TableInfo
 from pegaskv.codec.messages_duplication import (
     EnsureAnswer,
     PartitionProgress,
     ProgressReport,
     RemoteWork,
 )
-from pegaskv.codec.messages_meta import NodeReport, TablePush
+from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, Proposal, TablePush
 from pegaskv.coordination.store import (
     Conflict,
     Fence,
@@ -48,29 +49,29 @@ from pegaskv.coordination.store import (
 )
 from pegaskv.meta import remotes, views
 from pegaskv.meta.cluster import Cluster
-from pegaskv.meta.duplication_views import (
-    DuplicationState,
-    RemoteState,
-    Views,
-    remote_work,
-)
-from pegaskv.meta.effects import Answer, Commit, Effect, Push, PushLater, Refuse, Warn
+from pegaskv.meta.duplication_views import RemoteState, Views, remote_work
+from pegaskv.meta.effects import Answer, Commit, Effect, Obey, Push, PushLater, Refuse, Warn
 from pegaskv.meta.events import (
     CollectDue,
     Committed,
     Ensured,
     Event,
     Forgotten,
+    NodeLeaving,
     NodeReported,
+    OrderEnded,
+    Proposed,
     PushDue,
     PushEnded,
     RemotesChanged,
     ReportProgress,
     Request,
     Started,
+    TimePassed,
 )
 from pegaskv.meta.handlers import Handlers, Reply
 from pegaskv.meta.host import Identity
+from pegaskv.meta.live import LiveStates, NodeStates, ask_states, nodes_of
 from pegaskv.meta.machine import MetaMachine
 from pegaskv.meta.options import MetaOptions
 from pegaskv.meta.remotes import ConfiguredCluster
@@ -79,7 +80,7 @@ from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.mailbox import Mailbox
 from pegaskv.runtime.tasks import TaskScope
 
-__all__ = ["MetaService", "ReplicaControl"]
+__all__ = ["MetaService", "NodeDoor", "ReplicaControl"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,9 +93,13 @@ _OTHER_EVENTS_MAX: Final = 65_536
 _UNASKED: Final = (
     Started,
     NodeReported,
+    NodeLeaving,
+    Proposed,
+    TimePassed,
     Committed,
     PushEnded,
     PushDue,
+    OrderEnded,
     CollectDue,
     RemotesChanged,
 )
@@ -107,6 +112,18 @@ class ReplicaControl(Protocol):
         """Return when the push is in force; any PegasKVError or OSError: try again later."""
         ...
 
+    async def obey(self, order: Order) -> str:
+        """Take an order; return a sentence on what comes of it."""
+        ...
+
+    async def states(self, table_id: int) -> NodeStates:
+        """Return what is shown of its replicas of a table, or of all (0)."""
+        ...
+
+
+# Makes the door to a node, by its id and address.
+NodeDoor = Callable[[str, str], ReplicaControl]
+
 
 def _no_state(*whose: Any) -> dict[str, Any]:
     return {}
@@ -115,9 +132,9 @@ def _no_state(*whose: Any) -> dict[str, Any]:
 class MetaService:
     """The one leading meta server of a cluster.
 
-    `nodes` is the door to each replica server by its id; `replica_state` returns what
-    TABLE_INFO shows of a replica, `duplication_state` of a partition (and a uuid), and
-    `remote_state` of a duplication (id and uuid) that waits for its target. `remote_clusters`
+    `node_door` makes the door to a replica server that has reported, by its id and address.
+    `remote_state` returns what is shown of a duplication (id and uuid) that waits for its
+    target. `remote_clusters`
     are those of the configuration. `on_remote_work` is called when `remote_work` may be other
     than before. Tasks run in `scope`, which is closed before `stop`. The
     store stays the caller's, who closes it after this service.
@@ -127,21 +144,21 @@ class MetaService:
         self,
         store: MetaStore,
         *,
-        nodes: Mapping[str, ReplicaControl],
+        node_door: NodeDoor,
         clock: Clock,
         random: Random,
         options: MetaOptions,
         scope: TaskScope,
         cluster_name: str,
         cluster_id: int,
-        replica_state: views.ReplicaState = _no_state,
         remote_clusters: Mapping[str, ConfiguredCluster] = MappingProxyType({}),
-        duplication_state: DuplicationState = _no_state,
         remote_state: RemoteState = _no_state,
         on_remote_work: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._nodes = nodes
+        self._node_door = node_door
+        # Of each node that has reported: its address, and the way there.
+        self._doors: dict[str, tuple[str, ReplicaControl]] = {}
         self._clock = clock
         self._random = random
         self._options = options
@@ -153,7 +170,6 @@ class MetaService:
         self._seen_generation = -1
         self._duplications = Views(
             lambda: self._machine.cluster,
-            duplication_state=duplication_state,
             remote_state=remote_state,
         )
         self._handlers = Handlers(
@@ -161,7 +177,8 @@ class MetaService:
             queue=self._queue,
             random=random,
             options=options,
-            replica_state=replica_state,
+            states=self._states,
+            scope=scope,
             duplications=self._duplications,
             trouble=lambda: self._down,
         )
@@ -176,12 +193,20 @@ class MetaService:
         # The last that was taken of each node, and who waits for the answer.
         self._reports: dict[str, NodeReported] = {}
         self._reporting: dict[int, asyncio.Event] = {}
+        # The processes whose reports wait to be taken.
+        self._arriving: dict[str, str] = {}
+        self._beacons: dict[str, tuple[NodeBeacon, int]] = {}
+        self._looking = False
+        # What replicas ask for and is taken together; whether the mailbox says so.
+        self._proposed: list[tuple[int, Proposal]] = []
         self._requests: dict[int, Reply] = {}
         self._last_request_id = 0
         self.commits = 0
         self.commit_failures = 0
         self.pushes = 0
         self.push_failures = 0
+        self.orders = 0
+        self.order_failures = 0
 
     async def start(self) -> None:
         """Lead, load what is stored, finish what is half made, and begin to serve.
@@ -199,6 +224,12 @@ class MetaService:
             self._collect,
             pause=lambda: self._clock.sleep_ms(interval_ms),
         )
+        look_ms = self._options.guardian_interval_ms
+        self._scope.keep(
+            "look after nodes and partitions",
+            self._look,
+            pause=lambda: self._clock.sleep_ms(look_ms),
+        )
 
     @property
     def cluster_uuid(self) -> str:
@@ -211,18 +242,57 @@ class MetaService:
         """What every commit of this leader carries; None before `start`."""
         return self._fence
 
-    async def report(self, report: NodeReport) -> None:
+    async def report(self, report: NodeReport, *, watched: bool = True) -> None:
         """Take a replica server's report.
 
-        Returns when new ballots of all its partitions are stored, and every table of the node
-        has been pushed once: taken, or failed and to be repeated. While the store is down
-        it waits.
+        Returns when new ballots of all its partitions are stored, and the node is being told of
+        every table that is its own. One that is not `watched`, since it lives in this process
+        and needs no beacons, has been told by then: each push was taken, or has failed and
+        is repeated. While the store is down it waits.
         """
-        self._last_request_id += 1
-        request_id = self._last_request_id
+        request_id = self._next_request_id()
         done = self._reporting[request_id] = asyncio.Event()
-        await self._mailbox.put(NodeReported(request_id, report))
+        self._arriving[report.node_id] = report.process
+        await self._mailbox.put(NodeReported(request_id, report, watched))
         await done.wait()
+
+    def beacon(self, beacon: NodeBeacon) -> bool:
+        """Take a sign of life; return whether the node is known, else it has to report."""
+        node = self._machine.nodes.get(beacon.node_id)
+        if node is not None and node.alive and node.process == beacon.process:
+            self._beacons[beacon.node_id] = (beacon, self._clock.monotonic_ms())
+            return True
+        return self._arriving.get(beacon.node_id) == beacon.process
+
+    async def leaving(self, node_id: str, process: str) -> int:
+        """Take a replica server's word that it stops; return what others must take over first.
+
+        Raises:
+            RequestError: changes cannot be stored at the moment.
+
+        """
+        (count,) = await self._do(lambda request_id: NodeLeaving(request_id, node_id, process))
+        return int(count)
+
+    async def propose(self, proposal: Proposal) -> tuple[PartitionConfiguration, Mapping[str, str]]:
+        """Change a configuration if it is as the proposer knows it; return what is stored then.
+
+        With it come the addresses of its members. All that wait are stored together.
+
+        Raises:
+            RequestError: nothing is known of it; ask again.
+
+        """
+        self._check_usable()
+        if len(self._proposed) >= self._options.partitions_max:
+            raise Busy(f"{len(self._proposed)} proposals wait")
+        request_id, answered = self._await_answer()
+        self._proposed.append((request_id, proposal))
+        if len(self._proposed) == 1:
+            # An empty one says that there are some: those that come meanwhile go with it.
+            self._mailbox.put_nowait(Proposed(()))
+        configuration, addresses = await answered
+        return configuration, addresses
 
     def handlers(self) -> dict[int, Handler]:
         """Return what answers each operation of the meta server."""
@@ -237,6 +307,8 @@ class MetaService:
             ("commit_failures", "Commits whose outcome was unknown.", self.commit_failures),
             ("pushes", "Changes of tables sent to replica servers.", self.pushes),
             ("push_failures", "Pushes that a node could not take.", self.push_failures),
+            ("orders", "Orders about single partitions to replica servers.", self.orders),
+            ("order_failures", "Orders that a node did not take.", self.order_failures),
         ):
             yield Metric(f"pegaskv_meta_{name}_total", "counter", text, (((), count),))
         options = self._options
@@ -274,7 +346,14 @@ class MetaService:
                 # It waited while the store failed, and was answered then.
                 continue
             if isinstance(event, NodeReported):
-                self._reports[event.report.node_id] = event
+                self._on_report(event)
+            elif isinstance(event, Proposed):
+                waiting, self._proposed = self._proposed, []
+                event = Proposed(tuple(one for one in waiting if one[0] in self._requests))
+            elif isinstance(event, TimePassed):
+                self._looking = False
+                beacons, self._beacons = self._beacons, {}
+                event = TimePassed(tuple(beacons.values()))
             try:
                 await self._take(event)
             except (StoreUnavailable, Conflict, Fenced) as error:
@@ -292,8 +371,22 @@ class MetaService:
                 self._perform(effect)
         self._look_at_remote_work()
 
+    def _on_report(self, event: NodeReported) -> None:
+        report = event.report
+        self._reports[report.node_id] = event
+        if self._arriving.get(report.node_id) == report.process:
+            del self._arriving[report.node_id]
+        address, _ = self._doors.get(report.node_id, (None, None))
+        if address != report.address:
+            door = self._node_door(report.node_id, report.address)
+            self._doors[report.node_id] = (report.address, door)
+
     def _step(self, event: Event) -> list[Effect]:
-        return self._machine.step(event, unix_seconds=self._clock.wall_us() // 1_000_000)
+        return self._machine.step(
+            event,
+            unix_seconds=self._clock.wall_us() // 1_000_000,
+            now_ms=self._clock.monotonic_ms(),
+        )
 
     async def _commit(self, commit: Commit) -> int:
         self.commits += 1
@@ -304,7 +397,7 @@ class MetaService:
             fence=self._fence,
         )
 
-    def _perform(self, effect: Answer | Refuse | Push | PushLater | Warn | Commit) -> None:
+    def _perform(self, effect: Effect) -> None:
         match effect:
             case Answer(request_id, table, more):
                 self._reply(request_id, table, more, None)
@@ -316,6 +409,8 @@ class MetaService:
             case PushLater(node_id, table_id, delay_ms):
                 name = f"pause before table {table_id}"
                 self._scope.start(name, self._send_later(PushDue(node_id, table_id), delay_ms))
+            case Obey(node_id, order):
+                self._scope.start(f"order about {order.gpid}", self._order(node_id, order))
             case Warn(text):
                 _log.warning("%s", text)
             case Commit():
@@ -327,7 +422,7 @@ class MetaService:
         self.pushes += 1
         error_text = ""
         try:
-            await self._nodes[node_id].configure(push)
+            await self._doors[node_id][1].configure(push)
         except (PegasKVError, OSError) as error:
             self.push_failures += 1
             error_text = str(error) or type(error).__name__
@@ -338,12 +433,49 @@ class MetaService:
             )  # fmt: skip
         await self._mailbox.put(PushEnded(push_id, node_id, push.table.table_id, error_text))
 
+    async def _order(self, node_id: str, order: Order) -> None:
+        self.orders += 1
+        error_text = ""
+        try:
+            await self._doors[node_id][1].obey(order)
+        except (PegasKVError, OSError) as error:
+            self.order_failures += 1
+            error_text = str(error) or type(error).__name__
+            # It is repeated while it is wanted.
+            _log.info(
+                "node %s did not take the order to %s %s of partition %s: %s",
+                node_id, order.kind.name, order.node_id, order.gpid, error_text,
+            )  # fmt: skip
+        await self._mailbox.put(OrderEnded(node_id, order, error_text))
+
     async def _send_later(self, event: Event, delay_ms: int) -> None:
         await self._clock.sleep_ms(delay_ms)
         await self._mailbox.put(event)
 
     async def _collect(self) -> None:
         await self._mailbox.put(CollectDue())
+
+    async def _look(self) -> None:
+        if not self._looking:
+            self._looking = True
+            await self._mailbox.put(TimePassed())
+
+    async def _states(self, table_ids: Collection[int]) -> LiveStates:
+        """Ask the nodes of tables how their replicas are."""
+        machine = self._machine
+        wanted = nodes_of(machine.cluster, table_ids)
+        if wanted:
+            # Who learns is no member yet.
+            wanted |= {node.node_id for node in machine.nodes.alive if node.learning}
+        doors = {
+            node_id: self._doors[node_id][1]
+            for node_id in sorted(wanted)
+            if machine.nodes.is_alive(node_id)
+        }
+        table_id = next(iter(table_ids)) if len(table_ids) == 1 else 0
+        return await ask_states(
+            doors, table_id, clock=self._clock, timeout_ms=self._options.states_timeout_ms
+        )
 
     # The store.
 
@@ -378,6 +510,7 @@ class MetaService:
                 maybe_applied=True,
             )
         )
+        reports = self._last_reports()
         while True:
             await self._clock.sleep_ms(self._options.store_retry_ms)
             try:
@@ -385,8 +518,7 @@ class MetaService:
                 if isinstance(self._down, Fenced):
                     self._fence = None
                 await self._load()
-                for reported in list(self._reports.values()):
-                    # As after a restart: nothing says what the nodes were told last.
+                for reported in reports:
                     await self._take(reported)
             except (StoreUnavailable, Conflict, Fenced) as again:
                 self._down = again
@@ -395,12 +527,33 @@ class MetaService:
         self._down = None
         _log.info("the meta store can be used again")
 
+    def _last_reports(self) -> list[NodeReported]:
+        """Return what nodes have that do not report again by themselves, as far as it is known.
+
+        All others do when their beacons are answered so.
+        """
+        found = []
+        for node_id, reported in self._reports.items():
+            node = self._machine.nodes.get(node_id)
+            if node is not None and node.process == reported.report.process:
+                # In which role nobody can say: as after a restart all get new ballots.
+                inactive = ReplicaStatus.INACTIVE
+                replicas = tuple(replace(one, status=inactive) for one in node.replicas.values())
+                reported = replace(reported, report=replace(reported.report, replicas=replicas))
+            if not reported.watched or reported.request_id in self._reporting:
+                found.append(reported)
+        return found
+
     # Requests.
 
-    def _await_reply(self, reply: Reply) -> int:
+    def _next_request_id(self) -> int:
         self._last_request_id += 1
-        self._requests[self._last_request_id] = reply
         return self._last_request_id
+
+    def _await_reply(self, reply: Reply) -> int:
+        request_id = self._next_request_id()
+        self._requests[request_id] = reply
+        return request_id
 
     def _reply(
         self,
@@ -465,9 +618,14 @@ class MetaService:
         """Store that a target has forgotten a duplication. Raises RequestError: tell it again."""
         await self._do(lambda request_id: Forgotten(request_id, dupid, uuid))
 
-    async def _do(self, event: Callable[[int], Request]) -> tuple[Any, ...]:
+    async def _do(self, event: Callable[[int], Request | NodeLeaving]) -> tuple[Any, ...]:
         """Queue what this process asks for itself; return its answer."""
         self._check_usable()
+        request_id, answered = self._await_answer()
+        self._mailbox.put_nowait(event(request_id))
+        return await answered
+
+    def _await_answer(self) -> tuple[int, asyncio.Future[tuple[Any, ...]]]:
         answered: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
 
         def reply(
@@ -480,8 +638,7 @@ class MetaService:
             else:
                 answered.set_result(more)
 
-        self._mailbox.put_nowait(event(self._await_reply(reply)))
-        return await answered
+        return self._await_reply(reply), answered
 
     def _look_at_remote_work(self) -> None:
         """Tell whoever does it when there is other work than before."""

@@ -202,7 +202,7 @@ class Targets:
             )
         count = tables.check_partition_count(event.partition_count)
         values = envs.merged({}, envs.checked(event.envs))
-        tables.check_replica_count(event.replica_count, len(host.delivery.nodes))
+        tables.check_replica_count(event.replica_count, len(host.nodes.takers))
         tables.check_room(host.cluster, count, self._options)
         table = TableRecord(
             table_id=host.cluster.next_table_id,

@@ -9,6 +9,7 @@ from pegaskv.base.types import TableStatus
 from pegaskv.meta.cluster import Cluster, TableRecord
 from pegaskv.meta.delivery import Delivery
 from pegaskv.meta.effects import Answer, Effect, Refuse
+from pegaskv.meta.nodes import Nodes
 
 __all__ = ["Need", "Waiter", "Waiters"]
 
@@ -37,9 +38,10 @@ class Waiter:
 class Waiters:
     """All that wait, by table."""
 
-    def __init__(self, cluster: Cluster, delivery: Delivery) -> None:
+    def __init__(self, cluster: Cluster, delivery: Delivery, nodes: Nodes) -> None:
         self._cluster = cluster
         self._delivery = delivery
+        self._nodes = nodes
         self._waiters: dict[int, list[Waiter]] = {}
 
     def add(self, table_id: int, waiter: Waiter) -> None:
@@ -83,22 +85,24 @@ class Waiters:
     def _outcome(self, table: TableRecord, waiter: Waiter) -> Effect | None:
         table_id = table.table_id
         creating = waiter.need is not Need.STORED and table.status is TableStatus.CREATING
-        if self._delivery.acknowledged(table_id, waiter.version) and not creating:
+        in_force = waiter.need is Need.IN_FORCE
+        led = not in_force or self._delivery.led(table_id)
+        if self._delivery.acknowledged(table_id, waiter.version) and led and not creating:
             return Answer(waiter.request_id, table.info(), waiter.more)
         failure = self._delivery.failure(table_id)
         if failure and waiter.need is not Need.STORED:
             return Refuse(waiter.request_id, _not_in_force(table, failure))
-        if failure or not self._reachable(table_id):
-            if waiter.need is Need.IN_FORCE:
-                failure = "a replica server has not reported yet"
+        if failure or not led or self._is_awaited(table_id):
+            if in_force:
+                failure = "a replica server has not reported yet, or is unalive"
                 return Refuse(waiter.request_id, _not_in_force(table, failure))
             # It is stored: the node is told when it can be.
             return Answer(waiter.request_id, table.info(), waiter.more)
         return None
 
-    def _reachable(self, table_id: int) -> bool:
-        nodes = self._delivery.nodes
-        return all(one in nodes for one in self._cluster.members(table_id))
+    def _is_awaited(self, table_id: int) -> bool:
+        """Whether a node of a table has not come yet since this server leads."""
+        return any(one not in self._nodes for one in self._cluster.members(table_id))
 
 
 def _not_in_force(table: TableRecord, failure: str) -> Unavailable:

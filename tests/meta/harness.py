@@ -163,6 +163,7 @@ class Meta:
         self.records = records if records is not None else Records()
         self.options = options if options is not None else MetaOptions()
         self.now = now
+        self.now_ms = 0
         self.pushes: list[Push] = []
         self.later: list[PushLater] = []
         self.answers: dict[int, Answer] = {}
@@ -190,7 +191,7 @@ class Meta:
     def feed(self, event: Event) -> list[Effect]:
         """Take an event; return its effects without commits."""
         seen: list[Effect] = []
-        effects = self.machine.step(event, unix_seconds=self.now)
+        effects = self.machine.step(event, unix_seconds=self.now, now_ms=self.now_ms)
         while effects:
             self.machine.check()
             assert not any(isinstance(effect, Commit) for effect in effects[:-1])
@@ -202,7 +203,9 @@ class Meta:
             effects = []
             if commit is not None:
                 revision = self.records.commit(commit)
-                effects = self.machine.step(Committed(revision), unix_seconds=self.now)
+                effects = self.machine.step(
+                    Committed(revision), unix_seconds=self.now, now_ms=self.now_ms
+                )
         self.machine.check()
         stored = {key: value for key, (value, _) in self.records.entries.items()}
         assert self.machine.cluster.dump() == stored, "memory and store differ"
@@ -239,7 +242,7 @@ class Meta:
     def join(self, server: ReplicaServer, request_id: int = 1_000) -> None:
         """The server starts and is told all it needs."""
         server.restart()
-        self.feed(NodeReported(request_id, server.report()))
+        self.feed(NodeReported(request_id, server.report(), watched=False))
         self.deliver(server)
         assert request_id in self.answers
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pegaskv.base.errors import RequestError, error_from_code
 from pegaskv.base.types import Gpid
-from pegaskv.codec.messages_meta import TablePush
+from pegaskv.codec.messages_meta import Order, TablePush
 from pegaskv.codec.operations import Operation
 from pegaskv.coordination.embedded import EmbeddedStore
 from pegaskv.meta.options import MetaOptions
@@ -81,6 +81,8 @@ class Node:
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.failures = 0
+        self.orders: list[Order] = []
+        self.duplication_state: Callable[[Gpid, bytes], dict[str, Any]] = lambda gpid, uuid: {}
 
     async def configure(self, push: TablePush) -> None:
         await asyncio.sleep(0)
@@ -91,8 +93,24 @@ class Node:
             raise self.error
         self.server.configure(push)
 
-    def state(self, gpid: Gpid) -> dict[str, Any]:
-        return {"open": gpid in self.server.open}
+    async def obey(self, order: Order) -> str:
+        self.orders.append(order)
+        return "done"
+
+    async def states(
+        self, table_id: int
+    ) -> list[tuple[Gpid, dict[str, Any], dict[bytes, dict[str, Any]]]]:
+        await asyncio.sleep(0)
+        return [
+            (gpid, {"open": gpid in self.server.open}, self.shipping(gpid))
+            for gpid in sorted(self.server.replicas)
+            if table_id in (0, gpid.table_id)
+        ]
+
+    def shipping(self, gpid: Gpid) -> dict[bytes, dict[str, Any]]:
+        push = self.server.orders.get(gpid.table_id)
+        orders = () if push is None else push.duplications
+        return {one.uuid: self.duplication_state(gpid, one.uuid) for one in orders}
 
 
 class Process:
@@ -118,23 +136,22 @@ class Process:
         self.scope = TaskScope("process", on_crash=self.crashes.append)
         self.service = MetaService(
             self.store,
-            nodes={self.node.server.node_id: self.node},
+            node_door=lambda node_id, address: self.node,
             clock=life.clock,
             random=life.random("meta"),
             options=self.options,
             scope=self.scope,
             cluster_name="here",
             cluster_id=7,
-            replica_state=self.node.state,
-            duplication_state=self.duplication_state,
             remote_state=lambda dupid, uuid: self.remote,
             on_remote_work=self.on_remote_work,
         )
+        self.node.duplication_state = self.duplication_state
         await self.service.start()
         self.client = Client(self.service)
         self.node.server.restart()
         if report:
-            await self.service.report(self.node.server.report())
+            await self.service.report(self.node.server.report(), watched=False)
 
     def duplication_state(self, gpid: Gpid, uuid: bytes) -> dict[str, Any]:
         since = self.stalled.get(gpid.partition_index)

@@ -69,7 +69,10 @@ def test_tables_are_dropped_recalled_renamed_and_shown() -> None:
         assert renamed["name"] == "persons"
         shown, partitions = await client.ask(Operation.TABLE_INFO, "persons")
         assert shown == {**renamed, "sources": [], "duplications": []}
-        assert partitions == [[index, 2, "node-1", [], {"open": True}] for index in range(4)]
+        state = {"open": True}
+        assert partitions == [
+            [index, 2, "node-1", [], state, {"node-1": state}] for index in range(4)
+        ]
 
     run_process(test)
 
@@ -109,7 +112,16 @@ def test_the_cluster_and_its_nodes_are_shown_as_they_are() -> None:
             "cluster_name": "here",
             "cluster_id": 7,
             "cluster_uuid": process.service.cluster_uuid,
+            "meta_function_level": "lively",
             "nodes_alive": 1,
+            "nodes_unalive": 0,
+            "partitions_healthy": 4,
+            "partitions_readable": 4,
+            "partitions_writable": 4,
+            "partitions_unhealthy": 0,
+            "balance_operations": 0,
+            "balanced": False,
+            "primary_spread": 0,
             "tables": 1,
             "dropped_tables": 1,
             "partitions": 8,
@@ -131,6 +143,8 @@ def test_every_operation_of_the_meta_server_has_a_handler() -> None:
     async def test(process: Process) -> None:
         wanted = {one for one in Operation if one >= Operation.QUERY_CONFIG}
         wanted.remove(Operation.SERVER_INFO)
+        # What servers ask of each other is read by whoever connects them.
+        wanted -= {one for one in Operation if one >= Operation.PREPARE}
         assert set(process.service.handlers()) == wanted
 
     run_process(test)
@@ -163,7 +177,7 @@ def test_before_a_node_has_reported_tables_cannot_be_created_and_can_be_looked_a
         with pytest.raises(NotReady):
             await process.client.create("users")
         assert await process.client.tables() == {}
-        await process.service.report(process.node.server.report())
+        await process.service.report(process.node.server.report(), watched=False)
         await process.client.create("users")
 
     run_process(test, report=False)
@@ -302,7 +316,7 @@ def test_a_node_that_reports_while_the_store_is_down_waits_for_it() -> None:
             await process.client.create("more")
         process.node.server.restart()
         report = process.node.server.report()
-        reported = process.scope.start("report", process.service.report(report))
+        reported = process.scope.start("report", process.service.report(report, watched=False))
         await process.life.clock.sleep_ms(5_000)
         assert not reported.done()
         process.life.disk.set_capacity(1 << 30)

@@ -85,7 +85,7 @@ class World:
     def _report(self) -> None:
         self.request_id += 1
         self.asked.add(self.request_id)
-        self.meta.feed(NodeReported(self.request_id, self.server.report()))
+        self.meta.feed(NodeReported(self.request_id, self.server.report(), watched=False))
 
     def _step(self) -> None:
         self.meta.now = self.now

@@ -12,7 +12,7 @@ last decree too, and copies everything when they are not of this history.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 _PIN: Final = "learner "
 _NODE_ID_CHARACTERS_MAX: Final = 64
 _AGAIN_MS: Final = 500
+_AHEAD_BYTES: Final = 8 * 1024 * 1024
 
 _Key = tuple[Gpid, str]
 
@@ -75,6 +76,8 @@ class _Learner:
 
     heard_ms: int
     checkpoint: KeptCheckpoint | None = None
+    # Records that were read and not asked for yet; of the thread that reads.
+    ahead: list[LogRecord] = field(default_factory=list)
 
 
 class Teaching:
@@ -155,7 +158,10 @@ class Teaching:
         self._beginning.add(key)
         try:
             return await self._begin(replica, learner, have, resume)
-        except (OSError, CorruptionError, LogGone) as error:
+        except RequestError:
+            raise
+        except (OSError, PegasKVError) as error:
+            # Its engine may be closed and opened again meanwhile.
             raise NotReady(f"partition {gpid} cannot be copied now: {error}") from error
         finally:
             self._beginning.discard(key)
@@ -287,14 +293,29 @@ class Teaching:
         _log.error("a learner cannot be given the log: %s", error)
         self._unreadable[gpid] = max(self._unreadable.get(gpid, 0), decree)
 
-    def _log_page(self, gpid: Gpid, first: int, most: int, through: int) -> bytes:
-        """Return the records of a page as they stand in a block; nothing is above `through`."""
+    def _log_page(self, entry: _Learner, gpid: Gpid, first: int, most: int, through: int) -> bytes:
+        """Return the records of a page as they stand in a block; nothing is above `through`.
+
+        More is read at once than is asked for: of an old segment the log reads all.
+        """
         if first > through:
             return b""
-        records = self._log.read(gpid, first, most, through=through)
-        if not records:
-            raise CorruptionError(f"the log of partition {gpid} lacks decrees {first} to {through}")
-        return encode_records([record._replace(incarnation=0) for record in records])
+        ahead, entry.ahead = entry.ahead, []
+        if not ahead or not ahead[0].decree <= first <= ahead[-1].decree:
+            ahead = self._log.read(gpid, first, _AHEAD_BYTES, through=through)
+            if not ahead:
+                raise CorruptionError(
+                    f"the log of partition {gpid} lacks decrees {first} to {through}"
+                )
+        page: list[LogRecord] = []
+        size = 0
+        for record in ahead[first - ahead[0].decree :]:
+            if page and size >= most:
+                break
+            page.append(record._replace(incarnation=0))
+            size += len(record.payload)
+        entry.ahead = ahead[page[-1].decree + 1 - ahead[0].decree :]
+        return encode_records(page)
 
     # --- The end -----------------------------------------------------------------------------
 
@@ -410,8 +431,8 @@ class Teaching:
         ballot, learner, first, most = message[5:]
         if type(learner) is not str:
             raise InvalidArgument("the learner's node id is text")
-        for name, field in (("ballot", ballot), ("first decree", first), ("max bytes", most)):
-            if type(field) is not int or field < 1:
+        for name, value in (("ballot", ballot), ("first decree", first), ("max bytes", most)):
+            if type(value) is not int or value < 1:
                 raise InvalidArgument(f"the {name} is an integer above 0")
         self._check_leads(replica, ballot)
         gpid = replica.gpid
@@ -424,7 +445,7 @@ class Teaching:
 
         def page() -> bytes:
             try:
-                return self._log_page(gpid, first, min(most, PAGE_BYTES_MAX), committed)
+                return self._log_page(entry, gpid, first, min(most, PAGE_BYTES_MAX), committed)
             except CorruptionError as error:
                 self._note_unreadable(gpid, first, error)
                 raise

@@ -99,11 +99,16 @@ class Side:
     log: MutationLog
 
     def __init__(
-        self, life: Any, *, factory: EngineFactory | None = None, data: Path = DATA
+        self,
+        life: Any,
+        *,
+        disk: Any = None,
+        factory: EngineFactory | None = None,
+        data: Path = DATA,
     ) -> None:
         self.life = life
         self.data = data
-        self.disk = life.disk
+        self.disk = disk or life.disk
         self.factory: EngineFactory = factory or MemoryFactory(life.disk)
         self.workers = Workers(
             log=life.worker("log"),

@@ -16,10 +16,15 @@ from pegaskv.base.errors import (
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.learning import have_decree
 from pegaskv.replica.recovery import RecoveredReplica, apply_records
+from pegaskv.storage.leveldb import LevelDBFactory
+from pegaskv.storage.local_disk import LocalDisk
 from pegaskv.storage.memory import MemoryFactory
 from pegaskv.storage.mutation_log import LogRecord
+from pegaskv.storage.options import StorageOptions
 from tests.replica.learning_support import (
     GPID,
+    Primary,
+    Student,
     learn,
     payload_of,
     play,
@@ -293,7 +298,7 @@ def test_log_that_is_not_what_comes_next_is_not_appended(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("after", range(1, 24, 2))
-def test_a_connection_that_breaks_anywhere_costs_no_file_that_was_whole(after: int) -> None:
+def test_a_connection_that_breaks_anywhere_is_gone_on_with(after: int) -> None:
     async def scenario(world: World, one: Node, other: Node) -> None:
         primary, student = await primary_of(one), await student_of(other)
         await primary.write(60)
@@ -308,9 +313,55 @@ def test_a_connection_that_breaks_anywhere_costs_no_file_that_was_whole(after: i
         await learning
         student.check_equal()
         assert primary.teaching.learners == [(GPID, student.node_id)]
-        assert wire.asked[Operation.LEARN_BEGIN] >= 2 or after > 20
 
     play(scenario, seed=after)
+
+
+def test_a_file_that_was_whole_is_not_copied_again_and_tables_are_those_of_leveldb(
+    tmp_path: Path,
+) -> None:
+    disk = LocalDisk()
+    options = StorageOptions(write_buffer_bytes=64 * 1024, table_file_bytes=64 * 1024)
+
+    async def scenario(world: World, one: Node, other: Node) -> None:
+        places: dict[str, Any] = {"disk": disk, "factory": LevelDBFactory(disk, options)}
+        life = one.spawn()
+        primary = Primary(life, data=tmp_path / "primary", **places)
+        await life.task(primary.start())
+        life = other.spawn()
+        student = Student(life, data=tmp_path / "learner", **places)
+        await life.task(student.start(page_bytes=60_000))
+        random = Random(1)
+        for _ in range(4):
+            await primary.write(8, mark=random.randbytes(90_000))
+            await primary.flush(primary.engine)
+        await primary.flush_all()
+        wire = student.wire(primary)
+        wire.left = 35
+        learning = student.life.task(student.learn())
+        await world.until(lambda: wire.left <= 0)
+        [copy] = student.learner._copies.values()
+        whole, files = set(copy.files.whole), dict(copy.files.files)
+        assert 1 < len(whole) < len(files), (whole, files)
+        [(_, copied, total)] = student.learner.progress
+        assert 0 < copied < total == sum(files.values())
+        await world.sleep_ms(500)
+        wire.left = 1 << 60
+        await learning
+        assert {name: wire.read_bytes[name] for name in whole} == {
+            name: files[name] for name in whole
+        }
+        assert wire.read_bytes.keys() == files.keys()
+        await primary.write(3)
+        await student.life.task(student.learn())
+        student.check_equal()
+        for side in (primary, student):
+            side.directory.close()
+        assert student.replica.engine is not None
+        student.replica.engine.close()
+        primary.engine.close()
+
+    play(scenario)
 
 
 def test_the_primary_dies_and_another_one_is_learned_from() -> None:

@@ -13,7 +13,7 @@ Connections that are merely idle are kept.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from pegaskv.base.errors import (
@@ -37,6 +37,9 @@ from pegaskv.runtime.spin import Spinner
 __all__ = ["Acceptor"]
 
 _log = logging.getLogger(__name__)
+
+# What only servers say to each other.
+_BETWEEN_SERVERS = frozenset(one for one in Operation if one >= Operation.PREPARE)
 
 # What a connection may hold although the process holds all that it may.
 _NEXT_TO_NOTHING = 16 * 1024
@@ -90,10 +93,16 @@ class Acceptor:
         # Time as of the last sweep: near enough for time limits of seconds, and free.
         self.now_ms = clock.monotonic_ms()
         self._clock = clock
-        self._handlers: dict[int, Handler] = {
+        self.handlers_for_servers: dict[int, Handler] = {
             Operation.HELLO: _on_second_hello,
             Operation.PING: self._on_ping,
             **handlers,
+        }
+        # To clients what servers say to each other is unknown.
+        self._handlers = {
+            operation: handler
+            for operation, handler in self.handlers_for_servers.items()
+            if operation not in _BETWEEN_SERVERS
         }
         # Dictionaries keep their order, so that two runs of a simulation agree.
         self._connections: dict[ServerConnection, None] = {}
@@ -291,10 +300,14 @@ class Acceptor:
         self._log_at_intervals("memory", f"out of memory for a request of {connection.address}")
 
     def explain(
-        self, connection: ServerConnection, message: list[Any], error: Exception
+        self,
+        connection: ServerConnection,
+        message: list[Any],
+        error: Exception,
+        operations: Container[int],
     ) -> RequestError:
         """Return what a message is answered that its handler did not take; count our failures."""
-        wrong = explain_shape(message, self._handlers)
+        wrong = explain_shape(message, operations)
         if wrong is not None:
             return wrong
         if isinstance(error, MemoryError):

@@ -345,7 +345,7 @@ class ServerConnection(asyncio.Protocol):
             self._break(WireError("a message without a request id"))
             return
         if not isinstance(error, RequestError):
-            error = self._acceptor.explain(self, message, error)
+            error = self._acceptor.explain(self, message, error, self._handlers)
         self.out.append(self.error(message[0], error))
 
     def _greet(self, frames: list[list[Any]]) -> list[list[Any]]:
@@ -365,6 +365,7 @@ class ServerConnection(asyncio.Protocol):
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
         if SERVER_FEATURE in message[7]:
             self.of_server = True
+            self._handlers = self._acceptor.handlers_for_servers
             self._splitter.frame_bytes_max = SERVER_FRAME_BYTES_MAX
             self._splitter.values_max = FRAME_VALUES_MAX
             self._bytes_max = max(self._bytes_max, SERVER_FRAME_BYTES_MAX)

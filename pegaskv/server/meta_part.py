@@ -8,7 +8,8 @@ from pegaskv.base.metrics import MetricSource
 from pegaskv.coordination.embedded import EmbeddedStore
 from pegaskv.duplication.coordinator import Coordinator
 from pegaskv.duplication.remote import RemoteCluster, RemoteClusters
-from pegaskv.meta.service import MetaService, NodeDoor
+from pegaskv.meta.links import NodeDoor
+from pegaskv.meta.service import MetaService
 from pegaskv.net.connection import Handler
 from pegaskv.runtime.worker import Worker
 from pegaskv.server.config import Config

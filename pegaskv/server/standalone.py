@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from pegaskv.base.metrics import MetricSource
+from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler
 from pegaskv.replica.stub import ReplicaStub
 from pegaskv.runtime.worker import Worker
@@ -65,8 +66,9 @@ class Standalone(Host):
         return self._replicas
 
     def handlers(self) -> dict[int, Handler]:
-        """Return what answers each operation."""
-        return {**self._rows.handlers(), **self._tables.handlers()}
+        """Return what answers each operation; no other server is a part of this cluster."""
+        handlers = {**self._rows.handlers(), **self._tables.handlers()}
+        return {each: handlers[each] for each in handlers if each < Operation.PREPARE}
 
     def cluster_uuid(self) -> str:
         """Return the uuid that the first start made."""

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from pegaskv.base.errors import InvalidArgument, InvalidData, Timeout, Unavailable
+from pegaskv.base.errors import InvalidArgument, InvalidData, Timeout, Unavailable, UnknownOperation
 from pegaskv.base.limits import (
     CLIENT_FRAME_BYTES_MAX,
     FRAME_MESSAGES_MAX,
     PEER_FRAME_BYTES,
     SERVER_FRAME_BYTES_MAX,
 )
+from pegaskv.codec.operations import Operation
 from pegaskv.net.acceptor import Acceptor
 from pegaskv.net.connection import ServerConnection
 from pegaskv.net.hello import ServerIdentity
@@ -473,6 +474,24 @@ async def test_only_a_server_may_send_the_frames_of_servers() -> None:
     server.answer()
     await turn()
     assert server.acceptor.bytes_in_flight == 0
+
+
+async def test_what_servers_say_to_each_other_is_unknown_to_clients() -> None:
+    handled: list[int] = []
+
+    def handle(connection: ServerConnection, message: list[Any]) -> None:
+        handled.append(message[0])
+        connection.out.append((message[0], 0))
+
+    server = RecordedServer({Operation.PREPARE: handle, Operation.OBEY: handle})
+    other, client = server.connect(), server.greeted()
+    other.send([server_hello()])
+    other.replies()
+    for peer in (other, client):
+        peer.send([[2, Operation.PREPARE, 0], [3, Operation.OBEY, 0]])
+    assert [reply[:2] for reply in other.replies()] == [[2, 0], [3, 0]]
+    assert [reply[1] for reply in client.replies()] == [UnknownOperation.code] * 2
+    assert handled == [2, 3]
 
 
 async def test_a_server_may_name_more_values_in_one_frame_than_a_client() -> None:

@@ -17,7 +17,8 @@ from pegaskv.server.config import (
 )
 from pegaskv.storage.local_disk import LocalDisk
 
-CONF = Path(__file__).parents[2] / "conf" / "standalone.toml"
+CONF = Path(__file__).parents[2] / "conf"
+ROLES = ("standalone", "meta", "replica")
 
 
 def refusal(text: str) -> str:
@@ -29,19 +30,23 @@ def refusal(text: str) -> str:
 # The file that is shipped.
 
 
-def test_the_shipped_file_holds_every_option_with_its_default() -> None:
-    document = tomllib.loads(CONF.read_text())
-    assert document == Config().as_sections()
+@pytest.mark.parametrize("role", ROLES)
+def test_the_shipped_file_holds_every_option_with_its_default(role: str) -> None:
+    document = tomllib.loads((CONF / f"{role}.toml").read_text())
+    assert document == config_from_text("", role).as_sections()
 
 
-def test_the_shipped_file_is_what_no_file_means() -> None:
-    assert read_config(LocalDisk(), CONF) == Config()
+@pytest.mark.parametrize("role", ROLES)
+def test_the_shipped_file_is_what_no_file_means(role: str) -> None:
+    assert read_config(LocalDisk(), CONF / f"{role}.toml", role) == config_from_text("", role)
+    assert config_from_text("") == Config()
 
 
-def test_every_option_of_the_shipped_file_has_a_comment() -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_every_option_of_the_shipped_file_has_a_comment(role: str) -> None:
     comment = False
     options = 0
-    for line in CONF.read_text().splitlines():
+    for line in (CONF / f"{role}.toml").read_text().splitlines():
         if re.match(r"[a-z_]+ = ", line):
             options += 1
             assert comment, f"no comment above `{line}`"
@@ -49,6 +54,52 @@ def test_every_option_of_the_shipped_file_has_a_comment() -> None:
         elif line.startswith("# "):
             comment = True
     assert options > 30
+
+
+# Kinds of servers.
+
+
+def test_each_kind_of_server_listens_where_others_look_for_it() -> None:
+    found = {role: config_from_text("", role).server for role in ROLES}
+    assert [found[role].listen.rpartition(":")[2] for role in ROLES] == ["34601", "34601", "34801"]
+    assert [found[role].http.rpartition(":")[2] for role in ROLES] == ["34101", "34101", "34201"]
+    assert config_from_text("", "replica").membership.addresses == [found["meta"].listen]
+
+
+def test_a_table_has_three_copies_where_there_are_several_servers() -> None:
+    counts = [config_from_text("", role).meta.default_replica_count for role in ROLES]
+    assert counts == [1, 3, 1]
+    text = "[meta]\ndefault_replica_count = 2"
+    assert config_from_text(text, "meta").meta.default_replica_count == 2
+
+
+def test_one_file_may_be_for_all_kinds_of_servers() -> None:
+    text = "[cluster]\nid = 7\n[meta]\ntables_max = 9\n[replica]\nmetas = 'a:1, b:2'\n"
+    for role in ROLES:
+        config = config_from_text(text + "lease_ms = 3000\ngrace_ms = 4000\n", role)
+        assert config.cluster.id == 7
+        assert config.meta.tables_max == 9
+        assert config.membership.addresses == ["a:1", "b:2"]
+        assert (config.lease.lease_ms, config.lease.grace_ms) == (3_000, 4_000)
+        assert config.lease.beacon_interval_ms == 1_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lease_ms = 6000", "[replica] the lease must be"),
+        ("lease_ms = 'x'", "[replica] lease_ms: expected"),
+        ("prepare_timeout_ms = 0", "[replica] prepare_timeout_ms must be above 0"),
+        ("metas = 'nowhere'", "[replica] metas: 'nowhere' is not HOST:PORT"),
+        ("metas = ''", "[replica] metas: '' is not HOST:PORT"),
+        ("grace_sm = 1", "did you mean `grace_ms`?"),
+        ("min_free_percent = 90", "[replica] min_free_percent: must be"),
+    ],
+)
+def test_what_a_replica_server_cannot_be_is_refused_by_name(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        config_from_text(f"[replica]\n{text}", "replica")
+    assert said in str(caught.value)
 
 
 # What is unknown.
@@ -181,6 +232,7 @@ def test_no_option_carries_its_unit_twice() -> None:
         "lingering_connections_max",
         "window_requests_max", "batches_in_flight_max", "pages_in_flight_max",
         "connection_requests_max", "partition_uncommitted_mutations_max",
+        "learners_per_node_max", "balance_moves_max",
     }  # fmt: skip
     units = (
         "_ms",
@@ -196,7 +248,10 @@ def test_no_option_carries_its_unit_twice() -> None:
         "_segments",
     )
     checked = 0
-    for section in Config().as_sections().values():
+    sections = [
+        section for role in ROLES for section in config_from_text("", role).as_sections().values()
+    ]
+    for section in sections:
         for name, value in section.items():
             if type(value) is int and name not in unitless:
                 checked += 1

@@ -74,6 +74,28 @@ RIGHT: dict[Operation, list[Any]] = {
         *("create", 1, 1, {}),
     ],
     Operation.FORGET_DUPLICATION: [1, bytes(16)],
+    Operation.GET_META_LEVEL: [],
+    Operation.SET_META_LEVEL: ["lively"],
+    Operation.SET_REPLICA_COUNT: ["new", 1],
+    Operation.BALANCE: [9, 0, "move_pri", "a", "b"],
+    Operation.PROPOSE_CHANGE: [9, 0, "remove", "a", False],
+    Operation.DIAGNOSE: [None],
+    # What servers say to each other, of a partition that is not there.
+    Operation.PREPARE: [b""],
+    Operation.ADOPT: [9, 0, 1, "a", ["b"], False, {}, {}],
+    Operation.BEACON: [[9, 0, 1, 1], 1],
+    Operation.LEARN_BEGIN: [9, 0, 1, "a", None, None],
+    Operation.LEARN_READ: [9, 0, "a", "b", 0, 1],
+    Operation.LEARN_LOG: [9, 0, 1, "a", 1, 1],
+    Operation.LEARN_JOIN: [9, 0, 1, "a", 1],
+    Operation.NODE_REPORT: ["a", "127.0.0.1:1", "p", [[9, 0, 1, 1, 1, "", "inactive", False]]],
+    Operation.NODE_BEACON: ["a", "p", 1, False, [[9, 0, 1, 1]]],
+    Operation.NODE_LEAVING: ["a", "p"],
+    Operation.PROPOSE: ["a", 9, 0, 1, 1, "", False, "p"],
+    Operation.REPORT_PROGRESS: [[]],
+    Operation.CONFIGURE: [{}],
+    Operation.OBEY: [4, 9, 0, 1, "", ""],
+    Operation.REPLICA_STATES: [0],
 }
 
 

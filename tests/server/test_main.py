@@ -102,11 +102,15 @@ def test_version_names_the_software_and_its_formats() -> None:
 
 def test_help_lists_what_exists() -> None:
     out, _ = run("--help", status=0)
-    assert "standalone" in out
-    assert "onebox" not in out
-    out, _ = run("standalone", "--help", status=0)
-    for flag in ("--config", "--data", "--listen", "--http", "--log-format", "--accept-loss"):
-        assert flag in out
+    flags = ("--config", "--data", "--listen", "--http", "--log-format")
+    for name, more in (("standalone", ("--accept-loss",)), ("meta", ()), ("replica", ("--meta",))):
+        assert name in out
+        text, _ = run(name, "--help", status=0)
+        for flag in (*flags, *more):
+            assert flag in text
+    text, _ = run("onebox", "--help", status=0)
+    for action in ("start", "stop", "list", "kill", "restart", "clear"):
+        assert action in text
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,39 @@ def test_cancelled_at_any_time_it_leaves_the_truth(have: int) -> None:
     play(scenario, worker_us=(500, 3_000))
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_cancelled_while_the_disk_takes_the_new_incarnation_the_caller_has_it_too(
+    checkpoint: bool,
+) -> None:
+    async def scenario(world: World, one: Node, other: Node) -> None:
+        primary, student = await primary_of(one), await student_of(other)
+        await primary.write(20)
+        await learn(student, primary)
+        before = student.directory.manifest(GPID)
+        await primary.write(5)
+        if checkpoint:
+            primary.teaching.release_all(GPID)
+            await primary.flush_all()
+        wire = student.wire(primary)
+        # Long enough to come in between: the disk has it, and nobody was told.
+        upkeep: Any = student.workers.upkeep
+        upkeep.least_us = 20_000
+        learning = student.life.task(student.learn())
+        await world.until(lambda: student.directory.manifest(GPID) != before)
+        learning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await learning
+        assert (wire.asked[READ] > 0) == checkpoint
+        assert student.replica.engine is not None
+        assert student.replica.incarnation > before.incarnation
+        check_truth(student)
+        upkeep.least_us = 0
+        await learn(student, primary)
+        student.check_equal()
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("power", [False, True])
 @pytest.mark.parametrize("fault", [Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.KILL_TORN])
 def test_after_a_crash_at_any_io_nothing_of_an_earlier_incarnation_is_read(

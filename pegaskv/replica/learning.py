@@ -25,7 +25,9 @@ from typing import Any, Final, TypeVar
 from pegaskv.base.errors import (
     Busy,
     CorruptionError,
+    NotPrimary,
     NotReady,
+    NotServing,
     PegasKVError,
     Timeout,
     Unavailable,
@@ -219,7 +221,9 @@ class Learner:
             try:
                 return await attempt()
             except (PegasKVError, OSError) as error:
-                passing = always or isinstance(error, _PASSING)
+                # Whoever is no primary, or wants no learner, will not be asked for nothing again.
+                over = isinstance(error, NotPrimary | NotServing)
+                passing = not over and (always or isinstance(error, _PASSING))
                 now_ms = self._clock.monotonic_ms()
                 if not passing or now_ms - progress.step_ms > self._patience_ms:
                     raise

@@ -127,8 +127,9 @@ class Membership:
         for stream in replica.streams.values():
             # Its records, the barrier first, come with the next tick.
             self._open(stream, window=False)
-        # What was acknowledged under the ballot before does not count for this one, but whoever
-        # heard us then waits a grace from then: the lease goes on.
+        # Whoever acknowledged something under the ballot before waits a grace from then: that
+        # lease goes on. A new member has given none yet.
+        replica.set_leased(replica.lease.valid(now_ms + _MARGIN_MS))
         self.look_at(replica)
 
     def _add_stream(self, replica: Replica, node_id: str, now_ms: int, *, learner: bool) -> Stream:
@@ -232,7 +233,8 @@ class Membership:
         self._send(stream, [record for record in ring if record.decree >= next_decree])
         if next_decree > last:
             stream.waiting_since_ms = None
-        self._consider_upgrade(stream)
+        # Before it may become a member it must have given a lease.
+        stream.line.beacon([stream])
         return True
 
     def learn(self, replica: Replica, node_id: str) -> str:
@@ -293,12 +295,13 @@ class Membership:
             self._on_committed(moved)
 
     def _consider_upgrade(self, stream: Stream) -> None:
-        replica = stream.replica
+        replica, now_ms = stream.replica, self._clock.monotonic_ms()
         if (
             stream.opened
             and replica.machine.serving
             and stream.node_id not in replica.machine.followers
             and replica.machine.has_all_committed(stream.acknowledged)
+            and stream.leased_ms + self._options.lease_ms > now_ms + _MARGIN_MS
         ):
             self._propose(replica, ProposalKind.UPGRADE, stream.node_id)
 

@@ -201,25 +201,26 @@ class LogIndex:
         for table, index, incarnation, ballot, decree, committed, _, payload in records:
             size = RECORD_BYTES + len(payload)
             partition = get((table, index))
+            if partition is None:
+                partition = self._partition(Gpid(table, index))
+            run = partition.run
+            flushed = partition.flushed
             if (
-                partition is None
-                or (run := partition.run) is None
+                run is None
                 or run.segment != number
-                or run.last + 1 != decree
+                or (last := run.last) + 1 != decree
+                # What the tables have already is in no run with what they have not.
+                or last == flushed
                 or run.ballot != ballot
                 or run.incarnation != incarnation
                 or run.size >= run_bytes
-                # What the tables have already is in no run with what they have not.
-                or run.last == partition.flushed
             ):
-                if partition is None:
-                    partition = self._partition(Gpid(table, index))
                 run = self._begin_run(partition, incarnation, ballot, decree, start)
             run.last = decree
             run.committed = committed
             run.size += size
             run.end = end
-            if incarnation == partition.incarnation and decree > partition.flushed:
+            if decree > flushed and incarnation == partition.incarnation:
                 if not partition.unflushed_bytes:
                     partition.oldest_ms = now_ms
                 partition.unflushed_bytes += size

@@ -322,9 +322,11 @@ def check(disk: SimulatedDisk, done: list[str], *, old: bool) -> None:
     directory.close()
 
 
-@pytest.mark.parametrize("fault", [Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.KILL_TORN])
+@pytest.mark.parametrize(
+    ("fault", "old"),
+    [(Fault.KILL_BEFORE, True), (Fault.KILL_AFTER, False), (Fault.KILL_TORN, True)],
+)
 @pytest.mark.parametrize("power_cut", [False, True])
-@pytest.mark.parametrize("old", [False, True])
 def test_after_a_crash_at_any_io_there_is_the_old_replica_or_the_new_one(
     fault: Fault, power_cut: bool, old: bool
 ) -> None:

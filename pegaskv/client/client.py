@@ -6,6 +6,21 @@
 
 A client has one connection per node, used by all its tables and tasks. It owns no
 background task: what is not awaited by a caller is a callback of a connection.
+
+When servers fail, this is what a call with its time limit meets:
+
+- A server that is restarted in order hands over and says goodbye first: no call fails.
+- A primary that dies is followed by another member within 6 s (a grace of 5 s and some
+  more). Reads, and writes that were not sent or were refused, are tried there as long as
+  their time limit allows. The default of 5 s is a little less than that: whoever would
+  rather wait than be told gives `timeout=10`. A write that was on its way raises at once
+  when the connection breaks, and `maybe_applied` says that its outcome is not known.
+- A primary that is paused or cut off keeps its connection and says nothing. After a second
+  the client counts it as silent: reads go elsewhere as soon as somebody else serves, new
+  writes are not sent to it, and those on their way end when another member has taken over,
+  or with their time limit.
+- A meta server is needed to open a table for the first time and to find who serves after a
+  change. While none answers, the client goes by what it knows.
 """
 
 # ruff: noqa: ASYNC109 - deadlines are kept by the connection, which costs nothing per call.

@@ -33,6 +33,8 @@ class _Wanted:
     # May be opened empty; leads with what it has.
     first: bool = False
     accepted: bool = False
+    # What others have may be lost by it.
+    lossy: bool = False
     # Whose replicas are known to be whole then.
     sound: tuple[str, ...] = ()
 
@@ -84,7 +86,9 @@ class Assignments:
             if record.primary == node.node_id and self._renewed(
                 table, record, replica, new_process=new_process
             ):
-                self._want(record, index, _Wanted(record.primary, record.secondaries))
+                # One that is made empty is whole.
+                sound = (node.node_id,) if replica is None else ()
+                self._want(record, index, _Wanted(record.primary, record.secondaries, sound=sound))
             elif replica is not None and replica.amnesiac and not _leads(record, replica):
                 self._look_at_amnesiacs(record, index)
         return told
@@ -117,7 +121,7 @@ class Assignments:
                 return
             found.append((replica.ballot, replica.last_decree, node_id))
         _, _, leader = max(found)
-        self._want(record, index, _Wanted(leader, (), accepted=True, sound=(leader,)))
+        self._want(record, index, _Wanted(leader, (), accepted=True, lossy=True, sound=(leader,)))
 
     def place_new(self, table: TableRecord) -> bool:
         """Choose the first members of a table's partitions, if there are nodes for them.
@@ -141,7 +145,9 @@ class Assignments:
             gpid = Gpid(table.table_id, index)
             primary, members_ = fresh.primary[gpid], fresh.members[gpid]
             secondaries = tuple(one for one in members_ if one != primary)
-            wanted_ = _Wanted(primary, secondaries, first=True, sound=members_)
+            # Leftovers of an earlier attempt lack nothing that anybody wrote.
+            again = partitions[index].ballot > 0
+            wanted_ = _Wanted(primary, secondaries, first=True, accepted=again, sound=members_)
             self._want(partitions[index], index, wanted_)
         return True
 
@@ -165,7 +171,7 @@ class Assignments:
 
     def force(self, record: PartitionRecord, node_id: str, *, empty: bool) -> None:
         """An operator has decided who leads, whatever is lost."""
-        wanted = _Wanted(node_id, (), first=empty, accepted=True, sound=(node_id,))
+        wanted = _Wanted(node_id, (), first=empty, accepted=True, lossy=True, sound=(node_id,))
         self._want(record, record.gpid.partition_index, wanted)
 
     def _want(self, record: PartitionRecord, index: int, wanted: _Wanted) -> None:
@@ -254,7 +260,7 @@ def _leads(record: PartitionRecord, replica: ReplicaReport) -> bool:
 
 
 def _said(old: PartitionRecord, new: PartitionRecord, wanted: _Wanted) -> list[Effect]:
-    if not wanted.accepted:
+    if not wanted.lossy:
         return []
     left = ", ".join(one for one in old.members if one != new.primary) or "no other node"
     return [

@@ -18,14 +18,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from random import Random
 from types import MappingProxyType
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 from uuid import UUID
 
 from pegaskv.base.errors import (
     Busy,
     DiskFull,
     NotReady,
-    PegasKVError,
     RequestError,
     Unavailable,
 )
@@ -37,7 +36,7 @@ from pegaskv.codec.messages_duplication import (
     ProgressReport,
     RemoteWork,
 )
-from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, Proposal, TablePush
+from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Proposal
 from pegaskv.coordination.store import (
     Conflict,
     Fence,
@@ -71,7 +70,8 @@ from pegaskv.meta.events import (
 )
 from pegaskv.meta.handlers import Handlers, Reply
 from pegaskv.meta.host import Identity
-from pegaskv.meta.live import LiveStates, NodeStates, ask_states, nodes_of
+from pegaskv.meta.links import NodeDoor, NodeLinks
+from pegaskv.meta.live import LiveStates
 from pegaskv.meta.machine import MetaMachine
 from pegaskv.meta.options import MetaOptions
 from pegaskv.meta.remotes import ConfiguredCluster
@@ -80,7 +80,7 @@ from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.mailbox import Mailbox
 from pegaskv.runtime.tasks import TaskScope
 
-__all__ = ["MetaService", "NodeDoor", "ReplicaControl"]
+__all__ = ["MetaService", "NodeDoor"]
 
 _log = logging.getLogger(__name__)
 
@@ -103,26 +103,6 @@ _UNASKED: Final = (
     CollectDue,
     RemotesChanged,
 )
-
-
-class ReplicaControl(Protocol):
-    """A replica server as the meta server sees it."""
-
-    async def configure(self, push: TablePush) -> None:
-        """Return when the push is in force; any PegasKVError or OSError: try again later."""
-        ...
-
-    async def obey(self, order: Order) -> str:
-        """Take an order; return a sentence on what comes of it."""
-        ...
-
-    async def states(self, table_id: int) -> NodeStates:
-        """Return what is shown of its replicas of a table, or of all (0)."""
-        ...
-
-
-# Makes the door to a node, by its id and address.
-NodeDoor = Callable[[str, str], ReplicaControl]
 
 
 def _no_state(*whose: Any) -> dict[str, Any]:
@@ -156,9 +136,6 @@ class MetaService:
         on_remote_work: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._node_door = node_door
-        # Of each node that has reported: its address, and the way there.
-        self._doors: dict[str, tuple[str, ReplicaControl]] = {}
         self._clock = clock
         self._random = random
         self._options = options
@@ -185,6 +162,13 @@ class MetaService:
         self._scope = scope
         limit = options.requests_max + _OTHER_EVENTS_MAX
         self._mailbox: Mailbox[Event] = Mailbox("the meta server", limit=limit)
+        self._links = NodeLinks(
+            node_door,
+            put=self._mailbox.put,
+            clock=clock,
+            scope=scope,
+            states_timeout_ms=options.states_timeout_ms,
+        )
         self._session: Session | None = None
         self._fence: Fence | None = None
         # Why changes are refused at the moment.
@@ -203,10 +187,6 @@ class MetaService:
         self._last_request_id = 0
         self.commits = 0
         self.commit_failures = 0
-        self.pushes = 0
-        self.push_failures = 0
-        self.orders = 0
-        self.order_failures = 0
 
     async def start(self) -> None:
         """Lead, load what is stored, finish what is half made, and begin to serve.
@@ -302,13 +282,14 @@ class MetaService:
         """Yield what this server counts."""
         yield from views.state_metrics(self._machine)
         yield from self._duplications.metrics()
+        links = self._links
         for name, text, count in (
             ("commits", "Commits to the meta store.", self.commits),
             ("commit_failures", "Commits whose outcome was unknown.", self.commit_failures),
-            ("pushes", "Changes of tables sent to replica servers.", self.pushes),
-            ("push_failures", "Pushes that a node could not take.", self.push_failures),
-            ("orders", "Orders about single partitions to replica servers.", self.orders),
-            ("order_failures", "Orders that a node did not take.", self.order_failures),
+            ("pushes", "Changes of tables sent to replica servers.", links.pushes),
+            ("push_failures", "Pushes that a node could not take.", links.push_failures),
+            ("orders", "Orders about single partitions to replica servers.", links.orders),
+            ("order_failures", "Orders that a node did not take.", links.order_failures),
         ):
             yield Metric(f"pegaskv_meta_{name}_total", "counter", text, (((), count),))
         options = self._options
@@ -376,10 +357,7 @@ class MetaService:
         self._reports[report.node_id] = event
         if self._arriving.get(report.node_id) == report.process:
             del self._arriving[report.node_id]
-        address, _ = self._doors.get(report.node_id, (None, None))
-        if address != report.address:
-            door = self._node_door(report.node_id, report.address)
-            self._doors[report.node_id] = (report.address, door)
+        self._links.meet(report.node_id, report.address)
 
     def _step(self, event: Event) -> list[Effect]:
         return self._machine.step(
@@ -403,50 +381,19 @@ class MetaService:
                 self._reply(request_id, table, more, None)
             case Refuse(request_id, error):
                 self._reply(request_id, None, (), error)
-            case Push(push_id, node_id, push):
-                name = f"push of table {push.table.table_id}"
-                self._scope.start(name, self._push(push_id, node_id, push))
+            case Push():
+                self._links.push(effect)
             case PushLater(node_id, table_id, delay_ms):
                 name = f"pause before table {table_id}"
                 self._scope.start(name, self._send_later(PushDue(node_id, table_id), delay_ms))
-            case Obey(node_id, order):
-                self._scope.start(f"order about {order.gpid}", self._order(node_id, order))
+            case Obey():
+                self._links.order(effect)
             case Warn(text):
                 _log.warning("%s", text)
             case Commit():
                 raise AssertionError("a commit is awaited")
             case _:
                 assert_never(effect)
-
-    async def _push(self, push_id: int, node_id: str, push: TablePush) -> None:
-        self.pushes += 1
-        error_text = ""
-        try:
-            await self._doors[node_id][1].configure(push)
-        except (PegasKVError, OSError) as error:
-            self.push_failures += 1
-            error_text = str(error) or type(error).__name__
-            table = push.table
-            _log.warning(
-                "node %s could not take table %s (id %d, version %d): %s",
-                node_id, table.name, table.table_id, table.version, error_text,
-            )  # fmt: skip
-        await self._mailbox.put(PushEnded(push_id, node_id, push.table.table_id, error_text))
-
-    async def _order(self, node_id: str, order: Order) -> None:
-        self.orders += 1
-        error_text = ""
-        try:
-            await self._doors[node_id][1].obey(order)
-        except (PegasKVError, OSError) as error:
-            self.order_failures += 1
-            error_text = str(error) or type(error).__name__
-            # It is repeated while it is wanted.
-            _log.info(
-                "node %s did not take the order to %s %s of partition %s: %s",
-                node_id, order.kind.name, order.node_id, order.gpid, error_text,
-            )  # fmt: skip
-        await self._mailbox.put(OrderEnded(node_id, order, error_text))
 
     async def _send_later(self, event: Event, delay_ms: int) -> None:
         await self._clock.sleep_ms(delay_ms)
@@ -463,19 +410,7 @@ class MetaService:
     async def _states(self, table_ids: Collection[int]) -> LiveStates:
         """Ask the nodes of tables how their replicas are."""
         machine = self._machine
-        wanted = nodes_of(machine.cluster, table_ids)
-        if wanted:
-            # Who learns is no member yet.
-            wanted |= {node.node_id for node in machine.nodes.alive if node.learning}
-        doors = {
-            node_id: self._doors[node_id][1]
-            for node_id in sorted(wanted)
-            if machine.nodes.is_alive(node_id)
-        }
-        table_id = next(iter(table_ids)) if len(table_ids) == 1 else 0
-        return await ask_states(
-            doors, table_id, clock=self._clock, timeout_ms=self._options.states_timeout_ms
-        )
+        return await self._links.states(machine.cluster, machine.nodes, table_ids)
 
     # The store.
 

@@ -10,7 +10,7 @@ from pegaskv.base.types import Gpid, TableInfo, TableStatus
 from pegaskv.codec.messages_duplication import SourceOrder
 from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
 from pegaskv.meta.cluster import CHANGE_OPERATIONS_MAX, Cluster
-from pegaskv.meta.effects import Answer, Commit, Effect, Push, PushLater, Refuse, Warn
+from pegaskv.meta.effects import Answer, Commit, Effect, Obey, Push, PushLater, Refuse, Warn
 from pegaskv.meta.events import (
     Committed,
     CreateTable,
@@ -154,6 +154,7 @@ class Meta:
         *,
         options: MetaOptions | None = None,
         now: int = 1_700_000_000,
+        now_ms: int = 0,
         uuid: str = UUID,
         identity: Identity = Identity("here", 7),  # noqa: B008 - it cannot be changed
         configured: Mapping[str, RemoteClusterInfo] | None = None,
@@ -163,9 +164,10 @@ class Meta:
         self.records = records if records is not None else Records()
         self.options = options if options is not None else MetaOptions()
         self.now = now
-        self.now_ms = 0
+        self.now_ms = now_ms
         self.pushes: list[Push] = []
         self.later: list[PushLater] = []
+        self.orders: list[Obey] = []
         self.answers: dict[int, Answer] = {}
         self.refusals: dict[int, RequestError] = {}
         self.warnings: list[str] = []
@@ -183,6 +185,7 @@ class Meta:
             self.records,
             options=self.options,
             now=self.now,
+            now_ms=self.now_ms,
             uuid=self.uuid,
             identity=self.identity,
             configured=self.configured,
@@ -218,6 +221,8 @@ class Meta:
                     self.pushes.append(effect)
                 case PushLater():
                     self.later.append(effect)
+                case Obey():
+                    self.orders.append(effect)
                 case Answer(request_id):
                     assert request_id not in {**self.answers, **self.refusals}, "answered twice"
                     self.answers[request_id] = effect

@@ -209,10 +209,11 @@ class MetaSession:
         return known
 
     async def _pause(self, milliseconds: int) -> None:
-        self._poked.clear()
+        # A poke that came before counts too: it may have come while a beacon was on its way.
         with suppress(TimeoutError):
             async with self._clock.timeout_ms(milliseconds):
                 await self._poked.wait()
+        self._poked.clear()
 
     def _failed(self, error: Exception) -> None:
         if not self._trouble:

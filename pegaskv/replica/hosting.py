@@ -34,6 +34,7 @@ from pegaskv.replica.recovery import RecoveredReplica
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.settings import take_settings
 from pegaskv.replica.studies import Studies
+from pegaskv.replica.teaching import Teaching
 from pegaskv.storage.engine import Engine
 from pegaskv.storage.replica_files import Accepted
 
@@ -49,12 +50,13 @@ class Hosting:
     """The partitions of one server, by their roles.
 
     `make` builds a replica around an opened engine, `close_engine` ends one, and `forget` drops
-    whatever else is kept of a partition that goes. `membership` and `studies` are set before
-    anything is called.
+    whatever else is kept of a partition that goes. `membership`, `studies` and `teaching` are
+    set before anything is called.
     """
 
     membership: Membership
     studies: Studies
+    teaching: Teaching
 
     def __init__(
         self,
@@ -302,7 +304,11 @@ class Hosting:
             or replica.machine.ballot != ballot
         ):
             raise NotPrimary(f"partition {gpid} is not led here under ballot {ballot}")
-        return self.membership.join(replica, node_id, next_decree)
+        joined = self.membership.join(replica, node_id, next_decree)
+        if joined:
+            # What was kept for it is of no use any more, and another may begin.
+            self.teaching.release(gpid, node_id)
+        return joined
 
     # --- Opening -----------------------------------------------------------------------
 

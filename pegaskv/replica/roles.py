@@ -69,7 +69,7 @@ class Roles:
             take_incarnation=hosting.take_incarnation,
         )
         self.studies.learner = _learner(self.studies, group, ground, recovered.damage)
-        self.teaching = Teaching(
+        self.teaching = hosting.teaching = Teaching(
             partitions.replicas,
             log=ground.log,
             directory=ground.directory,

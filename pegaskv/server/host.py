@@ -53,8 +53,6 @@ __all__ = ["Host", "Step"]
 _log = logging.getLogger(__name__)
 
 _PATIENCE_AFTER_FAILURE_MS: Final = 200
-# A client that is asked to close does so at once; one that does not know how is not waited for.
-_GOODBYE_MS: Final = 300
 # Clients close in a moment when they are asked to; nobody else is worth waiting for.
 _GOODBYE_MS: Final = 300
 
@@ -358,8 +356,6 @@ class Host(ABC):
             if self.failure is not None:
                 # What waits for the log is never answered.
                 patience_ms = min(patience_ms, _PATIENCE_AFTER_FAILURE_MS)
-            else:
-                await self._acceptor.say_goodbye(min(patience_ms, _GOODBYE_MS))
             await self._acceptor.drain(patience_ms)
 
     async def _stop_http(self) -> None:

@@ -257,7 +257,7 @@ def test_a_session_reports_again_on_each_new_connection_and_when_it_is_not_known
         # A server that was away for long.
         meta.node.crash(power=False)
         await world.sleep_ms(20_000)
-        assert "no meta server answers, for 1" in session.trouble
+        assert "no meta server answers, for " in session.trouble
         meta.start()
         await world.until(lambda: len(meta.reports) == 4, limit_ms=1_600)
         await world.until(lambda: session.trouble == "", limit_ms=100)

@@ -125,6 +125,11 @@ class Front:
         if not self._scheduled:
             self._schedule()
 
+    def forget(self, gpid: tuple[int, int]) -> None:
+        """Let nothing that was accepted of a partition come to the log any more."""
+        for records, _, _ in self._accepted:
+            records[:] = [record for record in records if record[:2] != gpid]
+
     def hurry(self) -> None:
         """Somebody on the list need not wait any more."""
         if not self._scheduled:

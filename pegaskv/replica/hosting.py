@@ -427,6 +427,7 @@ class Hosting:
             while replica.in_flight and not replica.streams:
                 await self._clock.sleep_ms(_WAIT_MS)
             replica.deactivate()
+            self.studies.forget_accepted(gpid)
             await self._close_engine(replica.engine)
         recovered = self._recovered.pop(gpid, None)
         if recovered is not None:

@@ -136,6 +136,8 @@ class Studies:
         self._preparing.add(gpid)
         try:
             replica.step_down(Deactivated())
+            # What it has accepted must not come to the log behind those of a new incarnation.
+            await self.logged()
             if replica.engine_gone:
                 return self._given_up(gpid, replica)
             if replica.reopening:
@@ -164,6 +166,16 @@ class Studies:
             return found
         finally:
             self._preparing.discard(gpid)
+
+    def forget_accepted(self, gpid: Gpid) -> None:
+        """Its table was purged: nothing of it may come to the log any more."""
+        self._front.forget(gpid)
+
+    async def logged(self) -> None:
+        """Return when all that was accepted from primaries before is in the log."""
+        logged = asyncio.Event()
+        self._front.accept([], logged.set, True)
+        await logged.wait()
 
     def _given_up(self, gpid: Gpid, replica: Replica) -> RecoveredReplica:
         """Begin with nothing: its storage failed for good."""

@@ -133,6 +133,11 @@ def partition_row(details: "TableDetails", each: "PartitionInfo", names: NodeNam
 def _remarks(each: "PartitionInfo", names: NodeNames) -> list[str]:
     """Whatever somebody who looks at a partition should know besides."""
     found = [str(each.state[name]) for name in ("closed", "storage_error") if each.state.get(name)]
+    found += [
+        f"{names.name(node)} does not answer"
+        for node in each.mute
+        if names.statuses.get(node, "alive") == "alive"
+    ]
     for node, state in each.replicas.items():
         if node == each.primary:
             continue

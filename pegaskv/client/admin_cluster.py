@@ -19,7 +19,7 @@ from pegaskv.client.admin_requests import (
     as_positive,
     malformed,
 )
-from pegaskv.client.arguments import as_bool
+from pegaskv.client.arguments import as_bool, as_timeout_ms
 from pegaskv.client.resolver import MetaResolver
 from pegaskv.codec.operations import Operation
 
@@ -105,9 +105,10 @@ class ClusterAdmin(AdminRequests):
         """Return what one server says of itself; None = the meta server that answers."""
         if address is None:
             reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout)
-        else:
-            one = MetaResolver([as_name(address, "address")], self._pool)
-            reply, _ = await self._ask(Operation.SERVER_INFO, (), timeout, resolver=one)
+            return as_mapping(Operation.SERVER_INFO, reply)
+        one = MetaResolver([as_name(address, "address")], self._pool)
+        limit_ms = self._pool.options.timeout_ms if timeout is None else as_timeout_ms(timeout)
+        reply = await one.look(Operation.SERVER_INFO, (), limit_ms, what="server_info")
         return as_mapping(Operation.SERVER_INFO, reply)
 
     async def get_meta_level(self, *, timeout: float | None = None) -> MetaLevel:

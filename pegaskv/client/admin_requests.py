@@ -81,10 +81,8 @@ class AdminRequests:
         operation: Operation,
         fields: tuple[Any, ...],
         timeout: float | None,
-        *,
-        resolver: MetaResolver | None = None,
     ) -> tuple[list[Any], str]:
-        return await (resolver or self._resolver).ask(
+        return await self._resolver.ask(
             int(operation),
             fields,
             self._pool.options.timeout_ms if timeout is None else as_timeout_ms(timeout),

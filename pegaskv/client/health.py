@@ -31,6 +31,13 @@ class PartitionInfo:
         """All nodes of the configuration, the primary first."""
         return self.secondaries if self.primary is None else (self.primary, *self.secondaries)
 
+    @property
+    def mute(self) -> tuple[str, ...]:
+        """The members that told nothing of their replicas, when any replica was told of."""
+        if not self.replicas:
+            return ()
+        return tuple(node for node in self.members if node not in self.replicas)
+
 
 class Health(NamedTuple):
     """How many partitions there are, and how many of them are well in each way."""
@@ -60,12 +67,15 @@ def health_of(
 ) -> Health:
     """Return the health of one partition; `statuses` are those of the nodes, by node id.
 
-    A node without a known status is taken for alive: what the others say decides then.
+    A node without a known status is taken for alive, and one that says nothing of its replica
+    while others do for gone: it is noticed sooner so than by its status.
     """
     statuses = statuses or {}
     # One that is leaving serves until it has handed over.
     present = [
-        node for node in partition.members if statuses.get(node, "alive") in ("alive", "leaving")
+        node
+        for node in partition.members
+        if statuses.get(node, "alive") in ("alive", "leaving") and node not in partition.mute
     ]
     state = partition.state
     readable = (

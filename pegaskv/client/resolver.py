@@ -106,6 +106,27 @@ class MetaResolver:
             candidates = self._candidates()
             forwards = 0
 
+    async def look(
+        self, operation: int, fields: tuple[Any, ...], timeout_ms: int, *, what: str
+    ) -> list[Any]:
+        """Ask the first server, and it alone, once; return the fields of its reply.
+
+        Raises:
+            Timeout, Unavailable: it did not answer.
+            RequestError: the answer.
+
+        """
+        address = self.addresses[0]
+        try:
+            reply = await self._ask_one(
+                address, operation, fields, self._deadline(timeout_ms), what=what, changes=False
+            )
+        except (Timeout, Unavailable) as error:
+            error.hint = f"is the server at {address} running?"
+            error.maybe_applied = False
+            raise
+        return reply[2:]
+
     async def _ask_one(
         self,
         address: str,

@@ -10,6 +10,7 @@ from pegaskv.client import Client, Health, PartitionInfo, health_of, sum_health
 from pegaskv.client.admin_cluster import LEVELS
 from pegaskv.codec.operations import Operation
 from tests.client.fake_server import FakeServer, Fault
+from tests.helpers import free_port
 
 NODES = [
     ["aaaa-1111", "10.0.0.1:34801", "alive", {"primaries": 2}],
@@ -179,3 +180,20 @@ def test_health_follows_from_what_the_primary_says() -> None:
     assert sum_health([]) == (0, 0, 0, 0)
     whole = sum_health([Health(1, 1, 1, 1), Health(1, 0, 1, 0)])
     assert (whole, whole.word) == ((2, 1, 2, 1), "read only")
+
+
+def test_a_member_that_says_nothing_of_its_replica_while_others_do_counts_as_gone() -> None:
+    told = {"b": {"status": "secondary"}, "c": {"status": "secondary"}}
+    assert health_of(PartitionInfo(0, 1, "a", ("b", "c"), {}, told), 3).word == "unavailable"
+    told = {"a": {"serving": True}, "b": {"status": "secondary"}}
+    found = PartitionInfo(0, 1, "a", ("b", "c"), {}, told)
+    assert (found.mute, health_of(found, 3).word) == (("c",), "degraded")
+
+
+async def test_a_server_that_is_not_there_is_asked_once(admin: Any) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    clock = admin._pool.clock
+    began_ms = clock.monotonic_ms()
+    with pytest.raises(Unavailable, match=r"refused.*is the server at 127.*running"):
+        await admin.server_info(address)
+    assert clock.monotonic_ms() - began_ms < 1_000

@@ -103,7 +103,7 @@ async def test_a_table_shows_how_well_it_is_served(session: Session) -> None:
 async def test_what_a_replica_says_of_itself_is_remarked(session: Session) -> None:
     session.cluster.layout = PartitionInfo(
         0, 5, "id-a", ("id-b",), {"closed": "the log is damaged"},
-        {"id-b": {"closed": "no room"}, "id-c": {"status": "potential_secondary"}},
+        {"id-a": {}, "id-b": {"closed": "no room"}, "id-c": {"status": "potential_secondary"}},
     )  # fmt: skip
     shown = await session.text("app users -d")
     assert "unavailable" in shown
@@ -113,6 +113,10 @@ async def test_what_a_replica_says_of_itself_is_remarked(session: Session) -> No
     assert (await session.data("app users -d"))["partitions"][0]["replicas"]["id-c"] == {
         "status": "potential_secondary"
     }
+    session.cluster.layout = PartitionInfo(0, 5, "id-a", ("id-b",), {}, {"id-b": {}})
+    shown = await session.text("app users -d")
+    assert "unavailable" in shown
+    assert "10.0.0.1:34801 does not answer" in shown
 
 
 async def test_a_detailed_list_of_tables_shows_health(session: Session) -> None:

@@ -5,9 +5,11 @@ the search takes states for one that differ in nothing but who is who.
 """
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
 
+from tests.model.happenings import Step, steps, take
 from tests.model.model import (
     Bounds,
     Broken,
@@ -16,11 +18,8 @@ from tests.model.model import (
     Proposal,
     Rules,
     State,
-    Step,
     check,
     first_state,
-    steps,
-    take,
 )
 
 __all__ = ["Found", "canonical", "say", "search", "walk"]
@@ -48,9 +47,12 @@ class Found(NamedTuple):
     complete: bool  # all states within the bounds were seen
 
 
-def search(rules: Rules, bounds: Bounds, *, states_max: int = 10**9, inside: bool = True) -> Found:
+def search(
+    rules: Rules, bounds: Bounds, *, stop: Callable[[], bool] | None = None, inside: bool = True
+) -> Found:
     """Look at every state within `bounds`, nearest first, until something is broken.
 
+    `stop` is asked before each state; then the search is not complete.
     Without `inside` only what clients can see counts. States are remembered by a hash of
     64 bits: at 10^7 of them, one is taken for another with a chance of 3 in a million.
     """
@@ -60,6 +62,8 @@ def search(rules: Rules, bounds: Bounds, *, states_max: int = 10**9, inside: boo
     taken = 0
     while waiting:
         state, way = waiting.popleft()
+        if stop is not None and stop():
+            return Found("", (), len(seen), taken, False)
         for step in steps(rules, bounds, state):
             taken += 1
             try:
@@ -73,8 +77,6 @@ def search(rules: Rules, bounds: Bounds, *, states_max: int = 10**9, inside: boo
             except Broken as broken:
                 way = (step, tuple(range(bounds.nodes)), way)
                 return Found(str(broken), _tell(way), len(seen), taken, False)
-            if len(seen) >= states_max:
-                return Found("", (), len(seen), taken, False)
             seen.add(known)
             waiting.append((after, (step, order, way)))
     return Found("", (), len(seen), taken, True)

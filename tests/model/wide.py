@@ -1,20 +1,20 @@
-"""Searches the rules as far as there is time: `python -m tests.model.wide [STATES [NAME]]`.
+"""Searches the rules as far as there is time: `python -m tests.model.wide [MINUTES [NAME]]`.
 
 Prints for each of the bounds below how many states there are, and whether that was all.
 """
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from tests.model.model import Bounds, Rules
 from tests.model.plants import CLAIMS
 from tests.model.search import search
 
-__all__ = ["QUICK", "WIDER", "main"]
+__all__ = ["QUICK", "WIDER", "main", "until"]
 
-STATES_MAX: Final = 3_000_000
+MINUTES: Final = 10.0
 
 # Seconds each.
 QUICK: Final[Mapping[str, Bounds]] = {
@@ -36,14 +36,19 @@ WIDER: Final[Mapping[str, Bounds]] = {
 }
 
 
+def until(end: float) -> Callable[[], bool]:
+    """Make a `stop` for a search, by the monotonic clock."""
+    return lambda: time.monotonic() > end
+
+
 def main(arguments: list[str]) -> int:
-    """Search, print, and return 1 if something is broken."""
-    states_max = int(float(arguments[0])) if arguments else STATES_MAX
+    """Search for some minutes each, print, and return 1 if something is broken."""
+    seconds_max = 60 * (float(arguments[0]) if arguments else MINUTES)
     names = arguments[1:] or [*QUICK, *WIDER]
     for name in names:
         bounds = QUICK[name] if name in QUICK else WIDER[name]
         began = time.monotonic()
-        found = search(Rules(), bounds, states_max=states_max)
+        found = search(Rules(), bounds, stop=until(began + seconds_max))
         seconds = time.monotonic() - began
         extent = "all" if found.complete else "not all"
         print(  # noqa: T201 - what it is for

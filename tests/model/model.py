@@ -33,8 +33,8 @@ Searched, nothing found (`wide.py` has the bounds): 127 673 states of 3 nodes, a
 in 7 s of each test run. Wider and still all: two writes, two ballots, a restart, changes of every
 kind 159 019; two writes, three ballots 423 244; a write, three ballots, a restart 561 804; a wiped
 disk, three ballots 298 228. Not all: two writes, three ballots, a restart and changes of every
-kind, 1 149 366 of them; claims of four nodes, 379 456. Beside that 3 million random steps with up
-to 8 ballots, 5 writes and 4 nodes.
+kind, 1 149 366 of them; claims of four nodes, 379 456. Beside that 1.5 million random steps, up
+to 9 ballots, 5 writes and 4 nodes.
 """
 
 from typing import Final, NamedTuple

@@ -126,7 +126,7 @@ def partition_row(details: "TableDetails", each: "PartitionInfo", names: NodeNam
         [names.marked(node) for node in each.secondaries],
         state.get("committed_decree"),
         state.get("size_bytes"),
-        "; ".join(_remarks(each, names)),
+        names.rewrite("; ".join(_remarks(each, names))),
     ]
 
 

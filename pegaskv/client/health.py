@@ -33,8 +33,9 @@ class PartitionInfo:
 
     @property
     def mute(self) -> tuple[str, ...]:
-        """The members that told nothing of their replicas, when any replica was told of."""
-        if not self.replicas:
+        """The members that told nothing of their replicas: those that do not answer."""
+        if self.state and not self.replicas:
+            # An older server tells of the primary alone.
             return ()
         return tuple(node for node in self.members if node not in self.replicas)
 
@@ -68,7 +69,7 @@ def health_of(
     """Return the health of one partition; `statuses` are those of the nodes, by node id.
 
     A node without a known status is taken for alive, and one that says nothing of its replica
-    while others do for gone: it is noticed sooner so than by its status.
+    for gone: it is noticed sooner so than by its status.
     """
     statuses = statuses or {}
     # One that is leaving serves until it has handed over.

@@ -35,6 +35,8 @@ _GPID: Final = Option(
 )
 # What waits until whoever led has surely stopped takes longer than other requests.
 _FORCED_SECONDS_MIN: Final = 60.0
+# Of how many partitions the advice is shown; it is mostly the same for all.
+_ADVICE_MAX: Final = 5
 
 
 def _node(name: str, text: str, short: str) -> Option:
@@ -324,8 +326,11 @@ async def diagnose(
                 context, names, each, skip=bool(skip_prompt or context.yes)
             )
     show = Table(("gpid", "table", "since", "reason", "recommended"), rows)
-    advice = {names.rewrite(str(known["advice"])) for known in data if known.get("advice")}
-    return Result(data, show, "\n".join([*lines, *sorted(advice)]))
+    advice = [names.rewrite(str(known["advice"])) for known in data if known.get("advice")]
+    lines += dict.fromkeys(advice[:_ADVICE_MAX])
+    if len(advice) > _ADVICE_MAX:
+        lines.append(f"and {len(advice) - _ADVICE_MAX} more: `ddd_diagnose -g <gpid>` for each")
+    return Result(data, show, "\n".join(lines))
 
 
 def _place(gpid: str | None, tables: dict[str, int]) -> tuple[str | None, str | None]:

@@ -148,7 +148,7 @@ async def test_the_reports_of_all_replicas_are_in_a_tables_details(
 
 
 def partition(primary: str | None, *secondaries: str, **state: Any) -> PartitionInfo:
-    return PartitionInfo(0, 1, primary, secondaries, state)
+    return PartitionInfo(0, 1, primary, secondaries, {"follower": False, **state})
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,8 @@ def test_health_follows_from_what_the_primary_says() -> None:
     assert (whole, whole.word) == ((2, 1, 2, 1), "read only")
 
 
-def test_a_member_that_says_nothing_of_its_replica_while_others_do_counts_as_gone() -> None:
+def test_a_member_that_says_nothing_of_its_replica_counts_as_gone() -> None:
+    assert health_of(PartitionInfo(0, 1, "a", ("b",), {}), 2).word == "unavailable"
     told = {"b": {"status": "secondary"}, "c": {"status": "secondary"}}
     assert health_of(PartitionInfo(0, 1, "a", ("b", "c"), {}, told), 3).word == "unavailable"
     told = {"a": {"serving": True}, "b": {"status": "secondary"}}

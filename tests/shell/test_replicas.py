@@ -1,5 +1,6 @@
 """The commands of a replicated cluster: nodes, health, levels, moves, dead partitions."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -234,6 +235,11 @@ async def test_dead_partitions_are_listed_with_what_helps(session: Session) -> N
         "1.3 at 10.0.0.2:34801: alive, ballot 4, last decree 5, closed its disk failed",
         "1.3 at id-d: not seen, a former member, no replica, ballot 4",
     ]
+    session.cluster.dead = [replace(DEAD, gpid=Gpid(1, index)) for index in range(7)]
+    await session.text("ddd_diagnose")
+    assert session.output.notes[-1] == "and 2 more: `ddd_diagnose -g <gpid>` for each"
+    assert len(session.output.notes) == 2
+    session.cluster.dead = [DEAD]
     for place, count in (("users", 1), ("1.3", 1), ("1.2", 0)):
         assert len(await session.data(f"ddd_diagnose -g {place}")) == count
     assert "neither a table nor a partition" in await session.fails("ddd_diagnose -g nosuch", 1)

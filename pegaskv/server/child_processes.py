@@ -29,6 +29,8 @@ _HEALTH_S: Final = 1.0
 _STATE: Final = 0
 _STARTED: Final = 19
 _GONE: Final = ("Z", "X")
+# Below what systems pick from for the near ends of connections.
+_OTHER_PORTS: Final = range(20_000, 30_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,27 @@ class ChildProcesses:
         return fields[_STATE].decode("ascii"), int(fields[_STARTED])
 
     def free_ports(self, wanted: Sequence[int]) -> list[int]:
-        """Return these ports of 127.0.0.1; for each that is taken, another one that is free."""
+        """Return these ports of 127.0.0.1; for each that is taken, another one that is free.
+
+        Raises:
+            OSError: there is none.
+
+        """
         probes: list[socket.socket] = []
+        # Not one that the system would pick: while its server is away, it might be given to the
+        # near end of somebody's connection. Others look at the same time, so begin elsewhere.
+        begin = _OTHER_PORTS.start + os.getpid() * 7 % len(_OTHER_PORTS)
+        others = iter([*range(begin, _OTHER_PORTS.stop), *range(_OTHER_PORTS.start, begin)])
+        # As long as nobody listens, one port may be bound twice.
+        chosen = set(wanted)
         try:
             for port in wanted:
-                probe = _bound(port) or _bound(0)
-                if probe is None:
-                    raise OSError("there is no free port on 127.0.0.1")
+                probe = _bound(port) if port else None
+                while probe is None:
+                    other = next(others, None)
+                    if other is None:
+                        raise OSError("there is no free port on 127.0.0.1")
+                    probe = None if other in chosen else _bound(other)
                 probes.append(probe)
             return [int(probe.getsockname()[1]) for probe in probes]
         finally:

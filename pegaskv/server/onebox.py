@@ -278,7 +278,7 @@ class Onebox:
         new += [("replica", number) for number in range(there + 1, wanted + 1)]
         if not new:
             return
-        ports = [base + number - 1 for role, number in new for base in _PORTS[role]]
+        ports = [base and base + number - 1 for role, number in new for base in _PORTS[role]]
         taken = {address for one in servers.values() for address in (one.listen, one.http)}
         wishes = [0 if f"127.0.0.1:{port}" in taken else port for port in ports]
         found = iter(self._processes.free_ports(wishes))
@@ -365,7 +365,7 @@ class Onebox:
         if not self._runs(server):
             if server.stopped:
                 return "stopped", ""
-            return f"ended by itself, see {self.path / server.name / 'log'}", ""
+            return f"has ended, see {self.path / server.name / 'log'}", ""
         uptime = _duration(self._processes.age_s(server.process))
         if not self._is_ready(server):
             return "starting", uptime

@@ -72,7 +72,11 @@ def directory(tmp_path: Path) -> Iterator[Path]:
                 ChildProcesses().kill(Identity(**server["process"]))
 
 
-async def test_the_whole_life_of_a_cluster(directory: Path, onebox: Command) -> None:
+async def test_the_whole_life_of_a_cluster(
+    directory: Path, onebox: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever starts another one on this machine meanwhile takes the usual ports.
+    monkeypatch.setattr("pegaskv.server.onebox._PORTS", {"meta": (0, 0), "replica": (0, 0)})
     out, _ = onebox("start", "--replica", "3", "--meta", "1")
     address = str(state_of(directory)["meta1"]["listen"])
     assert out.endswith(f"Connect by: pegaskv-shell --cluster {address}\n")
@@ -149,6 +153,19 @@ def test_a_server_that_ends_at_once_is_shown_by_its_last_words(
         _, err = onebox("restart", "meta1", status=1)
     assert f"meta1 ended with status 3: {address} is in use by another process" in err
     assert f"its log is {directory / 'meta1' / 'log'}" in err
+
+
+def test_ports_that_are_taken_are_passed_over() -> None:
+    processes = ChildProcesses()
+    first = processes.free_ports([0, 0, 0])
+    assert len(set(first)) == 3
+    assert all(20_000 <= port < 30_000 for port in first)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first[0]))
+        taken.listen()
+        found = processes.free_ports(first)
+    assert found[1:] == first[1:]
+    assert found[0] not in first
 
 
 # Usage.
@@ -265,7 +282,7 @@ def test_a_killed_child_is_gone_and_one_that_ended_by_itself_is_named(
         box.show()
     finally:
         box.close()
-    assert "ended by itself, see" in lines[1]
+    assert "has ended, see" in lines[1]
 
 
 def test_two_commands_at_a_time_are_one_too_many(directory: Path, onebox: Command) -> None:

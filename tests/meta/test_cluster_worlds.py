@@ -324,7 +324,7 @@ class World:
 @pytest.mark.parametrize("seeds", range(3))
 def test_any_deaths_cuts_and_requests_leave_whole_partitions(seeds: int) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(seeds * 4, seeds * 4 + 4):
+    for seed in range(seeds * 8, seeds * 8 + 8):
         world = World(seed)
         try:
             world.run(250)

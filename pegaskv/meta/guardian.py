@@ -107,6 +107,12 @@ class Guardian:
             effects += self._repair_one(record, table, layout)
         return effects
 
+    def on_reported(self, node_id: str) -> None:
+        """A node has come: what it could not do before it may do now."""
+        for one in [one for one in self._failed if one[1] == node_id]:
+            del self._failed[one]
+        self.look_at_all()
+
     def on_leaving(self, node: Node) -> list[Effect]:
         """A node stops: its secondaries are taken out where that leaves enough."""
         self.look_at_all()

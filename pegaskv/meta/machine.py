@@ -236,7 +236,8 @@ class MetaMachine:
         new_process = known is None or not same_process(known, report)
         node = self.nodes.on_reported(report, self.now_ms, watched=event.watched)
         self.delivery.on_reported(node.node_id)
-        self._look_at_nodes()
+        self.guardian.on_reported(node.node_id)
+        self.moves.look_again()
         for table in self.cluster.tables.values():
             table_id = table.table_id
             if table.status is TableStatus.DROPPED:

@@ -76,10 +76,11 @@ class Client:
 class Node:
     """The fake replica server behind an awaitable door; its replicas outlive the process."""
 
-    def __init__(self) -> None:
-        self.server = ReplicaServer()
+    def __init__(self, node_id: str = "node-1") -> None:
+        self.server = ReplicaServer(node_id)
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.states_gate: asyncio.Event | None = None
         self.failures = 0
         self.orders: list[Order] = []
         self.duplication_state: Callable[[Gpid, bytes], dict[str, Any]] = lambda gpid, uuid: {}
@@ -101,6 +102,8 @@ class Node:
         self, table_id: int
     ) -> list[tuple[Gpid, dict[str, Any], dict[bytes, dict[str, Any]]]]:
         await asyncio.sleep(0)
+        if self.states_gate is not None:
+            await self.states_gate.wait()
         return [
             (gpid, {"open": gpid in self.server.open}, self.shipping(gpid))
             for gpid in sorted(self.server.replicas)
@@ -121,6 +124,8 @@ class Process:
         self.node = node
         self.options = options
         self.crashes: list[BaseException] = []
+        # Nodes beside the first.
+        self.doors: dict[str, Node] = {}
         # What runs of duplications, at the partitions and at other clusters.
         self.live: dict[str, Any] = {}
         self.stalled: dict[int, float] = {}
@@ -136,7 +141,7 @@ class Process:
         self.scope = TaskScope("process", on_crash=self.crashes.append)
         self.service = MetaService(
             self.store,
-            node_door=lambda node_id, address: self.node,
+            node_door=lambda node_id, address: self.doors.get(node_id, self.node),
             clock=life.clock,
             random=life.random("meta"),
             options=self.options,

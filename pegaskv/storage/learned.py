@@ -178,6 +178,8 @@ class CopiedCheckpoint:
         self.close()
         if self._disk.exists(self._target):
             return read_checkpoint(self._disk, self._target)[0]
+        # An attempt that the disk refused may have left this.
+        self._disk.unlink(temporary_path(self._target) / CHECKPOINT_FILE, missing_ok=True)
         return publish(self._disk, self._target, self.state, self.files)
 
     def prove(self, factory: EngineFactory) -> None:

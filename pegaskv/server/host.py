@@ -141,7 +141,7 @@ class Host(ABC):
         """Begin to serve, now that others can connect; calls `become_ready`."""
         ...
 
-    def begin_to_stop(self) -> None:
+    async def begin_to_stop(self) -> None:
         """Nobody new is accepted any more: let no request wait for its time."""
         return
 
@@ -350,7 +350,7 @@ class Host(ABC):
             await self._listener.close()
         if self._acceptor is not None and self.failure is None:
             await self._acceptor.say_goodbye(_GOODBYE_MS)
-        self.begin_to_stop()
+        await self.begin_to_stop()
         if self._acceptor is not None:
             patience_ms = self.config.server.drain_timeout_ms
             if self.failure is not None:

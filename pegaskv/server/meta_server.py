@@ -30,10 +30,13 @@ class MetaServer(Host):
     _meta: MetaPart | None = None
     _peers: PeerConnections | None = None
     _peers_scope: TaskScope | None = None
+    # What replica servers ask for and takes long.
+    _asked_scope: TaskScope | None = None
 
     async def open(self, directory: DataDirectory, work: dict[str, Worker]) -> None:
         """Load the tables."""
         self._peers_scope = TaskScope("connections to replica servers", on_crash=self.crashed)
+        self._asked_scope = TaskScope("requests of replica servers", on_crash=self.crashed)
         peers = self._peers = PeerConnections(
             network=self.network,
             clock=self.clock,
@@ -65,11 +68,21 @@ class MetaServer(Host):
             **self._tables.handlers(),
             **node_handlers(
                 self._tables.service,
-                self.scope,
+                self._asked,
                 cluster_name=cluster.name,
                 cluster_id=cluster.id,
             ),
         }
+
+    @property
+    def _asked(self) -> TaskScope:
+        assert self._asked_scope is not None
+        return self._asked_scope
+
+    async def begin_to_stop(self) -> None:
+        """Answer replica servers that wait: they ask again, or another one."""
+        if self._asked_scope is not None:
+            await self._asked_scope.close()
 
     def cluster_uuid(self) -> str:
         """Return the uuid that the first start made."""

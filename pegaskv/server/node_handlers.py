@@ -1,6 +1,6 @@
 """What replica servers and their meta server ask of each other, as handlers of requests."""
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from pegaskv.base.errors import InvalidArgument
@@ -22,7 +22,7 @@ from pegaskv.codec.wire_meta import (
 )
 from pegaskv.net.connection import Handler
 from pegaskv.runtime.tasks import TaskScope
-from pegaskv.server.deferring import deferring
+from pegaskv.server.deferring import Work, deferring
 
 __all__ = ["ControlledNode", "LeadingMeta", "control_handlers", "node_handlers"]
 
@@ -77,24 +77,24 @@ class LeadingMeta(Protocol):
 def control_handlers(node: ControlledNode, scope: TaskScope) -> dict[int, Handler]:
     """Return what a replica server answers to its meta server."""
 
-    def configure(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def configure(fields: list[Any]) -> Work:
         push = push_from_wire(_one(fields, "configure"))
 
         async def work() -> tuple[Any, ...]:
             await node.configure(push)
             return ()
 
-        return work()
+        return work
 
-    def obey(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def obey(fields: list[Any]) -> Work:
         order = order_from_wire(fields)
 
         async def work() -> tuple[Any, ...]:
             return (await node.obey(order),)
 
-        return work()
+        return work
 
-    def states(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def states(fields: list[Any]) -> Work:
         table_id = _one(fields, "replica_states")
         if type(table_id) is not int:
             raise InvalidArgument("a table id is a whole number")
@@ -102,7 +102,7 @@ def control_handlers(node: ControlledNode, scope: TaskScope) -> dict[int, Handle
         async def work() -> tuple[Any, ...]:
             return (replica_states_to_wire(await node.states(table_id)),)
 
-        return work()
+        return work
 
     return {
         Operation.CONFIGURE: deferring(scope, "configure", configure),
@@ -116,36 +116,36 @@ def node_handlers(
 ) -> dict[int, Handler]:
     """Return what a meta server answers to its replica servers."""
 
-    def report(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def report(fields: list[Any]) -> Work:
         found = node_report_from_wire(fields)
 
         async def work() -> tuple[Any, ...]:
             await meta.report(found)
             return (cluster_name, cluster_id, meta.cluster_uuid)
 
-        return work()
+        return work
 
     def beacon(connection: Any, message: list[Any]) -> None:
         known = meta.beacon(node_beacon_from_wire(message[3:]))
         connection.out.append((message[0], 0, known))
 
-    def leaving(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def leaving(fields: list[Any]) -> Work:
         node_id, process = node_leaving_from_wire(fields)
 
         async def work() -> tuple[Any, ...]:
             return (await meta.leaving(node_id, process),)
 
-        return work()
+        return work
 
-    def propose(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def propose(fields: list[Any]) -> Work:
         proposal = proposal_from_wire(fields)
 
         async def work() -> tuple[Any, ...]:
             return configuration_to_wire(*await meta.propose(proposal))
 
-        return work()
+        return work
 
-    def report_progress(fields: list[Any]) -> Awaitable[tuple[Any, ...]]:
+    def report_progress(fields: list[Any]) -> Work:
         sent = _one(fields, "report_progress")
         if type(sent) is not list:
             raise InvalidArgument("progress is reported as a list")
@@ -155,7 +155,7 @@ def node_handlers(
             stored = await meta.report_progress(reports)
             return ([partition_progress_to_wire(one) for one in stored],)
 
-        return work()
+        return work
 
     return {
         Operation.NODE_REPORT: deferring(scope, "node report", report),

@@ -49,6 +49,8 @@ class ReplicaServer(Host):
 
     _replicas: ReplicaPart | None = None
     _peers_scope: TaskScope | None = None
+    # What the meta server asks for and takes long.
+    _control_scope: TaskScope | None = None
     _peers: PeerConnections
     _door: MetaDoor
     _session: MetaSession
@@ -63,6 +65,7 @@ class ReplicaServer(Host):
         self._node_id = directory.node_id
         self._cluster_uuid = await work["upkeep"].run(lambda: joined_cluster(self.disk, self.data))
         scope = self._peers_scope = TaskScope("connections to servers", on_crash=self.crashed)
+        self._control_scope = TaskScope("orders", on_crash=self.crashed)
         self._peers = self._connections(scope)
         metas = self._connections(scope)
         metas.on_connected(lambda node_id: self._session.poke())
@@ -133,7 +136,12 @@ class ReplicaServer(Host):
 
     def handlers(self) -> dict[int, Handler]:
         """Return what answers each operation, of clients, other servers and the meta server."""
-        return {**self._rows.handlers(), **control_handlers(self._rows.control, self.scope)}
+        return {**self._rows.handlers(), **control_handlers(self._rows.control, self._orders)}
+
+    @property
+    def _orders(self) -> TaskScope:
+        assert self._control_scope is not None
+        return self._control_scope
 
     def cluster_uuid(self) -> str:
         """Return the uuid of the cluster that was joined once, or ""."""
@@ -185,10 +193,12 @@ class ReplicaServer(Host):
         replicas = self._stub.node_report("").replicas
         return sum(one.status is ReplicaStatus.PRIMARY or bool(one.closed) for one in replicas)
 
-    def begin_to_stop(self) -> None:
-        """Let no request wait for its time."""
+    async def begin_to_stop(self) -> None:
+        """Let no request wait for its time, and none of the meta server for other servers."""
         if self._replicas is not None:
             self._replicas.stub.begin_to_stop()
+        if self._control_scope is not None:
+            await self._control_scope.close()
 
     def stop_steps(self) -> tuple[list[Step], list[Step]]:
         """Return how the parts stop; the last writes still need the other servers."""

@@ -91,7 +91,7 @@ class Standalone(Host):
         """Whether the disk is at work for a tick."""
         return self._rows.stub.syncing
 
-    def begin_to_stop(self) -> None:
+    async def begin_to_stop(self) -> None:
         """Let no request wait for its time."""
         if self._replicas is not None:
             self._replicas.stub.begin_to_stop()

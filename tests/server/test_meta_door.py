@@ -1,5 +1,6 @@
 """The meta servers as a replica server sees them: whoever leads is asked, and told again."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -261,6 +262,41 @@ def test_a_session_reports_again_on_each_new_connection_and_when_it_is_not_known
         meta.start()
         await world.until(lambda: len(meta.reports) == 4, limit_ms=1_600)
         await world.until(lambda: session.trouble == "", limit_ms=100)
+
+    run(main)
+
+
+class Waits(FakeMeta):
+    """A meta server whose store takes for ever."""
+
+    async def propose(self, proposal: Proposal) -> tuple[PartitionConfiguration, dict[str, str]]:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody ends this")
+
+
+def test_whoever_waits_is_answered_when_a_server_stops() -> None:
+    async def main(world: World, site: Site) -> None:
+        scopes: list[TaskScope] = []
+        meta = Waits(site.metas[0].node)
+
+        async def serve(life: Life) -> None:
+            scopes.append(TaskScope("requests"))
+            acceptor = Acceptor(
+                node_handlers(meta, scopes[0], cluster_name="here", cluster_id=5),
+                identity=ServerIdentity("here", 5, "c1", "meta"),
+                clock=life.clock,
+            )
+            await life.network.listen(acceptor, life.node.address, PORT)
+            await acceptor.run()
+
+        meta.node.start(serve)
+        waiting = site.life.task(site.door.propose(Proposal("n1", GPID, 3, ProposalKind.CLAIM)))
+        await world.until(lambda: bool(scopes) and scopes[0].running == 1)
+        await scopes[0].close()
+        with pytest.raises(NotReady, match="the server is stopping"):
+            await waiting
+        with pytest.raises(NotReady, match="the server is stopping"):
+            await site.door.report(REPORT)
 
     run(main)
 

@@ -164,6 +164,9 @@ class TablePush:
     # Partitions (indices) whose new primary leads with what it has, although it is amnesiac: all
     # members were, or an operator has accepted the loss.
     accept_amnesia: frozenset[int] = frozenset()
+    # The process of the node that it is for, as that reported: its successor must not believe
+    # what was stored before it reported itself.
+    process: str = ""
 
 
 _FIELD_TYPES: Final[dict[str, type]] = {

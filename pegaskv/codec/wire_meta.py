@@ -294,6 +294,7 @@ _PUSH: Final = {
     "sources": list,
     "addresses": dict,
     "accept_amnesia": list,
+    "process": str,
 }
 
 
@@ -309,6 +310,7 @@ def push_to_wire(push: TablePush) -> dict[str, Any]:
         "sources": [dataclasses.asdict(one) for one in push.sources],
         "addresses": dict(push.addresses),
         "accept_amnesia": sorted(push.accept_amnesia),
+        "process": push.process,
     }
 
 
@@ -341,6 +343,7 @@ def push_from_wire(value: Any) -> TablePush:
             _each(fields["sources"], _source_order),
             _texts(fields["addresses"], "addresses"),
             frozenset(_each(fields["accept_amnesia"], index)),
+            fields["process"],
         )
 
 

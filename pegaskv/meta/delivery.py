@@ -132,7 +132,7 @@ class Delivery:
             return []
         line.push_id = self.next_push_id
         self.next_push_id += 1
-        line.push = self._push(table, line)
+        line.push = self._push(table, line, self._nodes[node_id].process)
         return [Push(line.push_id, node_id, line.push)]
 
     def on_due(self, node_id: str, table_id: int) -> list[Effect]:
@@ -228,7 +228,7 @@ class Delivery:
     def _line(self, node_id: str, table_id: int) -> _Line | None:
         return self._lines.get(node_id, {}).get(table_id)
 
-    def _push(self, table: TableRecord, line: _Line) -> TablePush:
+    def _push(self, table: TableRecord, line: _Line, process: str) -> TablePush:
         info = table.info()
         orders = self._cluster.orders(table.table_id)
         sources = tuple(one.order for one in table.sources)
@@ -236,7 +236,13 @@ class Delivery:
         line.changed, line.first, line.accepted = set(), set(), set()
         if info.expires_at or table.purging:
             # A dropped table is assigned to nobody; it gets new ballots when it returns.
-            return TablePush(info, purged=table.purging, duplications=orders, sources=sources)
+            return TablePush(
+                info,
+                purged=table.purging,
+                duplications=orders,
+                sources=sources,
+                process=process,
+            )
         records = self._cluster.partitions[info.table_id]
         partitions = tuple(
             records[index].configuration() for index in sorted(changed) if index in records
@@ -249,4 +255,5 @@ class Delivery:
             sources=sources,
             addresses=self._nodes.addresses(partitions),
             accept_amnesia=accepted,
+            process=process,
         )

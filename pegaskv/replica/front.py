@@ -293,8 +293,9 @@ class Front:
                     replica.dirty = False
                     del self._dirty[0]
             while records and self._log.ready():
-                self._log.append(records[:1])
-                del records[0]
+                count = _of_one_partition(records)
+                self._log.append(records[:count])
+                del records[:count]
                 self._short_tries = 0
         except OSError as error:
             self._fail(error)
@@ -427,3 +428,15 @@ class Front:
     def _fail(self, error: BaseException) -> None:
         self.stopped = True
         self._on_fatal(error)
+
+
+def _of_one_partition(records: list[LogRecord]) -> int:
+    """How many records from the first on are of its partition.
+
+    A tail that is proposed again goes into the log in one block, or not at all: half of it
+    would end the history of what is committed behind it.
+    """
+    first = records[0][:2]
+    return next(
+        (count for count, record in enumerate(records) if record[:2] != first), len(records)
+    )

@@ -64,6 +64,7 @@ class Hosting:
         ground: Ground,
         *,
         peers: Peers,
+        process: str,
         durability: DurabilityChanges,
         next_incarnation: int,
         old_damage: frozenset[str],
@@ -83,6 +84,7 @@ class Hosting:
         self._clock = ground.clock
         self._worker = ground.workers.upkeep
         self._peers = peers
+        self._process = process
         self._durability = durability
         self._next_incarnation = next_incarnation
         # Damage of the log that is older than any replica which is made from now on.
@@ -97,8 +99,10 @@ class Hosting:
         self._configuring = asyncio.Lock()
         # What a closed partition was assigned last, for when it can be opened.
         self._assigned: dict[Gpid, PartitionConfiguration] = {}
-        # Of which partitions the meta server has spoken to this process.
-        self._known: set[Gpid] = set()
+        # Under which ballot the meta server has named this node, and told this process so.
+        self._named: dict[Gpid, int] = {}
+        # Whether the meta server has answered this process's report.
+        self.joined = False
         self.tell_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
 
     @property
@@ -113,6 +117,8 @@ class Hosting:
 
         A version or ballot at or below the one that is known is ignored.
         """
+        if push.process not in ("", self._process):
+            raise InvalidArgument("the push is for an earlier process of this node")
         async with self._configuring:
             table = push.table
             self._peers.set_addresses(push.addresses)
@@ -147,8 +153,9 @@ class Hosting:
     ) -> asyncio.Event | None:
         """Take one partition's configuration; return what is set when it serves, if it leads."""
         gpid, node_id = configuration.gpid, self.node_id
-        self._known.add(gpid)
         replica = self._replicas.get(gpid)
+        if node_id in (configuration.primary, *configuration.secondaries):
+            self._named[gpid] = max(configuration.ballot, self._named.get(gpid, 0))
         if node_id != configuration.primary and node_id not in configuration.secondaries:
             if replica is not None and configuration.ballot > replica.machine.ballot:
                 self._leave(replica, configuration.ballot)
@@ -277,13 +284,11 @@ class Hosting:
             self.orders.setdefault(table.table_id, TablePush(table))
         replica = self._replicas.get(gpid)
         if learner:
-            if replica is not None and configuration.ballot < replica.machine.ballot:
-                return False
-            return self.studies.begin(table, configuration)
+            return self._may_learn(configuration) and self.studies.begin(table, configuration)
         if self._configuring.locked() and replica is None:
             # It may be about to be made.
             return False
-        if gpid not in self._known or self.studies.is_preparing(gpid):
+        if gpid not in self._named or self.studies.is_preparing(gpid):
             return False
         if replica is None:
             recovered = self._recovered.get(gpid)
@@ -294,6 +299,19 @@ class Hosting:
             replica = self._make(table, gpid, recovered, recovered.engine)
             del self._recovered[gpid]
         return self._follow(replica, configuration)
+
+    def _may_learn(self, configuration: PartitionConfiguration) -> bool:
+        """Whether a primary may let this node begin anew.
+
+        One that is behind would take away what the present members need: whoever was named a
+        member is taught by a later ballot only.
+        """
+        gpid, ballot = configuration.gpid, configuration.ballot
+        replica, recovered = self._replicas.get(gpid), self._recovered.get(gpid)
+        known = replica.machine.ballot if replica is not None else 0
+        if recovered is not None:
+            known = max(known, recovered.ballot)
+        return self.joined and ballot >= known and ballot > self._named.get(gpid, 0)
 
     def join(self, gpid: Gpid, ballot: int, node_id: str, next_decree: int) -> bool:
         """A learner of a partition led here asks for the stream; False: copy more log."""

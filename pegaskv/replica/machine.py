@@ -69,6 +69,7 @@ class ReplicaMachine:
         "_barrier",
         "_joining",
         "_logged",
+        "_streamed",
         "ballot",
         "gpid",
         "prepared",
@@ -94,6 +95,8 @@ class ReplicaMachine:
         self._logged = committed
         self._acknowledged: dict[str, int] = {}
         self._joining = ""
+        # Of a follower: up to where it was told by the primary of this very ballot.
+        self._streamed = committed
         for mutation in tail or ():
             self.prepared.add(mutation)
             self.ballot = max(self.ballot, mutation.ballot)
@@ -197,20 +200,29 @@ class ReplicaMachine:
             self.status is not _SECONDARY and self.status is not _LEARNER
         ):
             return None
-        return self.prepared.put(mutation)
+        new = self.prepared.put(mutation)
+        if new is not None and mutation.decree > self._streamed:
+            self._streamed = mutation.decree
+        return new
 
     def accept_copied(self, mutation: Mutation) -> bool | None:
         """Take what a learner has copied of its primary's log, whatever its ballot; as `accept`."""
         if mutation.ballot > self.ballot or self.status is not _LEARNER:
             return None
-        return self.prepared.put(mutation)
+        new = self.prepared.put(mutation)
+        if new is not None and mutation.decree > self._streamed:
+            self._streamed = mutation.decree
+        return new
 
     def follow(self, committed: int) -> list[Mutation]:
-        """The primary of this ballot has committed so far; return what that commits here."""
+        """The primary of this ballot has committed so far; return what that commits here.
+
+        Never of an older tail: this primary may have something else there.
+        """
         if self.status is not _SECONDARY and self.status is not _LEARNER:
             return []
         prepared = self.prepared
-        return prepared.take(min(committed, prepared.last_prepared))
+        return prepared.take(min(committed, self._streamed, prepared.last_prepared))
 
     # Roles.
 
@@ -287,6 +299,7 @@ class ReplicaMachine:
         self.secondaries = ()
         self._acknowledged = {}
         self._joining = ""
+        self._streamed = self.prepared.committed
 
     def check(self) -> None:
         """Assert the invariants; tests call this after every step."""

@@ -458,14 +458,20 @@ class Membership:
     async def _ask(self, replica: Replica, proposal: Proposal) -> None:
         """Ask until there is an answer; nobody knows before whether the change holds."""
         gpid = proposal.gpid
+        # Whether an earlier try may be on its way still.
+        unsure = False
         try:
             while True:
                 try:
                     stored, addresses = await self._meta.propose(proposal)
                 except (PegasKVError, OSError) as error:
+                    unsure = unsure or getattr(error, "maybe_applied", True)
                     _log.debug("partition %s: no answer to a proposal: %s", gpid, error)
                 else:
-                    break
+                    if stored.ballot > proposal.ballot or not unsure:
+                        break
+                    # Nothing was changed yet. Only a higher ballot ends a proposal of which one
+                    # try was never answered.
                 if replica.machine.ballot != proposal.ballot:
                     # Somebody else was heard meanwhile.
                     return

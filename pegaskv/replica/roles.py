@@ -44,6 +44,7 @@ class Roles:
             partitions,
             ground,
             peers=group.peers,
+            process=group.process,
             durability=durability,
             next_incarnation=recovered.next_incarnation,
             old_damage=recovered.damage,

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _PREPARE: Final = int(Operation.PREPARE)
 _BEACON: Final = int(Operation.BEACON)
-# A message of records is closed at this size: the receiver reads no more than that at once.
+# From this size on a message of records is sent in several, as far as that can be.
 _MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _TIMEOUT_MS: Final = 10_000
 
@@ -127,8 +127,6 @@ class Line:
         out.records.append(record)
         out.last[stream] = record.decree
         out.size += len(record.payload)
-        if out.size > _MESSAGE_BYTES:
-            self.send()
 
     def takes(self, count: int) -> bool:
         """Whether what is about to be sent has a message of so many records."""
@@ -144,8 +142,34 @@ class Line:
                 self._synced = _Outgoing()
             else:
                 self._unsynced = _Outgoing()
+            if out.size > _MESSAGE_BYTES:
+                self._send_in_parts(out)
+                continue
             data = body if body and count == len(out.records) else encode_records(out.records)
             self._prepare(out.last, data)
+
+    def _send_in_parts(self, out: _Outgoing) -> None:
+        """Send what is large in several messages, each partition's records in one of them.
+
+        A tail that is proposed again must be taken as a whole, or not at all: half of it would
+        end the history of what is committed behind it.
+        """
+        of_streams: dict[Stream, list[LogRecord]] = {}
+        streams: dict[tuple[int, int], Stream] = {
+            stream.replica.gpid: stream for stream in out.last
+        }
+        for record in out.records:
+            of_streams.setdefault(streams[record[0], record[1]], []).append(record)
+        part = _Outgoing()
+        for stream, records in of_streams.items():
+            part.records += records
+            part.last[stream] = out.last[stream]
+            part.size += sum(len(record.payload) for record in records)
+            if part.size > _MESSAGE_BYTES:
+                self._prepare(part.last, encode_records(part.records))
+                part = _Outgoing()
+        if part.records:
+            self._prepare(part.last, encode_records(part.records))
 
     def _prepare(self, last: dict[Stream, int], data: bytes) -> None:
         sent_ms = self._now_ms()

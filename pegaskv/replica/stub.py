@@ -365,6 +365,10 @@ class ReplicaStub:
         self._collect_due = self._collect_due or order.kind is OrderKind.DISCARD
         return await self._its_roles.hosting.obey(order)
 
+    def on_joined(self) -> None:
+        """The meta server has answered this process's report: what it said is the truth now."""
+        self._its_roles.hosting.joined = True
+
     def hand_over(self) -> int:
         """Begin to hand over what others can lead; return how many partitions are left."""
         return self._its_roles.hosting.hand_all_over()

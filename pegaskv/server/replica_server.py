@@ -113,6 +113,7 @@ class ReplicaServer(Host):
     def _on_joined(self, cluster: Cluster, metas: PeerConnections) -> None:
         name, _, uuid = cluster
         self.join(name, uuid)
+        self._stub.on_joined()
         if uuid != self._cluster_uuid:
             # From now on nobody of another cluster is believed, after a restart neither.
             self._cluster_uuid = self._peers.cluster_uuid = metas.cluster_uuid = uuid

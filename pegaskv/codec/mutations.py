@@ -61,6 +61,10 @@ class OperationKind(IntEnum):
     FORGET = 21
 
 
+# A look-up costs a tenth of the enumeration's call.
+_KINDS: Final = {int(kind): kind for kind in OperationKind}
+
+
 def encode_operation(kind: int, partition_hash: int, fields: list[Any]) -> bytes:
     """Return one operation; `fields` is its body as listed above."""
     body = pack(fields)
@@ -103,10 +107,9 @@ def decode_mutation(mutation: bytes) -> Iterator[tuple[OperationKind, int, list[
         if len(body) != length:
             raise CorruptionError("a mutation ends inside an operation's body")
         position += length
-        try:
-            kind = OperationKind(number)
-        except ValueError:
-            raise UnsupportedFormat(f"operation kind {number} is unknown here") from None
+        kind = _KINDS.get(number)
+        if kind is None:
+            raise UnsupportedFormat(f"operation kind {number} is unknown here")
         try:
             fields = unpack(body, array_length_max=length)
         except WireError as error:

@@ -17,7 +17,7 @@ from pegaskv.replica.batch import Batch
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.participation import Participation
 from pegaskv.replica.prepare_list import Mutation
-from pegaskv.replica.replay import mutation_controls, mutation_rows
+from pegaskv.replica.replay import mutation_effects
 from pegaskv.replica.shipping import Shipping
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine
@@ -132,14 +132,27 @@ class Follower(Applying):
     def digest(self) -> None:
         """Decode what the primary has committed, and hold it where reads see it."""
         followed, self._followed = self._followed, []
+        gathered: Batch | None = None
         for mutation in followed:
             try:
                 batch = self._batch_from(mutation)
             except PegasKVError as error:
                 # Never skipped: what comes behind it may build on it.
                 self.close_for(f"mutation {mutation.decree} cannot be applied: {error}")
-                return
+                break
             batch.decree, batch.ballot = mutation.decree, mutation.ballot
+            if gathered is not None and not batch.controls:
+                gathered.absorb(batch)
+                continue
+            self._keep_followed(gathered)
+            gathered = batch
+            if batch.controls:
+                self._keep_followed(gathered)
+                gathered = None
+        self._keep_followed(gathered)
+
+    def _keep_followed(self, batch: Batch | None) -> None:
+        if batch is not None:
             self._keep(batch)
             self.expires = self.expires or any(map(_may_vanish, batch.rows.values()))
             for kind, fields in batch.controls:
@@ -160,9 +173,10 @@ class Follower(Applying):
         self.last_timestamp_us = max(self.last_timestamp_us, last)
         # Not that of a barrier: it is no operation, and the clock in the engine never falls.
         batch.last_timestamp_us = self.last_timestamp_us
-        rows = mutation_rows(mutation.payload, mutation.decree, self.proposed)
-        batch.controls = tuple(mutation_controls(mutation.payload))
-        batch.progress = self.proposed.progress_in(rows)
+        rows, controls = mutation_effects(mutation.payload, mutation.decree, self.proposed)
+        batch.controls = tuple(controls)
+        if self.proposed.sources:
+            batch.progress = self.proposed.progress_in(rows)
         batch.rows = dict(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         batch.size = len(mutation.payload)
         return batch

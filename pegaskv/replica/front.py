@@ -39,6 +39,9 @@ _APPLIED_PER_TURN: Final = 32
 # a partition that has little never wait for it.
 _TICK_BYTES: Final = 1024 * 1024
 _LITTLE_BYTES: Final = 64 * 1024
+# How long partitions with members wait for each other, so that they share messages and syncs.
+_ROUND_MS: Final = 20
+_NO_DECREE: Final = 1 << 64
 
 
 # Records of others' partitions, who is told when they are in the log, and whether synced.
@@ -81,6 +84,11 @@ class Front:
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
+        # The partitions with members of which a tick is under way, by the decree that ends it, and
+        # since when. The next tick takes all of them together: one message to each server.
+        self._round: dict[Replica, int] = {}
+        self._round_ms = 0
+        self._round_timed = False
         # What others' partitions have to log: records, who is told, whether it must be synced.
         self._accepted: list[_Accepted] = []
         # Where what is logged goes beside the log; None = nowhere.
@@ -143,7 +151,7 @@ class Front:
     def committed(self, replicas: Iterable[Replica]) -> None:
         """Members have acknowledged: answer what that has committed, and take up what waited."""
         self._commit([(replica, replica.machine.committed) for replica in replicas])
-        if self._dirty and not self._scheduled:
+        if self._dirty and not self._round and not self._scheduled:
             # Who waited for this; there is never more than one tick of a partition under way.
             self._tick()
 
@@ -206,10 +214,11 @@ class Front:
         unsynced: list[tuple[Replica, int]] = []
         accepted = self._take_accepted(records) if self._accepted else ()
         others = len(records)
+        gathering = bool(self._round) and self._is_gathering()
         try:
             for replica in self._dirty:
                 if (replica.fsync and self._syncing is not None) or (
-                    replica.streams and replica.waits_for_members
+                    replica.streams and replica.waits_for_members(gathering=gathering)
                 ):
                     held.append(replica)
                     continue
@@ -228,6 +237,10 @@ class Front:
                     if replica.dirty:
                         rest.append(replica)
                 decree = replica.machine.prepared.last_prepared
+                if replica.streams:
+                    if not self._round:
+                        self._round_ms = self._now_ms()
+                    self._round[replica] = decree
                 (synced if replica.fsync else unsynced).append((replica, decree))
             self._dirty = held + rest
             if room <= 0 and not self._scheduled:
@@ -255,6 +268,29 @@ class Front:
             call()
         if unsynced:
             self._commit(unsynced)
+
+    def _is_gathering(self) -> bool:
+        """Whether partitions with members wait for the round under way, to go on together."""
+        late_ms = self._now_ms() - self._round_ms
+        if late_ms >= _ROUND_MS:
+            # Somebody is slow: the others need not be.
+            self._round.clear()
+            return False
+        if not self._round_timed:
+            self._round_timed = True
+            self._call_later((_ROUND_MS - late_ms) / 1_000, self._end_round)
+        return True
+
+    def _end_round(self) -> None:
+        self._round_timed = False
+        if self._dirty:
+            self.hurry()
+
+    def _look_at_round(self, replicas: Iterable[Replica]) -> None:
+        """These may have been committed."""
+        for replica in replicas:
+            if replica.machine.committed >= self._round.get(replica, _NO_DECREE):
+                del self._round[replica]
 
     def _take_accepted(self, records: list[LogRecord]) -> list[_Accepted]:
         """Take what others' partitions have to log, as far as the disk is free for it."""
@@ -409,6 +445,8 @@ class Front:
             replica.take_committed(touched, now_ms)
         for connection in touched:
             connection.flush()
+        if self._round:
+            self._look_at_round(replica for replica, _ in logged)
         for replica, decree in logged:
             shipping = replica.shipping
             if shipping.pinned:

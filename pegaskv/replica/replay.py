@@ -15,7 +15,13 @@ from pegaskv.replica.prepare_list import Mutation
 from pegaskv.storage.log_recovery import valid_history
 from pegaskv.storage.mutation_log import LogRecord
 
-__all__ = ["History", "mutation_controls", "mutation_rows", "split_history", "whole_history"]
+__all__ = [
+    "History",
+    "mutation_effects",
+    "mutation_rows",
+    "split_history",
+    "whole_history",
+]
 
 _WRITE: Final = OperationKind.WRITE
 _RECEIVED: Final = OperationKind.RECEIVED
@@ -34,30 +40,38 @@ def mutation_rows(
         CorruptionError: the bytes are not a mutation.
 
     """
-    state = Participation() if participation is None else participation
+    return mutation_effects(
+        payload, decree, Participation() if participation is None else participation
+    )[0]
+
+
+def mutation_effects(
+    payload: bytes, decree: int, state: Participation
+) -> tuple[list[bytes | None], list[tuple[OperationKind, list[bytes]]]]:
+    """Return what `mutation_rows` does, and the orders of the mutation.
+
+    Raises:
+        UnsupportedFormat, CorruptionError: see there.
+
+    """
     rows: list[bytes | None] = []
+    controls: list[tuple[OperationKind, list[bytes]]] = []
     for kind, _hash, fields in decode_mutation(payload):
         if kind is _WRITE:
-            keeps = state.keeps_tombstones
+            if state.keeps_tombstones:
+                rows += fields
+                continue
             for position in range(0, len(fields) - 1, 2):
                 row = fields[position + 1]
                 rows.append(fields[position])
-                rows.append(None if row[11] & 1 and not keeps else row)
+                rows.append(None if row[11] & 1 else row)
         elif kind is _RECEIVED:
             rows += fields
             state.note_received(fields)
         else:
             rows += state.obey(kind, fields, decree)
-    return rows
-
-
-def mutation_controls(payload: bytes) -> list[tuple[OperationKind, list[bytes]]]:
-    """Return the orders of a mutation."""
-    return [
-        (kind, fields)
-        for kind, _hash, fields in decode_mutation(payload)
-        if kind is not _WRITE and kind is not _RECEIVED
-    ]
+            controls.append((kind, fields))
+    return rows, controls
 
 
 @dataclass(frozen=True, slots=True)

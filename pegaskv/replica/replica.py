@@ -218,10 +218,9 @@ class Replica(Follower):
             self._hurry()
         return True
 
-    @property
-    def waits_for_members(self) -> bool:
-        """Whether the last mutation must be committed before the next one is made."""
-        return bool(self.streams) and bool(self.in_flight) and not self._unproposed
+    def waits_for_members(self, *, gathering: bool) -> bool:
+        """Whether the last mutation, or with `gathering` others', must be committed first."""
+        return (gathering or bool(self.in_flight)) and not self._unproposed
 
     @property
     def pending_bytes(self) -> int:

@@ -16,7 +16,7 @@ from pegaskv.replica.participation import (
     SourceFacts,
     pack_progress,
 )
-from pegaskv.replica.replay import mutation_controls, mutation_rows
+from pegaskv.replica.replay import mutation_effects, mutation_rows
 
 A, B = b"a" * 16, b"b" * 16
 FACTS = SourceFacts(7, "uuid", "other", 3)
@@ -51,7 +51,7 @@ def test_a_delete_stays_from_the_first_order_on_and_to_the_last_one() -> None:
     kept = [row for key, row in zip(rows[::2], rows[1::2], strict=True) if key == KEY]
     assert kept == [None, TOMBSTONE, TOMBSTONE, TOMBSTONE, None]
     assert not state.keeps_tombstones
-    assert [kind for kind, _ in mutation_controls(payload)] == [
+    assert [kind for kind, _ in mutation_effects(payload, 9, Participation())[1]] == [
         OperationKind.PIN,
         OperationKind.SOURCE,
         OperationKind.UNPIN,

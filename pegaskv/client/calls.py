@@ -91,8 +91,9 @@ class Route:
         self.partitions = partitions
         self.table_id = partitions.table_id
         self.mask = len(partitions.primaries) - 1
-        # Writes that wait for the disk go together: in two parts they would take turns at it.
-        self.early = not partitions.synced
+        # Writes that wait for the disk or for secondaries go together: in two parts they would
+        # take turns at it.
+        self.early = not partitions.waits
         self.nodes: list[Node | NoNode] = [
             NO_NODE if address is None else pool.node(address) for address in partitions.primaries
         ]

@@ -81,8 +81,8 @@ class PartitionTable:
     table_id: int
     version: int
     primaries: tuple[str | None, ...]
-    # Whether writes wait for the disk, as far as is known.
-    synced: bool = True
+    # Whether writes wait for the disk or for other servers, as far as is known.
+    waits: bool = True
 
     def replaces(self, known: "PartitionTable | None") -> bool:
         """Whether to go by this one; an old answer of a lagging meta server is not taken."""
@@ -107,14 +107,16 @@ def read_partition_table(fields: list[Any], *, asked: str) -> PartitionTable:
             raise WireError(f"{count} is no partition count")
         primaries: list[str | None] = [None] * count
         seen: set[int] = set()
-        for index, _ballot, primary, _secondaries in partitions:
+        replicated = False
+        for index, _ballot, primary, secondaries in partitions:
             if type(index) is not int or not 0 <= index < count or index in seen:
                 raise WireError(f"partition {index!r} of {count}")
             if primary is not None and type(primary) is not str:
                 raise WireError("an address is text")
             seen.add(index)
+            replicated = replicated or bool(secondaries)
             primaries[index] = asked if primary == "" else primary
     except (TypeError, ValueError) as error:
         raise WireError(str(error)) from None
-    synced = durability != Durability.OS.value
-    return PartitionTable(table_id, version, tuple(primaries), synced)
+    waits = replicated or durability != Durability.OS.value
+    return PartitionTable(table_id, version, tuple(primaries), waits)

@@ -14,9 +14,9 @@ from pegaskv.client.routing import Advice, PartitionTable, advise, read_partitio
 
 def test_writes_wait_for_the_disk_unless_the_meta_server_says_that_they_do_not() -> None:
     fields = [3, 1, 7, [[0, 1, "a:1", []]]]
-    assert read_partition_table(fields, asked="a:1").synced
-    assert read_partition_table([*fields, "fsync"], asked="a:1").synced
-    assert not read_partition_table([*fields, "os"], asked="a:1").synced
+    assert read_partition_table(fields, asked="a:1").waits
+    assert read_partition_table([*fields, "fsync"], asked="a:1").waits
+    assert not read_partition_table([*fields, "os"], asked="a:1").waits
 
 
 def test_an_empty_primary_is_the_address_that_was_asked() -> None:

@@ -105,7 +105,7 @@ class ProgressReport:
     """One partition's news for the meta server: stored, then in force.
 
     A `failure` that is not empty asks the meta server to store that the duplication is
-    broken, for this reason.
+    broken, for this reason: found by the primary of `ballot`, and by no former one.
     """
 
     gpid: Gpid
@@ -113,6 +113,7 @@ class ProgressReport:
     uuid: bytes
     progress: PartitionProgress
     failure: str = ""
+    ballot: int = 0
 
 
 class ShippedRecord(NamedTuple):

@@ -81,6 +81,7 @@ class Operation(IntEnum):
     LEARN_READ = 104
     LEARN_LOG = 105
     LEARN_JOIN = 106
+    LOG_HELD = 107
 
     NODE_REPORT = 120
     NODE_BEACON = 121
@@ -292,7 +293,8 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.BEACON: OperationSpec(
         "[table id, partition index, ballot, committed decree, ...] of partitions that the "
         "sender leads and the receiver is a member of, sender's wall clock in microseconds, "
-        "[table id, partition index, duplication uuid, decree, ...]: up to where the log may go",
+        "[table id, partition index, duplication uuid, decree, source's clock, ...]: up to where "
+        "the log may go, and the target has everything",
         "[table id, partition index, ballot known, ...]: who follows somebody else; receiver's "
         "wall clock in microseconds",
     ),
@@ -314,6 +316,10 @@ OPERATIONS: Final[dict[Operation, OperationSpec]] = {
     Operation.LEARN_JOIN: OperationSpec(
         "table id, partition index, ballot, learner's node id, next decree",
         "joined: every record from the next decree on follows by PREPARE; else copy more log",
+    ),
+    Operation.LOG_HELD: OperationSpec(
+        "table id, partition index, first decree",
+        "last decree of a piece of log from there on that can be read, or 0",
     ),
     Operation.NODE_REPORT: OperationSpec(
         "node id, address, process, [[table id, partition index, ballot, last decree, "

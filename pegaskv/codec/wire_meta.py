@@ -418,6 +418,7 @@ _PROGRESS_REPORT: Final = {
     "uuid": bytes,
     "progress": dict,
     "failure": str,
+    "ballot": int,
 }
 
 
@@ -449,6 +450,7 @@ def progress_report_to_wire(report: ProgressReport) -> dict[str, Any]:
         "uuid": report.uuid,
         "progress": partition_progress_to_wire(report.progress),
         "failure": report.failure,
+        "ballot": report.ballot,
     }
 
 
@@ -462,6 +464,7 @@ def progress_report_from_wire(value: Any) -> ProgressReport:
             _uuid(fields["uuid"]),
             _progress(fields["progress"]),
             fields["failure"],
+            fields["ballot"],
         )
 
 

@@ -37,7 +37,17 @@ class SourcePartition(Protocol):
 
     @property
     def serving(self) -> bool:
-        """Whether it is primary and its barrier is committed."""
+        """Whether it is primary, nobody else can be, and its barrier is committed."""
+        ...
+
+    @property
+    def ballot(self) -> int:
+        """Under which it leads, or did."""
+        ...
+
+    @property
+    def term(self) -> int:
+        """Another number whenever it leads again after others may have led."""
         ...
 
     @property
@@ -89,6 +99,17 @@ class SourcePartition(Protocol):
 
         Raises:
             RequestError, CorruptionError, OSError: not now.
+
+        """
+        ...
+
+    async def leave_damaged_log(self, decree: int) -> str:
+        """The log here cannot be read at `decree`: let a member lead that has it.
+
+        Returns why that is in vain, or "" when another one is about to lead.
+
+        Raises:
+            RequestError: a member could not be asked, or nobody can lead now.
 
         """
         ...

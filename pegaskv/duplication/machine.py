@@ -91,16 +91,16 @@ class LogMachine:
         return list(self._streams)
 
     def opened(
-        self, progress: dict[int, int], *, shippable_decree: int, confirmed_decree: int
+        self, progress: dict[int, int], *, committed_decree: int, confirmed_decree: int
     ) -> Lost | None:
         """The target told how far each stream is; nothing is on its way.
 
         `confirmed_decree` is what the meta server has stored.
         """
         most, least = max(progress.values()), min(progress.values())
-        if most > shippable_decree:
+        if most > committed_decree:
             return Lost(
-                f"the source lost decrees {shippable_decree + 1} to {most}, "
+                f"the source lost decrees {committed_decree + 1} to {most}, "
                 "which the target has already"
             )
         if least < confirmed_decree:

@@ -4,10 +4,7 @@ Tables are addressed by id, so renames change nothing. When the cluster cannot b
 bare hello a second is all that is sent; the first that is answered wakes everybody who
 waits.
 
-A cluster that is slow is not asked more than it can answer in time: otherwise what it works
-at would always be what nobody waits for any more. How many requests may be under way follows
-TCP's congestion control (RFC 5681): one after a time-out, twice as many for each round of
-answers up to half of what was too much, from there one more a round.
+The bytes under way are bounded for the cluster, the requests for each of its servers (`window`).
 """
 
 import asyncio
@@ -23,6 +20,7 @@ from pegaskv.client.resolver import MetaResolver
 from pegaskv.client.retry import Deadline
 from pegaskv.client.routing import PartitionTable, read_partition_table
 from pegaskv.codec.operations import Operation
+from pegaskv.duplication.window import Window
 from pegaskv.net.network import Network
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.tasks import TaskScope
@@ -63,12 +61,11 @@ class RemoteCluster:
         self._answered_ms = -_ALIVE_MS
         # Who waits for the cluster to answer.
         self._waiters: dict[Callable[[], None], None] = {}
-        # Bytes and requests that may still be sent, and who waits for some.
+        # Bytes that may still be sent, requests by the server's address, and who waits for room.
         self.window_bytes = window_bytes
         self._room = window_bytes
-        self._under_way = 0
-        self._window_max = float(window_requests_max)
-        self._window = self._threshold = self._window_max
+        self._requests_max = window_requests_max
+        self._windows: dict[str, Window] = {}
         self._waiting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
@@ -147,22 +144,23 @@ class RemoteCluster:
         self._routes.pop(table_id, None)
 
     async def submit(
-        self, operation: Operation, table_id: int, index: int, fields: tuple[Any, ...], size: int
+        self,
+        operation: Operation,
+        address: str,
+        table_id: int,
+        index: int,
+        fields: tuple[Any, ...],
+        size: int,
     ) -> "asyncio.Future[Any]":
-        """Send one request to a partition; return the future of its reply, in order.
+        """Send one request about a partition to a server; return the future of its reply.
 
-        Two requests to one partition that are submitted one after the other arrive in this
+        Two requests to one server that are submitted one after the other arrive in this
         order, unless the connection broke between them.
 
         Raises:
             RequestError: it was not sent.
 
         """
-        route = await self._route(table_id)
-        address = route.primaries[index] if index < len(route.primaries) else None
-        if address is None:
-            self.forget_route(table_id)
-            raise Unavailable(f"partition {table_id}.{index} has no primary at the target")
         node: Node = self._pool.node(address)
         connection = node.connection
         if connection is None:
@@ -191,31 +189,50 @@ class RemoteCluster:
     @property
     def under_way(self) -> tuple[int, int]:
         """How many requests have no answer yet, and their bytes."""
-        return self._under_way, self.window_bytes - self._room
+        most = max((window.under_way for window in self._windows.values()), default=0)
+        return most, self.window_bytes - self._room
 
-    async def take_room(self, size: int) -> None:
-        """Wait until one more request of so many bytes may be sent."""
-        while self._room <= 0 or self._under_way >= int(self._window):
+    async def address_of(self, table_id: int, index: int) -> str:
+        """Return where the primary of a partition is.
+
+        Raises:
+            RequestError: nobody knows at the moment.
+
+        """
+        route = await self._route(table_id)
+        address = route.primaries[index] if index < len(route.primaries) else None
+        if address is None:
+            self.forget_route(table_id)
+            raise Unavailable(f"partition {table_id}.{index} has no primary at the target")
+        return address
+
+    def _window(self, address: str) -> Window:
+        window = self._windows.get(address)
+        if window is None:
+            window = self._windows[address] = Window(self._requests_max)
+        return window
+
+    async def take_room(self, size: int, address: str = "") -> None:
+        """Wait until one more request of so many bytes may be sent to a server."""
+        window = self._window(address)
+        while self._room <= 0 or window.full:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future
         self._room -= size
-        self._under_way += 1
+        window.under_way += 1
 
-    def give_room(self, size: int, reply: Any = None) -> None:
+    def give_room(self, size: int, reply: Any = None, address: str = "") -> None:
         """A request has its reply, or (None) will never get one."""
+        window = self._window(address)
         if isinstance(reply, Lost):
-            # The first that is late speaks for all that were under way with it.
-            if reply.status == TIMED_OUT and self._window > 1.0:
-                self._threshold = min(self._window, float(self._under_way)) / 2
-                self._window = 1.0
+            if reply.status == TIMED_OUT:
+                window.timed_out()
         elif reply is not None:
             self._answered_ms = self._clock.monotonic_ms()
-            faster = self._window < self._threshold
-            more = 1.0 if faster else 1 / self._window
-            self._window = min(self._window + more, self._window_max)
+            window.answered()
         self._room += size
-        self._under_way -= 1
+        window.under_way -= 1
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():

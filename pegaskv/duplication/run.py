@@ -13,9 +13,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from pegaskv.base.errors import CorruptionError, InvalidData, PegasKVError
+from pegaskv.base.errors import CorruptionError, InvalidData, NotReady, PegasKVError
 from pegaskv.base.types import DuplicationStatus, FailMode, Gpid
 from pegaskv.codec.messages_duplication import (
     DuplicationOrder,
@@ -78,6 +78,7 @@ class PartitionRun:
         self.order = order
         self.remote = remote
         self.source = source
+        self.term = source.term
         self._context = context
         self._clock = context.clock
         self._options = context.options
@@ -129,7 +130,8 @@ class PartitionRun:
             try:
                 await self._phase()
             except _Stop:
-                continue
+                # Nothing is under way any more that an answer would come to.
+                self.trouble.heard()
             except _Rewind:
                 self.trouble.retries += 1
                 await self._clock.sleep_ms(_REWIND_MS << min(self._rewinds, _REWINDS_MAX))
@@ -292,6 +294,8 @@ class PartitionRun:
             if self._is_behind(machine):
                 # The target answers, and not fast enough.
                 self._look_at_held_log()
+            elif not machine.batches_in_flight:
+                self._went_on()
             if behind or wants:
                 await self._woken(max(due_ms, 1))
             else:
@@ -330,9 +334,12 @@ class PartitionRun:
             answer = await future
             progress[target] = answer[0]
             source.note_back(order.uuid, target, uuids_in(answer, 2))
+        # If another server leads by now, it has more than this one has lost.
+        self._go_on()
         lost = machine.opened(
             progress,
-            shippable_decree=source.shippable_decree,
+            # One that was made primary has what its predecessor shipped, if not synced yet.
+            committed_decree=source.committed_decree,
             confirmed_decree=self._stored.confirmed_decree,
         )
         if lost is not None:
@@ -340,8 +347,7 @@ class PartitionRun:
         if self._machine is not None:
             self._shown.shipped += self._machine.shipped
         self._machine = machine
-        if not self._is_behind(machine):
-            self._went_on()
+        self.trouble.heard(more=bool(self._answers))
         return machine
 
     async def _ship_some(self, machine: LogMachine) -> bool:
@@ -359,7 +365,7 @@ class PartitionRun:
         try:
             records = await source.read_records(machine.read + 1, most)
         except CorruptionError as error:
-            raise _Broken(f"local log damaged: {error}") from error
+            await self._leave_damaged_log(machine.read + 1, error)
         if not records:
             return False
         if self.skipped.isolating:
@@ -367,6 +373,13 @@ class PartitionRun:
         for batch in machine.take(records, shippable_decree=shippable, clock_us=clock_us):
             await self._send_batch(batch)
         return True
+
+    async def _leave_damaged_log(self, decree: int, error: CorruptionError) -> NoReturn:
+        """Let a member lead that has what is damaged here; without one it is over."""
+        in_vain = await self.source.leave_damaged_log(decree)
+        if in_vain:
+            raise _Broken(f"local log damaged: {error}; {in_vain}") from error
+        raise NotReady(f"local log damaged: {error}; a member that has it shall lead") from error
 
     async def _send_batch(self, batch: Batch) -> None:
         order = self.order
@@ -444,26 +457,24 @@ class PartitionRun:
         remote = self.remote
         if remote is None:
             raise _Stop
-        await remote.take_room(size)
+        # Also what finds nobody to send it to is waited for.
+        self.trouble.asked()
+        table_id = self.order.remote_table_id
+        address = await remote.address_of(table_id, target)
+        await remote.take_room(size, address)
         try:
             # An earlier request may have failed while this one waited.
             self._go_on()
+            sent = await remote.submit(operation, address, table_id, target, fields, size)
         except BaseException:
-            remote.give_room(size)
-            raise
-        # Also what finds nobody to send it to is waited for.
-        self.trouble.asked()
-        try:
-            sent = await remote.submit(operation, self.order.remote_table_id, target, fields, size)
-        except BaseException:
-            remote.give_room(size)
+            remote.give_room(size, None, address)
             raise
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._answers[answer] = None
 
         def done(reply: "asyncio.Future[Any]") -> None:
             found = reply.result()
-            remote.give_room(size, found)
+            remote.give_room(size, found, address)
             self._answers.pop(answer, None)
             if answer.done():
                 return
@@ -526,18 +537,23 @@ class PartitionRun:
         if "start_dup" not in reason:
             reason += "; `start_dup --copy` copies all rows anew"
         self.trouble.broken(reason)
-        while True:
+        # Whoever leads in its place finds out for himself.
+        while self.source.serving:
             report = ProgressReport(
-                self.gpid, self.order.dupid, self.order.uuid, self._progress(), failure=reason
+                self.gpid,
+                self.order.dupid,
+                self.order.uuid,
+                self._progress(),
+                failure=reason,
+                ballot=self.source.ballot,
             )
             try:
                 await self._context.report(report)
             except PegasKVError:
                 await self._clock.sleep_ms(self._options.retry_ms_min)
             else:
-                break
-        # The order that ends it comes with the next push.
-        await asyncio.get_running_loop().create_future()
+                # The order that ends it comes with the next push; unless the members changed.
+                await self._clock.sleep_ms(_HELD_CHECK_MS)
 
     # --- What is shown -------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ class DuplicationService:
             return
         remote = self._remotes.get(order.metas) if order.metas else None
         running = self._runs.get((gpid, order.uuid))
-        if running is not None and running[0].source is source:
+        if running is not None and running[0].source is source and running[0].term == source.term:
             running[0].update(order, remote)
             return
         await self._end(gpid, order.uuid)

@@ -36,9 +36,13 @@ class Trouble:
         """A request went out."""
         self._asked_ms = self._asked_ms or self._clock.monotonic_ms()
 
+    def heard(self, *, more: bool = False) -> None:
+        """The other side is there, whatever it says. `more` is still under way."""
+        self._asked_ms = self._clock.monotonic_ms() if more else 0
+
     def answered(self, *, more: bool = False) -> None:
         """The other side did what it was asked for: it is over. `more` is still under way."""
-        self._asked_ms = self._clock.monotonic_ms() if more else 0
+        self.heard(more=more)
         if self.failure is None:
             return
         self._stalled_ms += self._present_ms

@@ -383,6 +383,12 @@ class Sources:
             return None
         return entry if 0 <= report.progress.index < table.partition_count else None
 
+    def _leads(self, report: ProgressReport) -> bool:
+        """Whether who reports is the primary still: a former one may not know what has come."""
+        partitions = self._host.cluster.partitions.get(report.gpid.table_id, {})
+        partition = partitions.get(report.gpid.partition_index)
+        return report.ballot == 0 or (partition is not None and partition.ballot == report.ballot)
+
     def _news(self, heard: Iterable[Progress]) -> list[tuple[Progress, ...]]:
         """Return what is not stored yet, in batches that one commit can hold."""
         book, news = self._host.cluster.book, []
@@ -409,7 +415,7 @@ class Sources:
     ) -> list[Effect] | None:
         """It can never go on: that is stored first, then its pins are given up."""
         entry = self._reported(report)
-        if entry is None:
+        if entry is None or not self._leads(report):
             return None
         host = self._host
         text = f"partition {report.gpid}: {report.failure}"

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from pegaskv.base.errors import NotReady
 from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.mutations import OperationKind, encode_operation
@@ -101,8 +102,12 @@ async def give_orders(
 
     Replicas that do not lead take them from their leader. One that does not serve yet gets them
     when it begins to, before its first client.
+
+    Raises:
+        NotReady: nobody knows whether they are, since the leader may have changed.
+
     """
-    waiting: list[asyncio.Event] = []
+    waiting: list[tuple[Replica, int, asyncio.Event]] = []
     for replica in replicas:
         if not replica.machine.serving:
             continue
@@ -110,9 +115,13 @@ async def give_orders(
         # Also when there was nothing to do: an earlier push may wait for the log still.
         settled = asyncio.Event()
         call_after_pending(replica, settled.set)
-        waiting.append(settled)
-    for settled in waiting:
+        waiting.append((replica, replica.machine.ballot, settled))
+    for _, _, settled in waiting:
         await settled.wait()
+    for replica, ballot, _ in waiting:
+        if replica.machine.ballot != ballot:
+            # What was given may be void; whoever leads now gives it again.
+            raise NotReady(f"partition {replica.gpid} has got a new ballot meanwhile")
 
 
 def _orders(
@@ -162,9 +171,21 @@ def on_pin_changed(log: MutationLog, replica: Replica, uuid: bytes) -> None:
     replica.expires = True
 
 
-def on_pins_told(log: MutationLog, replica: Replica, uuid: bytes, decree: int) -> None:
-    """The primary says that a target has everything up to `decree`: let that log go here too."""
+def on_pins_told(
+    log: MutationLog, replica: Replica, uuid: bytes, decree: int, clock_us: int
+) -> None:
+    """The primary says that a target has everything up to `decree`: let that log go here too.
+
+    And the tombstones up to the source's clock there, which it gave when it knew of nothing older
+    that may come: what it knew of then is known here as well, once it is decoded.
+    """
+    replica.digest()
     if 0 < replica.participation.pins.get(uuid, 0) <= decree:
+        confirmed = replica.shipping.confirmed
+        if clock_us > confirmed.get(uuid, 0):
+            confirmed[uuid] = clock_us
+        if replica.held.get(uuid) == decree:
+            return
         try:
             log.set_pin(replica.gpid, uuid.hex(), decree)
         except LogGone:

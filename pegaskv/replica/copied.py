@@ -197,20 +197,23 @@ class CopiedRange:
         connection = self._connection
         if not replica.fsync:
             # The source never sends these rows again, and has no other way to hear of a power cut.
-            call_after_pending(replica, lambda: replica.after_sync(lambda: self._answer(reply)))
+            ballot = replica.machine.ballot
+            call_after_pending(
+                replica, lambda: replica.after_sync(lambda: self._answer(reply, ballot))
+            )
             return
         # It is deferred already, and this counts once more when it has to wait.
         connection.in_flight -= 1
         replica.answer_after_pending(connection, reply)
         connection.flush()
 
-    def _answer(self, reply: list[int]) -> None:
-        if self._replica.serving:
+    def _answer(self, reply: list[int], ballot: int) -> None:
+        if self._replica.serving and self._replica.machine.ballot == ballot:
             reply[2] = self._replica.machine.committed
             self._connection.finish(tuple(reply))
             self._connection.flush()
         else:
-            # It was refused meanwhile, or nobody knows.
+            # It was refused meanwhile, or nobody knows: the source sends it again.
             self._fail(self._replica.refusal())
 
     def _admit(self, size: int) -> None:

@@ -64,7 +64,7 @@ def sweep_limit(replica: Replica) -> bytes:
     for state in (replica.proposed, replica.participation):
         # A broken one has let the log go: only its new copy knows what the target lacks.
         clocks += [
-            _confirmed_us(replica, uuid) if start_decree else 0
+            replica.shipping.confirmed_us(uuid, replica.participation) if start_decree else 0
             for uuid, start_decree in state.pins.items()
         ]
         clocks += [_watermark_us(replica, uuid) for uuid in state.sources]
@@ -72,14 +72,6 @@ def sweep_limit(replica: Replica) -> bytes:
         return EVERYTHING
     limit_us = min(clocks)
     return (limit_us << 8 | 0xFF).to_bytes(8, "big") if limit_us > 0 else NOTHING
-
-
-def _confirmed_us(replica: Replica, uuid: bytes) -> int:
-    """Return the clock up to which the target of an outgoing duplication has all; 0 = none."""
-    shipping = replica.shipping
-    if not shipping.awaited_back(uuid) <= replica.participation.sources.keys():
-        return 0
-    return shipping.confirmed.get(uuid, 0)
 
 
 def _watermark_us(replica: Replica, uuid: bytes) -> int:

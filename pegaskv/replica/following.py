@@ -55,7 +55,7 @@ class Following:
         clock: Clock,
         adopting: Adopting,
         into_log: Callable[[list[LogRecord], Callable[[], None], bool], None],
-        on_pins: Callable[[Replica, bytes, int], None],
+        on_pins: Callable[[Replica, bytes, int, int], None],
     ) -> None:
         self._replicas = replicas
         self._clock = clock
@@ -117,7 +117,7 @@ class Following:
             or type(message[5]) is not list
             or any(type(each) is not int for each in message[3])
             or len(message[3]) % 4
-            or len(message[5]) % 4
+            or len(message[5]) % 5
         ):
             raise InvalidArgument("BEACON names partitions with their ballots and commit points")
         now_ms = self._clock.monotonic_ms()
@@ -133,12 +133,12 @@ class Following:
                     continue
             refused += (table_id, index, 0 if replica is None else replica.machine.ballot)
         pins = iter(message[5])
-        for table_id, index, uuid, decree in zip(pins, pins, pins, pins, strict=True):
-            if type(uuid) is not bytes or type(decree) is not int:
-                raise InvalidArgument("BEACON's pins are uuids with their decrees")
+        for table_id, index, uuid, decree, clock_us in zip(*[pins] * 5, strict=True):
+            if type(uuid) is not bytes or type(decree) is not int or type(clock_us) is not int:
+                raise InvalidArgument("BEACON's pins are uuids with their decrees and clocks")
             replica = self._replicas.get((table_id, index))
             if replica is not None and replica.machine.status in _FOLLOWS:
-                self._on_pins(replica, uuid, decree)
+                self._on_pins(replica, uuid, decree, clock_us)
         connection.out.append((message[0], 0, refused, self._clock.wall_us()))
 
     def on_adopt(self, connection: ServerConnection, message: list[Any]) -> None:

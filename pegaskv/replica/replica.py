@@ -203,9 +203,11 @@ class Replica(Follower):
             return False
         if not leads:
             self.proposed = self.participation.copy()
-            self.shipping.restart(
-                self.machine.committed, self._applied_timestamp_us, durable=self.fsync
-            )
+            # What is proposed again may have been written before the last that is committed was
+            # decoded here: the clock must not be past it.
+            again = [each.first_timestamp_us for each in effects[0].mutations]
+            clock_us = min([self._applied_timestamp_us, *(one - 1 for one in again if one)])
+            self.shipping.restart(self.machine.committed, clock_us, durable=self.fsync)
             self.shipping.look(self.proposed)
         self._unproposed = [(mutation, effects[0].committed) for mutation in effects[0].mutations]
         self._begins_to_serve = True
@@ -306,8 +308,17 @@ class Replica(Follower):
         )
 
     def held_pins(self) -> list[Any]:
-        """Return [table id, partition index, uuid, decree, ...]: up to where the log may go."""
-        return [part for uuid, decree in self.held.items() for part in (*self.gpid, uuid, decree)]
+        """Return [table id, partition index, uuid, decree, clock, ...]: what targets have.
+
+        Up to the decree the log may go, and so may tombstones up to the clock.
+        """
+        participation, shipping = self.participation, self.shipping
+        return [
+            part
+            for uuid, decree in self.held.items()
+            if participation.pins.get(uuid)
+            for part in (*self.gpid, uuid, decree, shipping.confirmed_us(uuid, participation))
+        ]
 
     def keep_ring(self) -> Ring:
         """A learner is coming: keep what it will join with, from the commit point on."""

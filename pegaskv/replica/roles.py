@@ -7,6 +7,7 @@ from functools import partial
 from pegaskv.base.types import Gpid, TableInfo
 from pegaskv.net.connection import Handler
 from pegaskv.replica.control import on_pins_told
+from pegaskv.replica.damaged_log import DamagedLogs
 from pegaskv.replica.durability import DurabilityChanges
 from pegaskv.replica.following import Following
 from pegaskv.replica.ground import Ground, Partitions
@@ -82,6 +83,12 @@ class Roles:
             admits=membership.teaches,
             on_released=on_released,
         )
+        self.damaged_logs = DamagedLogs(
+            partitions.replicas,
+            log=ground.log,
+            reader=ground.workers.scan,
+            hand_over=partial(membership.hand_over, keep=False),
+        )
         self.following = Following(
             partitions.replicas,
             clock=ground.clock,
@@ -92,7 +99,11 @@ class Roles:
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handlers of what other replica servers ask."""
-        return {**self.following.handlers(), **self.teaching.handlers()}
+        return {
+            **self.following.handlers(),
+            **self.teaching.handlers(),
+            **self.damaged_logs.handlers(),
+        }
 
 
 def _learner(studies: Studies, group: Group, ground: Ground, damage: frozenset[str]) -> Learner:

@@ -81,6 +81,8 @@ class Shipping:
         self.memory = memory or ShippingMemory(RECENT_BYTES_MAX)
         # (decree, last timestamp) of what is not shippable yet.
         self._clocks: deque[tuple[int, int]] = deque()
+        # How often this replica began to lead.
+        self.terms = 0
         self._listeners: list[Callable[[], None]] = []
 
     def look(self, proposed: Participation) -> None:
@@ -99,13 +101,14 @@ class Shipping:
     def restart(self, committed: int, clock_us: int, *, durable: bool) -> None:
         """From here on this replica leads; `clock_us` is that of what is committed.
 
-        `durable`: all of that is on this disk.
+        `durable`: all of that is on this disk. If not, only what was shippable before is: what
+        was synced beyond it may have been exchanged since.
         """
+        self.terms += 1
         self.give_back()
         self._clocks.clear()
         self._clocks.append((committed, clock_us))
-        if durable:
-            self.synced = max(self.synced, committed)
+        self.synced = committed if durable else min(self.synced, self.shippable)
         self.advance(committed)
 
     def remember(self, decree: int, payload: bytes) -> None:
@@ -178,6 +181,15 @@ class Shipping:
     def awaited_back(self, uuid: bytes) -> set[bytes]:
         """Return what the target of a duplication will ship to here, by the uuids."""
         return {back for known in self.back.get(uuid, {}).values() for back in known}
+
+    def confirmed_us(self, uuid: bytes, participation: Participation) -> int:
+        """Return the clock up to which the target of a duplication has all; 0 = none.
+
+        Nor does it count while something may come back from there that is not known here.
+        """
+        if not self.awaited_back(uuid) <= participation.sources.keys():
+            return 0
+        return self.confirmed.get(uuid, 0)
 
     def subscribe(self, on_advance: Callable[[], None]) -> Callable[[], None]:
         """Call `on_advance` whenever more may be shipped or the role changed; return the end."""

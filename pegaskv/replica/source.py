@@ -5,7 +5,7 @@ cut takes back here must not be on another cluster.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from pegaskv.base.errors import CorruptionError, NotReady
@@ -32,21 +32,36 @@ class ReplicaSource:
         *,
         log: MutationLog,
         reader: Worker,
+        now_ms: Callable[[], int],
         on_released: Callable[[], None],
+        leave_damaged_log: Callable[[Replica, int], Awaitable[str]],
     ) -> None:
         self.gpid: Gpid = replica.gpid
         self.partition_count: int = replica.mask + 1
         self._replica = replica
         self._log = log
         self._reader = reader
+        self._now_ms = now_ms
         self._on_released = on_released
+        self._leave_damaged_log = leave_damaged_log
         # Up to where each duplication has let the log go.
         self._held: dict[bytes, int] = {}
 
     @property
     def serving(self) -> bool:
-        """Whether it is primary and its barrier is committed."""
-        return self._replica.serving
+        """Whether it is primary, nobody else can be, and its barrier is committed."""
+        replica = self._replica
+        return replica.serving and replica.lease.valid(self._now_ms())
+
+    @property
+    def ballot(self) -> int:
+        """Under which it leads, or did."""
+        return self._replica.machine.ballot
+
+    @property
+    def term(self) -> int:
+        """Another number whenever it leads again after others may have led."""
+        return self._replica.shipping.terms
 
     @property
     def shippable_decree(self) -> int:
@@ -99,11 +114,11 @@ class ReplicaSource:
         if recent is not None:
             return [ShippedRecord(decree, payload) for decree, payload in recent]
         most = min(max(max_bytes, 1), _READ_BYTES_MAX)
-        records = await self._reader.run(lambda: self._log.read(self.gpid, from_decree, most))
+        # What lies above was prepared, and perhaps never committed.
+        records = await self._reader.run(
+            lambda: self._log.read(self.gpid, from_decree, most, through=end)
+        )
         found = [ShippedRecord(record.decree, record.payload) for record in records]
-        while found and found[-1].decree > end:
-            # Prepared, and perhaps never committed.
-            found.pop()
         if not found or found[0].decree != from_decree:
             raise CorruptionError(
                 f"the log of partition {self.gpid} lacks decrees {from_decree} to "
@@ -171,6 +186,17 @@ class ReplicaSource:
                 end()
         if not replica.serving or shipping.shippable < decree:
             raise NotReady(f"partition {self.gpid} is no source at the moment")
+
+    async def leave_damaged_log(self, decree: int) -> str:
+        """The log here cannot be read at `decree`: let a member lead that has it.
+
+        Returns why that is in vain, or "" when another one is about to lead.
+
+        Raises:
+            RequestError: a member could not be asked, or nobody can lead now.
+
+        """
+        return await self._leave_damaged_log(self._replica, decree)
 
     def note_back(self, uuid: bytes, target: int, back: tuple[bytes, ...]) -> None:
         """A partition of the target has pinned its log for these duplications to here."""

@@ -442,7 +442,9 @@ class ReplicaStub:
             replica,
             log=self._log,
             reader=self._workers.scan,
+            now_ms=self._clock.monotonic_ms,
             on_released=self._look_at_log,
+            leave_damaged_log=self._its_roles.damaged_logs.leave,
         )
         if recovered.damage:
             self._repairs.on_known_damage(replica, recovered.damage)

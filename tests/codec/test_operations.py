@@ -66,6 +66,7 @@ def test_the_numbers_of_operations_never_change() -> None:
         "LEARN_READ": 104,
         "LEARN_LOG": 105,
         "LEARN_JOIN": 106,
+        "LOG_HELD": 107,
         "NODE_REPORT": 120,
         "NODE_BEACON": 121,
         "NODE_LEAVING": 122,

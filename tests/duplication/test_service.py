@@ -27,6 +27,7 @@ class Source:
     serving = False
     shippable_decree = committed_decree = 9
     clock_us = size_bytes = 0
+    ballot = term = 1
 
     def start_decree(self, uuid: bytes) -> int:
         return 3

@@ -88,6 +88,7 @@ RIGHT: dict[Operation, list[Any]] = {
     Operation.LEARN_READ: [9, 0, "a", "b", 0, 1],
     Operation.LEARN_LOG: [9, 0, 1, "a", 1, 1],
     Operation.LEARN_JOIN: [9, 0, 1, "a", 1],
+    Operation.LOG_HELD: [9, 0, 1],
     Operation.NODE_REPORT: ["a", "127.0.0.1:1", "p", [[9, 0, 1, 1, 1, "", "inactive", False]]],
     Operation.NODE_BEACON: ["a", "p", 1, False, [[9, 0, 1, 1]]],
     Operation.NODE_LEAVING: ["a", "p"],

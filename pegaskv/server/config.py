@@ -226,9 +226,12 @@ class MembershipOptions:
 
     # The cluster's meta servers: HOST:PORT, several separated by commas.
     metas: str = "127.0.0.1:34601"
+    # HOST:PORT by which clients and other servers reach this one, where it is not [server] listen:
+    # behind a forwarded port, for one. Empty: where it listens.
+    advertise: str = ""
 
     def validate(self) -> None:
-        """Refuse what is no list of addresses.
+        """Refuse what is no list of addresses, or no address.
 
         Raises:
             ConfigurationError: names the option.
@@ -236,6 +239,8 @@ class MembershipOptions:
         """
         for address in self.metas.split(","):
             parse_address(address.strip(), "[replica] metas")
+        if self.advertise and parse_address(self.advertise, "[replica] advertise")[1] == 0:
+            raise ConfigurationError("[replica] advertise: port 0 is none that others can reach")
 
     @property
     def addresses(self) -> list[str]:
@@ -296,7 +301,7 @@ class Config:
             ConfigurationError: they are no addresses.
 
         """
-        membership = MembershipOptions(metas)
+        membership = dataclasses.replace(self.membership, metas=metas)
         membership.validate()
         return dataclasses.replace(self, membership=membership)
 

@@ -96,7 +96,7 @@ class ReplicaServer(Host):
 
     async def begin(self, reported_address: str) -> None:
         """Report to the meta server, again and again until it answers, and in the background."""
-        self._reported_address = reported_address
+        self._reported_address = self.config.membership.advertise or reported_address
         if self._acceptor is not None:
             self._peers.spinner = self._acceptor.spinner
         metas = self.config.membership.metas

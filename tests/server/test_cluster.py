@@ -12,6 +12,7 @@ from pegaskv.base.errors import DirectoryUnusable
 from pegaskv.codec.operations import Operation
 from pegaskv.server.config import config_from_text
 from pegaskv.server.standalone import Standalone
+from tests.cluster.proxy import running_proxy
 from tests.helpers import pause, poll_until
 from tests.net.connection_support import hello
 from tests.net.test_connection_sockets import Client
@@ -172,6 +173,23 @@ async def test_a_server_behind_a_wildcard_is_found_by_others(tmp_path: Path) -> 
         await client.admin.create_table("t", partition_count=1, replica_count=1)
         table = await client.table("t")
         await table.set(b"k", b"", b"v")
+
+
+async def test_a_server_is_reached_where_it_says_and_not_where_it_listens(tmp_path: Path) -> None:
+    async with serving(make_meta(tmp_path / "meta")) as meta:
+        async with serving(make_replica(tmp_path / "replica", meta.address)) as replica:
+            listen = replica.address
+        async with running_proxy(listen) as proxy:
+            extra = f"advertise = '{proxy.address}'\n"
+            again = make_replica(tmp_path / "replica", meta.address, listen=listen, extra=extra)
+            async with serving(again), pegaskv.connect(meta.address) as client:
+                (node,) = await client.admin.nodes()
+                assert node.address == proxy.address
+                await client.admin.create_table("t", partition_count=1, replica_count=1)
+                before = proxy.connections
+                table = await client.table("t")
+                await table.set(b"k", b"", b"v")
+                assert proxy.connections > before
 
 
 async def test_a_replica_server_stays_with_the_cluster_that_it_joined_first(

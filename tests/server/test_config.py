@@ -92,6 +92,8 @@ def test_one_file_may_be_for_all_kinds_of_servers() -> None:
         ("prepare_timeout_ms = 0", "[replica] prepare_timeout_ms must be above 0"),
         ("metas = 'nowhere'", "[replica] metas: 'nowhere' is not HOST:PORT"),
         ("metas = ''", "[replica] metas: '' is not HOST:PORT"),
+        ("advertise = 'here'", "[replica] advertise: 'here' is not HOST:PORT"),
+        ("advertise = 'here:0'", "[replica] advertise: port 0"),
         ("grace_sm = 1", "did you mean `grace_ms`?"),
         ("min_free_percent = 90", "[replica] min_free_percent: must be"),
     ],

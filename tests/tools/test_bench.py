@@ -16,7 +16,7 @@ from tools.bench.report import OURS, Report
 from tools.bench.targets import TARGETS
 
 # Those that need several seconds also when there is next to nothing to measure.
-LONG = ("duplication", "partitions", "steadiness")
+LONG = ("duplication", "partitions", "replication", "steadiness")
 # What a trial of `partitions` leaves out.
 NOT_IN_A_TRIAL = ("256 partitions",)
 
@@ -54,7 +54,7 @@ def test_a_bench_prints_a_table_and_one_line_of_json(name: str, tmp_path: Path) 
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120 if name in LONG else 50,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_a_bench_prints_a_table_and_one_line_of_json(name: str, tmp_path: Path) 
         assert result["rounds"][OURS], result["name"]
     # Of those that have peers the reader is told that they were not there.
     left_out = [note for note in bench["notes"] if "is left out" in note]
-    assert bool(left_out) == (name not in ("partitions", "steadiness"))
+    assert bool(left_out) == (name not in ("partitions", "replication", "steadiness"))
     measured = [result["name"] for result in bench["results"]]
     for target in TARGETS:
         if target.bench == name and not target.comparison.endswith(NOT_IN_A_TRIAL):

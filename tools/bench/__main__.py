@@ -9,7 +9,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tools.bench import client, duplication, memory, partitions, recovery, scan, server, steadiness
+from tools.bench import (
+    client,
+    duplication,
+    memory,
+    partitions,
+    recovery,
+    replication,
+    scan,
+    server,
+    steadiness,
+)
 from tools.bench.document import PAGE, document, read_lines
 from tools.bench.machine import describe
 from tools.bench.peers import leave_out
@@ -21,6 +31,7 @@ BENCHES: Final[dict[str, Callable[[float, int], Report]]] = {
     "server": server.run,
     "scan": scan.run,
     "duplication": duplication.run,
+    "replication": replication.run,
     "recovery": recovery.run,
     "steadiness": steadiness.run,
     "partitions": partitions.run,

@@ -41,6 +41,7 @@ ORDER: Final = (
     "server",
     "scan",
     "duplication",
+    "replication",
     "recovery",
     "steadiness",
     "partitions",

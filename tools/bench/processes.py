@@ -83,39 +83,50 @@ def running(command: Sequence[str], port: int) -> Iterator[int]:
 
 @dataclass
 class Server:
-    """A standalone server on a directory; it keeps its ports over a restart."""
+    """A server on a directory; it keeps its ports over a restart."""
 
     directory: Path
     config: str
     listen: str = "127.0.0.1:0"
     http: str = "none"
+    role: str = "standalone"
+    arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> float:
         """Start; return the seconds until the ready line."""
         began = time.perf_counter()
+        self.begin()
+        self.await_ready()
+        return time.perf_counter() - began
+
+    def begin(self) -> None:
+        """Start, and do not wait."""
         config = self.directory / "pegaskv.toml"
         config.write_text(self.config)
         with (self.directory / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "pegaskv", "standalone", "--config", str(config)),
+                    *(sys.executable, "-m", "pegaskv", self.role, "--config", str(config)),
                     *("--data", str(self.directory / "data")),
                     *("--listen", self.listen, "--http", self.http),
+                    *self.arguments,
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def await_ready(self) -> None:
+        """Return when it has said that it is ready."""
+        assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
-        taken = time.perf_counter() - began
         if " ready on " not in line:
             raise SystemExit(f"the server did not start:\n{self.log()}")
         words = line.split(" ready on ")[1].split()
         self.listen = words[0]
         self.http = words[2].rstrip(")")
-        return taken
 
     def kill(self) -> None:
         """SIGKILL: no time to save anything."""

@@ -14,6 +14,7 @@ MISSED: Final = "**missed**"
 
 _REDIS_PY: Final = "redis-py"
 _EIGHT: Final = "8 partitions"
+_ONE: Final = "1 replica"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,21 @@ TARGETS: Final = (
     Target("duplication", "copy of", "Redis", 1.0, 1.5),
     Target("duplication", "backlog of", "Redis, stream", 0.6, 1.5),
     Target("duplication", "last write, idle, p99", "", 5, 2, at_most=True),
+    *(
+        Target("replication", f"server CPU of a set, {how} tasks", _ONE, 3.2, 2.5, at_most=True)
+        for how in ("os, 50", "os, 200", "fsync, 50", "fsync, 200")
+    ),
+    Target("replication", "server CPU of a get, os, 50 tasks", _ONE, 1.15, 1.05, at_most=True),
+    Target("replication", "set, os, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True, why=_MANY),
+    Target("replication", "set, fsync, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),
+    Target("replication", "syncs a tick, fsync, 8 partitions", "", 1, 1, at_most=True),
+    Target("replication", "syncs a tick, fsync, 256 partitions", "", 1, 1, at_most=True),
+    Target("replication", "kill -9 of a primary: writes again, p99", "", 6, 5.5, at_most=True),
+    Target("replication", "kill -9 of a primary: reads again, p99", "", 6, 5.5, at_most=True),
+    Target("replication", "kill -9 of a secondary: writes again, p99", "", 3, 2.5, at_most=True),
+    Target("replication", "kill -9 of a secondary: reads again, p99", "", 3, 0.1, at_most=True),
+    Target("replication", "a copy to an empty server", "", 50, 100),
+    Target("replication", "calls that failed during the copy", "", 0, 0, at_most=True),
     *_steady("rows at full speed", _FULL_SPEED),
     *_steady("new segments of the log"),
     *_steady("checkpoints"),

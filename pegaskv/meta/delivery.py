@@ -1,10 +1,11 @@
 """pure: which node still has to be told what about a table.
 
 A node is told the whole of a table and those of its partitions that changed and that it is,
-or was, a member of. One push for each (node, table) is under way at a time: while it is,
-changes are gathered, so a slow node is told the last state and not every step. A push that
-failed is sent again after a pause that doubles, with what changed since. Acknowledged means:
-by version.
+or was, a member of. While a push for a (node, table) is under way, changes of the table are
+gathered, so a slow node is told the last state and not every step; changes of who serves a
+partition do not wait, since a push ends only when every partition in it serves, and that may
+depend on others. A push that failed is sent again after a pause that doubles, with what
+changed since. Acknowledged means: by version.
 
 A node that is no member of a table any more is told that once. One that is unalive is
 neither told nor waited for: when it comes back, it reports, and is told all that is its own.
@@ -12,6 +13,7 @@ neither told nor waited for: when it comes back, it reports, and is told all tha
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Final
 
 from pegaskv.base.types import TableStatus
 from pegaskv.codec.messages_meta import TablePush
@@ -23,28 +25,38 @@ from pegaskv.meta.options import MetaOptions
 __all__ = ["Delivery"]
 
 
+# So many pushes of a table to a node are under way at a time.
+_PUSHES_MAX: Final = 8
+
+
 @dataclass(slots=True)
 class _Line:
     """What one node knows of one table, and what is on its way."""
 
-    acknowledged: int = 0
+    # The version that was taken last; whether it is in force depends on earlier pushes too.
+    taken: int = 0
     changed: set[int] = field(default_factory=set)
     first: set[int] = field(default_factory=set)
     accepted: set[int] = field(default_factory=set)
-    push: TablePush | None = None
-    push_id: int = 0
+    # Under way, by their ids.
+    pushes: dict[int, TablePush] = field(default_factory=dict)
     # A pause after a failure.
     waiting: bool = False
     failures: int = 0
     error: str = ""
 
+    @property
+    def acknowledged(self) -> int:
+        """Up to which version all is in force."""
+        under_way = min((one.table.version for one in self.pushes.values()), default=None)
+        return self.taken if under_way is None else min(self.taken, under_way - 1)
+
 
 class Delivery:
     """What each node has acknowledged since it reported.
 
-    Invariants: a line is never both under way and waiting; nothing is acknowledged
-    that was not pushed; a node that is alive and a member of a table knows its last version,
-    or is being told.
+    Invariants: nothing is acknowledged that was not pushed; a node that is alive and a member
+    of a table knows its last version, or is being told.
     """
 
     def __init__(
@@ -118,7 +130,7 @@ class Delivery:
     def under_way(self, node_id: str) -> set[int]:
         """Return the tables that a node is being told of."""
         lines = self._lines.get(node_id, {})
-        return {table_id for table_id, line in lines.items() if line.push is not None}
+        return {table_id for table_id, line in lines.items() if line.pushes}
 
     def send(self, node_id: str, table_id: int) -> list[Effect]:
         """Push what the node does not know, unless a push is under way or has to wait."""
@@ -126,14 +138,14 @@ class Delivery:
         if table is None or not self._nodes.is_alive(node_id):
             return []
         line = self._lines[node_id].setdefault(table_id, _Line())
-        if line.push is not None or line.waiting:
+        if line.waiting or len(line.pushes) >= (_PUSHES_MAX if line.changed else 1):
             return []
-        if line.acknowledged >= table.version and not line.changed:
+        if line.taken >= table.version and not line.changed:
             return []
-        line.push_id = self.next_push_id
+        push_id = self.next_push_id
         self.next_push_id += 1
-        line.push = self._push(table, line, self._nodes[node_id].process)
-        return [Push(line.push_id, node_id, line.push)]
+        push = line.pushes[push_id] = self._push(table, line, self._nodes[node_id].process)
+        return [Push(push_id, node_id, push)]
 
     def on_due(self, node_id: str, table_id: int) -> list[Effect]:
         """The pause after a failure is over."""
@@ -148,21 +160,26 @@ class Delivery:
     ) -> list[Effect] | None:
         """A push was taken or failed; what changed meanwhile is sent. None: nobody waits for it."""
         line = self._line(node_id, table_id)
-        if line is None or line.push is None or line.push_id != push_id:
+        push = None if line is None else line.pushes.pop(push_id, None)
+        if line is None or push is None:
             # Of a node before its restart, or a table before its purge.
             return None
-        push, line.push, line.error = line.push, None, error
+        line.error = error
         if not error:
             line.failures = 0
-            line.acknowledged = push.table.version
-            if not line.changed and node_id not in self._cluster.members(table_id):
+            line.taken = max(line.taken, push.table.version)
+            idle = not (line.changed or line.pushes or line.waiting)
+            if idle and node_id not in self._cluster.members(table_id):
                 # It has heard that nothing here is its own any more.
                 del self._lines[node_id][table_id]
                 return []
             return self.send(node_id, table_id)
+        line.taken = min(line.taken, push.table.version - 1)
         line.changed |= {one.gpid.partition_index for one in push.partitions}
         line.first |= push.first_assignment
         line.accepted |= push.accept_amnesia
+        if line.waiting:
+            return []
         line.waiting = True
         least, most = self._options.push_retry_ms_min, self._options.push_retry_ms_max
         delay_ms = min(most, least << min(line.failures, 16))
@@ -207,7 +224,7 @@ class Delivery:
     def quiet(self, node_id: str, table_id: int) -> bool:
         """Whether the last push of the table to the node has ended, well or not."""
         line = self._line(node_id, table_id)
-        return line is None or line.push is None
+        return line is None or not line.pushes
 
     def forget(self, table_id: int) -> None:
         """The table is gone from the records."""
@@ -219,11 +236,11 @@ class Delivery:
         assert {node.node_id for node in self._nodes.alive} == set(self._lines)
         for lines in self._lines.values():
             for table_id, line in lines.items():
-                assert not (line.push is not None and line.waiting)
+                assert len(line.pushes) <= _PUSHES_MAX
                 version = self._cluster.tables[table_id].version
                 assert line.acknowledged <= version
-                if settled and (line.acknowledged < version or line.changed):
-                    assert line.push is not None or line.waiting, "a node is never told"
+                if settled and (line.taken < version or line.changed):
+                    assert line.pushes or line.waiting, "a node is never told"
 
     def _line(self, node_id: str, table_id: int) -> _Line | None:
         return self._lines.get(node_id, {}).get(table_id)

@@ -62,6 +62,8 @@ class NodeLinks:
         self._states_timeout_ms = states_timeout_ms
         # By node id: its address, and the way there.
         self._doors: dict[str, tuple[str, ReplicaControl]] = {}
+        # Nodes that could not take their last push of a table.
+        self._failing: set[tuple[str, int]] = set()
         self.pushes = 0
         self.push_failures = 0
         self.orders = 0
@@ -103,10 +105,16 @@ class NodeLinks:
         except (PegasKVError, OSError) as error:
             self.push_failures += 1
             error_text = str(error) or type(error).__name__
-            _log.warning(
+            # It is tried again and again, and said once.
+            again = (effect.node_id, table.table_id) in self._failing
+            _log.log(
+                logging.DEBUG if again else logging.WARNING,
                 "node %s could not take table %s (id %d, version %d): %s",
                 effect.node_id, table.name, table.table_id, table.version, error_text,
             )  # fmt: skip
+            self._failing.add((effect.node_id, table.table_id))
+        else:
+            self._failing.discard((effect.node_id, table.table_id))
         await self._put(PushEnded(effect.push_id, effect.node_id, table.table_id, error_text))
 
     async def _order(self, effect: Obey) -> None:

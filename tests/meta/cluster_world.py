@@ -122,15 +122,19 @@ class Server:
             for gpid in [one for one in self.replicas if one.table_id == table.table_id]:
                 del self.replicas[gpid]
             return
-        if table.version < self.versions.get(table.table_id, 0):
+        if push.process != self.process:
             return
-        self.versions[table.table_id] = table.version
-        if table.status is TableStatus.AVAILABLE:
-            self.available.add(table.table_id)
-        if table.expires_at:
-            for gpid, replica in self.replicas.items():
-                if gpid.table_id == table.table_id:
-                    replica.status = INACTIVE
+        # Of a table the newest version counts, of a partition the highest ballot: a push may
+        # come after a later one.
+        if table.version >= self.versions.get(table.table_id, 0):
+            self.versions[table.table_id] = table.version
+            self.available.discard(table.table_id)
+            if table.status is TableStatus.AVAILABLE:
+                self.available.add(table.table_id)
+            elif table.expires_at:
+                for gpid, replica in self.replicas.items():
+                    if gpid.table_id == table.table_id:
+                        replica.status = INACTIVE
         for one in push.partitions:
             index = one.gpid.partition_index
             self._take(one, first=index in push.first_assignment)

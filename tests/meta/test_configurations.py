@@ -8,7 +8,14 @@ import pytest
 from pegaskv.base.errors import InvalidArgument, TableNotFound
 from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus, TableStatus
 from pegaskv.codec.messages_meta import Proposal, ProposalKind
-from pegaskv.meta.events import CollectDue, NodeReported, Proposed, SetEnvs, TimePassed
+from pegaskv.meta.events import (
+    CollectDue,
+    NodeReported,
+    Proposed,
+    PushEnded,
+    SetEnvs,
+    TimePassed,
+)
 from tests.meta.calm import Calm
 from tests.meta.cluster_world import Replica
 from tests.meta.harness import create, drop
@@ -400,3 +407,23 @@ def test_data_under_ids_that_were_passed_over_is_never_thrown_away() -> None:
     cluster.settle(12)
     assert Gpid(7, 0) in server.replicas
     assert cluster.create(replicas=1) == 8
+
+
+def test_a_push_that_does_not_end_holds_no_other_configuration_back(cluster: Calm) -> None:
+    meta = cluster.meta
+    cluster.propose(asked(cluster, "n2", CLAIM))
+    stuck = [one for one in meta.pushes if one.node_id == "n3"]
+    meta.pushes.clear()
+    cluster.propose(asked(cluster, "n2", HANDOVER, "n3", keep=True))
+    [later] = [one for one in meta.pushes if one.node_id == "n3"]
+    assert later.push.partitions == (cluster.record().configuration(),)
+    # It is in force when the earlier one has ended too.
+    table = meta.machine.cluster.tables[1]
+    meta.pushes.clear()
+    for node_id in ("n1", "n2"):
+        cluster.machine.nodes[node_id].alive = False
+        cluster.machine.delivery.on_died(node_id)
+    meta.feed(PushEnded(later.push_id, "n3", 1))
+    assert not cluster.machine.delivery.acknowledged(1, table.version)
+    meta.feed(PushEnded(stuck[0].push_id, "n3", 1))
+    assert cluster.machine.delivery.acknowledged(1, table.version)

@@ -23,6 +23,8 @@ def test_the_defaults_are_valid() -> None:
         ("push_retry_ms_min", 10_000),
         ("tables_max", 5_000),
         ("requests_max", 0),
+        ("guardian_interval_ms", 6_000),
+        ("learners_per_node_max", 0),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_by_name(name: str, value: int) -> None:

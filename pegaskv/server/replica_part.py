@@ -54,6 +54,7 @@ class ReplicaPart:
             random=host.random,
             meta=configurations,
             peers=peers,
+            lease=config.lease,
         )
         self._duplications: DuplicationService | None = None
         self._control: NodeControl | None = None

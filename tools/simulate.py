@@ -24,6 +24,10 @@ __all__ = ["WORLDS", "main"]
 WORLDS: Final = {
     "standalone": ("tests.simulation.standalone_world", "simulate"),
     "duplication": ("tests.simulation.duplication_world", "simulate_duplication"),
+    "duplicated-clusters": (
+        "tests.simulation.duplicated_clusters",
+        "simulate_duplicated_clusters",
+    ),
     "crashes": ("tests.simulation.crash_points", "simulate_crash"),
 }
 _PROGRESS_S: Final = 10.0

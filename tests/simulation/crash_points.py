@@ -25,7 +25,8 @@ from pegaskv.client import Client, Table
 from pegaskv.duplication.options import DuplicationOptions
 from pegaskv.storage.log_options import LogOptions
 from tests.simulation.disk import Fault, SimulatedDisk
-from tests.simulation.duplication_world import Cluster, rows_of
+from tests.simulation.duplication_sides import Cluster
+from tests.simulation.duplication_world import rows_of
 from tests.simulation.network import NetworkOptions
 from tests.simulation.world import Life, World, WorldOptions
 

@@ -20,17 +20,14 @@ from pegaskv.base.errors import (
     Unavailable,
 )
 from pegaskv.base.types import DuplicationStatus
-from pegaskv.client import Client, ClientOptions, Table, connect
+from pegaskv.client import Client, Table
 from pegaskv.client.ranges import ScanOptions
-from pegaskv.duplication.options import DuplicationOptions
-from pegaskv.replica.options import ReplicaOptions
-from pegaskv.server.config import ClusterOptions, Config, RemoteClusterOptions
 from tests.simulation.disk import SimulatedDisk
+from tests.simulation.duplication_sides import Cluster, Side
 from tests.simulation.duplication_writers import Rows, Writer, key_before
-from tests.simulation.servers import PORT, serve, tiny_log
-from tests.simulation.world import Life, Node, World
+from tests.simulation.world import World
 
-__all__ = ["Cluster", "DuplicationRun", "Story", "rows_of", "simulate_duplication"]
+__all__ = ["DuplicationRun", "Play", "Story", "rows_of", "simulate_duplication"]
 
 TABLE: Final = "t"
 # After everything has healed: DS_LOG and all confirmed within this virtual time.
@@ -40,76 +37,6 @@ _WALL_ERROR_US_MAX: Final = 120_000_000
 # So many writes of a writer go as fast as they can in a round; then it takes its time.
 _QUICK_WRITES: Final = 60
 _WRITERS: Final = 3
-# Longer than any absence of a server.
-_ABSENT_MS_MAX: Final = 300_000
-
-
-class Cluster:
-    """One standalone server, and how to reach it."""
-
-    def __init__(self, world: World, name: str, number: int) -> None:
-        self.world = world
-        self.name = name
-        self.number = number
-        self.node: Node = world.node(name)
-        self.clients = world.node(f"client {name}").spawn()
-        self.others: list[Cluster] = []
-        self.wall_error_us = 0
-        random = world.random(f"config {name}")
-        self.log = tiny_log(random)
-        self.duplication = DuplicationOptions(
-            batch_bytes=random.choice([4_096, 32_768, 262_144]),
-            confirm_interval_ms=random.choice([10, 100, 1_000]),
-        )
-
-    def copies_slowly(self) -> None:
-        """Let a copy take so long that much happens in between."""
-        self.duplication = DuplicationOptions(batch_bytes=4_096, copy_bytes_per_second=20_000)
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"{self.node.address}:{PORT}"
-
-    def start(self) -> None:
-        """Start the server; it comes back with what its disk kept."""
-        self.node.start(self._serve)
-
-    async def _serve(self, life: Life) -> None:
-        config = Config(
-            cluster=ClusterOptions(self.name, self.number),
-            clusters={
-                other.name: RemoteClusterOptions(metas=other.address, id=other.number)
-                for other in self.others
-            },
-            replica=ReplicaOptions(expiry_sweep_interval_ms=500),
-            storage_log=self.log,
-            duplication=self.duplication,
-        )
-        await serve(life, config)
-
-    async def connect(self, *, limit_s: float) -> Client:
-        """A client; raises PegasKVError when the server does not answer in time."""
-        life = self.clients
-        return await connect(
-            self.address,
-            timeout=limit_s,
-            options=ClientOptions(),
-            network=life.network,
-            clock=life.clock,
-            random=life.random("client"),
-        )
-
-    async def connected(self) -> Client:
-        """A client, as soon as the server answers."""
-        end_ms = self.world.now_ms + _ABSENT_MS_MAX
-        while True:
-            try:
-                return await self.connect(limit_s=60.0)
-            except PegasKVError:
-                if self.world.now_ms > end_ms:
-                    raise
-                await self.world.sleep_ms(50)
 
 
 @dataclass
@@ -180,14 +107,23 @@ class Story:
         )
 
 
-class _Play:
+class Play:
+    """One run of two clusters of one server each; `_cluster` and faults are another world's."""
+
+    a: Any
+    b: Any
+    # By when what was written with a short life is gone by all clocks.
+    expiry_ms = 400_000
+    # Between two faults.
+    pauses_ms = (1, 20, 100, 700)
+
     def __init__(self, world: World, story: Story) -> None:
         self.world = world
         self.story = story
         self.random = world.random("play")
         self.run = DuplicationRun(world.seed)
-        self.a = Cluster(world, "alpha", 1)
-        self.b = Cluster(world, "beta", 2)
+        self.a = self._cluster("alpha", 1)
+        self.b = self._cluster("beta", 2)
         self.a.others, self.b.others = [self.b], [self.a]
         if story.slow_copy:
             self.a.copies_slowly()
@@ -199,7 +135,10 @@ class _Play:
             for cluster in (self.a, self.b)
         }
 
-    def _writer(self, cluster: Cluster, number: int) -> Writer:
+    def _cluster(self, name: str, number: int) -> Side:
+        return Cluster(self.world, name, number)
+
+    def _writer(self, cluster: Side, number: int) -> Writer:
         name = f"{cluster.name} {number}"
         return Writer(
             name.encode(),
@@ -210,6 +149,7 @@ class _Play:
         )
 
     async def play(self) -> DuplicationRun:
+        """All of it."""
         story = self.story
         self.a.start()
         if self.random.random() < 0.8:
@@ -218,13 +158,12 @@ class _Play:
             # The target is not there yet: the duplication waits for it.
             self.a.clients.task(self._start_late())
         client = await self.a.connected()
-        envs = {"durability": story.durability}
-        await client.admin.create_table(TABLE, story.source_partitions, envs=envs, timeout=300.0)
+        await self._create(client, story.source_partitions, story.durability)
         table = await client.table(TABLE)
         await self._fill(table, story.rows_before)
         if story.target_partitions:
             remote = await self.b.connected()
-            await remote.admin.create_table(TABLE, story.target_partitions, timeout=300.0)
+            await self._create(remote, story.target_partitions, "fsync")
             await remote.close()
         await client.close()
         # Without a copy, it is made by `merge` only.
@@ -241,8 +180,12 @@ class _Play:
 
     async def _start_late(self) -> None:
         await self.world.sleep_ms(1_500)
-        if not self.b.node.alive:
+        if not self.b.alive:
             self.b.start()
+
+    async def _create(self, client: Client, partitions: int, durability: str) -> None:
+        envs = {"durability": durability}
+        await client.admin.create_table(TABLE, partitions, envs=envs, timeout=300.0)
 
     async def _fill(self, table: Table, count: int) -> None:
         value = b"before" + bytes(60)
@@ -270,7 +213,7 @@ class _Play:
                     raise
                 await self.world.sleep_ms(100)
 
-    async def _add(self, source: Cluster, target: Cluster, *, merge: bool = False) -> None:
+    async def _add(self, source: Side, target: Side, *, merge: bool = False) -> None:
         async def attempt() -> None:
             client = await source.connected()
             try:
@@ -286,7 +229,7 @@ class _Play:
             await self._persist(lambda: self._see_pins(source))
 
     @staticmethod
-    async def _see_pins(source: Cluster) -> None:
+    async def _see_pins(source: Side) -> None:
         client = await source.connected()
         try:
             [found] = await client.admin.query_duplication(TABLE)
@@ -307,7 +250,7 @@ class _Play:
         ]
         operators = [cluster.clients.task(self._operate(cluster)) for cluster in sides]
         for _ in range(self.random.randrange(1, 5)):
-            await self.world.sleep_ms(self.random.choice([1, 20, 100, 700]))
+            await self.world.sleep_ms(self.random.choice(self.pauses_ms))
             if self.story.faults:
                 await self._fault()
         if absent_s:
@@ -389,7 +332,7 @@ class _Play:
             cluster.wall_error_us += by_us
             cluster.node.jump_wall(by_us)
 
-    async def _second_add(self, cluster: Cluster) -> None:
+    async def _second_add(self, cluster: Side) -> None:
         """Adding once more in any phase changes nothing."""
         if cluster is self.b and not self.story.two_way:
             return
@@ -409,7 +352,7 @@ class _Play:
         finally:
             await client.close()
 
-    async def _operate(self, cluster: Cluster) -> None:
+    async def _operate(self, cluster: Side) -> None:
         """Pause and start in any phase, and sometimes copy all rows anew."""
         if not self.story.operators:
             return
@@ -434,7 +377,7 @@ class _Play:
             finally:
                 await client.close()
 
-    async def _write(self, cluster: Cluster, writer: Writer) -> None:
+    async def _write(self, cluster: Side, writer: Writer) -> None:
         random = self.world.random(f"pauses {writer.name!r} {self.world.now_ms}")
         client = await cluster.connected()
         while self.writing:
@@ -464,7 +407,7 @@ class _Play:
     def _heal(self) -> None:
         self.world.network.heal_all()
         for cluster in (self.a, self.b):
-            if not cluster.node.alive:
+            if not cluster.alive:
                 cluster.start()
 
     async def _settle(self) -> None:
@@ -494,7 +437,7 @@ class _Play:
             # What the second pass shipped back is not shipped again.
             await clients[0].admin.wait_duplicated(TABLE, timeout=HEALED_WITHIN_S)
         # Rows with short lives are gone everywhere, whatever the clocks say.
-        await self.world.sleep_ms(400_000)
+        await self.world.sleep_ms(self.expiry_ms)
         here, there = [await rows_of(await client.table(TABLE, timeout=60.0)) for client in clients]
         self.run.compared += len(here)
         for writer in (one for writers in self.writers.values() for one in writers):
@@ -509,7 +452,7 @@ class _Play:
         for client in clients:
             await client.close()
 
-    async def _start_again(self, source: Cluster, target: Cluster) -> None:
+    async def _start_again(self, source: Side, target: Side) -> None:
         async def attempt() -> None:
             client = await source.connected()
             try:
@@ -521,11 +464,11 @@ class _Play:
 
         await self._persist(attempt)
 
-    def _may_need_copy(self, source: Cluster) -> bool:
+    def _may_need_copy(self, source: Side) -> bool:
         """Whether it lost of its log what its tables have."""
         return any(writer.may_have_lost for writer in self.writers[source.name])
 
-    async def _in_log(self, source: Cluster, target: Cluster) -> None:
+    async def _in_log(self, source: Side, target: Side) -> None:
         # A copy that takes its time, between disks that do.
         within_s = HEALED_WITHIN_S * (4 if self.story.slow_copy else 1)
         end_ms = self.world.now_ms + int(within_s * 1_000)
@@ -559,7 +502,7 @@ def simulate_duplication(seed: int, story: Story | None = None, **overrides: Any
     """Run one seed to its end."""
     overrides.setdefault("wall_offset_us", 2_000_000)
     with World(seed, disk=SimulatedDisk, **overrides) as world:
-        play = _Play(world, story or Story.draw(world.random("story")))
+        play = Play(world, story or Story.draw(world.random("story")))
         world.run(play.play(), limit_ms=3_600_000)
         play.run.digest = world.digest()
         play.run.told = f"{play.story} {world.options}"

@@ -15,7 +15,8 @@ from pegaskv.base.errors import DuplicationExists, InvalidArgument, RequestError
 from pegaskv.client import Client, Duplication, Table
 from pegaskv.duplication.options import DuplicationOptions
 from tests.simulation.disk import SimulatedDisk
-from tests.simulation.duplication_world import Cluster, rows_of
+from tests.simulation.duplication_sides import Cluster
+from tests.simulation.duplication_world import rows_of
 from tests.simulation.network import NetworkOptions
 from tests.simulation.world import World, WorldOptions
 

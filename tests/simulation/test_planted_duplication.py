@@ -14,7 +14,7 @@ import pytest
 from pegaskv.base.errors import PegasKVError
 from tests.simulation.crash_points import Case, count_points, survive
 from tests.simulation.duplication_world import Story, simulate_duplication
-from tests.simulation.five_failures import SCENARIOS, play
+from tests.simulation.five_failures import SCENARIOS, Scenario, play
 from tests.simulation.plants_duplication import PLANTS, Plant
 
 SEEDS: Final = 200
@@ -29,10 +29,14 @@ def test_each_scenario_named_for_a_mistake_finds_it(
 ) -> None:
     PLANTS[name].put_back(monkeypatch)
     for scenario in PLANTS[name].scenarios:
-        # Where chance makes the pauses, one may end in time.
         with pytest.raises(AssertionError):
-            for seed in (1, 2, 3):
-                play(scenario, seed)
+            _play_some(scenario)
+
+
+def _play_some(scenario: Scenario) -> None:
+    """Where chance makes the pauses, one may end in time."""
+    for seed in (1, 2, 3):
+        play(scenario, seed)
 
 
 def test_each_of_the_five_failures_has_a_mistake_that_is_found() -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "PARTITION_COUNT_MAX",
     "PARTITION_MUTATIONS_UNCOMMITTED_MAX",
     "PEER_FRAME_BYTES",
+    "PEER_UNANSWERED_BYTES_MAX",
     "PROCESS_BYTES_IN_FLIGHT_MAX",
     "REPLICA_COUNT_MAX",
     "REPLY_FLUSH_BYTES",
@@ -61,6 +62,9 @@ REQUEST_VALUES_MAX: Final = 256 * 1024
 FRAME_SHARED_BYTES_MAX: Final = 160 * 1024
 # Servers put what they tell each other in one turn into one frame up to about this size.
 PEER_FRAME_BYTES: Final = 4 * 1024 * 1024
+# What one replica server may have sent to another without an answer; then the partitions that
+# wait for it take no more, and soon it is removed from them.
+PEER_UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
 # What an array or map counts beside what is in it: an empty one takes its time too.
 CONTAINER_VALUES: Final = 3
 

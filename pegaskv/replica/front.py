@@ -236,12 +236,10 @@ class Front:
                     replica.dirty = bool(replica.full)
                     if replica.dirty:
                         rest.append(replica)
-                decree = replica.machine.prepared.last_prepared
+                logged = replica, replica.machine.prepared.last_prepared
                 if replica.streams:
-                    if not self._round:
-                        self._round_ms = self._now_ms()
-                    self._round[replica] = decree
-                (synced if replica.fsync else unsynced).append((replica, decree))
+                    self._join_round(*logged)
+                (synced if replica.fsync else unsynced).append(logged)
             self._dirty = held + rest
             if room <= 0 and not self._scheduled:
                 self._schedule()
@@ -268,6 +266,11 @@ class Front:
             call()
         if unsynced:
             self._commit(unsynced)
+
+    def _join_round(self, replica: Replica, decree: int) -> None:
+        if not self._round:
+            self._round_ms = self._now_ms()
+        self._round[replica] = decree
 
     def _is_gathering(self) -> bool:
         """Whether partitions with members wait for the round under way, to go on together."""

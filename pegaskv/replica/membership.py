@@ -291,7 +291,8 @@ class Membership:
                     moved[replica] = None
             if stream.learner:
                 self._consider_upgrade(stream)
-        if moved:
+        if moved or line.was_full:
+            line.was_full = False
             self._on_committed(moved)
 
     def _consider_upgrade(self, stream: Stream) -> None:

@@ -222,7 +222,13 @@ class Replica(Follower):
 
     def waits_for_members(self, *, gathering: bool) -> bool:
         """Whether the last mutation, or with `gathering` others', must be committed first."""
-        return (gathering or bool(self.in_flight)) and not self._unproposed
+        if self._unproposed:
+            return False
+        return (
+            gathering
+            or bool(self.in_flight)
+            or any(stream.line.full for stream in self.streams.values() if stream.opened)
+        )
 
     @property
     def pending_bytes(self) -> int:

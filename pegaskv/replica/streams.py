@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from pegaskv.base.limits import PEER_UNANSWERED_BYTES_MAX
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.doors import Peer
 from pegaskv.storage.log_format import LogRecord, encode_records
@@ -26,6 +27,8 @@ _BEACON: Final = int(Operation.BEACON)
 # From this size on a message of records is sent in several, as far as that can be.
 _MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _TIMEOUT_MS: Final = 10_000
+# Of one message: more numbers than this names are refused as one array.
+_BEACON_STREAMS_MAX: Final = 2_000
 
 
 class Stream:
@@ -116,6 +119,10 @@ class Line:
         self._synced = _Outgoing()
         self._unsynced = _Outgoing()
         self.streams: dict[Stream, None] = {}
+        # What was sent and is not answered.
+        self.unanswered_bytes = 0
+        # Whether somebody may wait for it to be less.
+        self.was_full = False
         # When the oldest beacon was sent that is not answered.
         self.beacon_since_ms: int | None = None
         # By how much the other server's wall clock is ahead.
@@ -127,6 +134,11 @@ class Line:
         out.records.append(record)
         out.last[stream] = record.decree
         out.size += len(record.payload)
+
+    @property
+    def full(self) -> bool:
+        """Whether the other server is so far behind that nothing more is sent to it."""
+        return self.unanswered_bytes >= PEER_UNANSWERED_BYTES_MAX
 
     def takes(self, count: int) -> bool:
         """Whether what is about to be sent has a message of so many records."""
@@ -177,10 +189,16 @@ class Line:
             if stream.waiting_since_ms is None:
                 stream.waiting_since_ms = sent_ms
 
+        size = len(data)
+
         def done(reply: list[Any] | None) -> None:
+            self.unanswered_bytes -= size
             self._on_prepared(last, sent_ms, reply)
 
-        if not self.peer.submit((_PREPARE, _TIMEOUT_MS, data), done, len(data)):
+        if self.peer.submit((_PREPARE, _TIMEOUT_MS, data), done, size):
+            self.unanswered_bytes += size
+            self.was_full = self.was_full or self.full
+        else:
             for stream in last:
                 stream.close(sent_ms)
 
@@ -207,9 +225,11 @@ class Line:
 
     def beacon(self, streams: Iterable[Stream]) -> None:
         """Say that the primary is there, and what it has committed; asks for an answer."""
-        named = [stream for stream in streams if stream.opened]
-        if not named:
-            return
+        opened = [stream for stream in streams if stream.opened]
+        for begin in range(0, len(opened), _BEACON_STREAMS_MAX):
+            self._beacon(opened[begin : begin + _BEACON_STREAMS_MAX])
+
+    def _beacon(self, named: list[Stream]) -> None:
         fields: list[int] = []
         for stream in named:
             replica = stream.replica

@@ -45,6 +45,7 @@ def test_the_numbers_of_errors_never_change() -> None:
         21: "ERR_DISK_INSUFFICIENT",
         22: "ERR_OPERATION_DISABLED",
         23: "ERR_FOLLOWER",
+        24: "ERR_NOT_ENOUGH_MEMBER",
         30: "ERR_TIMEOUT",
         31: "ERR_NETWORK_FAILURE",
         40: "ERR_APP_NOT_EXIST",

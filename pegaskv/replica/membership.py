@@ -131,6 +131,8 @@ class Membership:
         # lease goes on. A new member has given none yet.
         replica.set_leased(replica.lease.valid(now_ms + _MARGIN_MS))
         self.look_at(replica)
+        # Not with the next look: this process may stand still before it.
+        self._note_leases()
 
     def _add_stream(self, replica: Replica, node_id: str, now_ms: int, *, learner: bool) -> Stream:
         line = self._line(node_id)
@@ -446,6 +448,7 @@ class Membership:
                 machine.acknowledged(joining, machine.ballot, stream.acknowledged)
                 replica.lease.acknowledged(joining, stream.leased_ms)
                 self.look_at(replica)
+                self._note_leases()
         elif kind is ProposalKind.CLAIM:
             # If it is granted late, the old primary must not have a lease from here by then.
             replica.claiming = True

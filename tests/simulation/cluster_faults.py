@@ -6,6 +6,7 @@ power all together, and a disk is emptied only while every partition on it has a
 member; what happens beyond that is for tests of refusal.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
@@ -68,6 +69,10 @@ class Nemesis:
         self._random = random
         self._kinds = list(kinds)
         self._wall_error_us: Counter[str] = Counter()
+        self._proposals: list[tuple[str, str]] = []
+        # What a fault has left running.
+        self.under_way: list[asyncio.Task[None]] = []
+        self._latency_us: dict[tuple[str, str], int] = {}
         self.done: Counter[str] = Counter()
 
     async def strike(self) -> None:
@@ -134,7 +139,7 @@ class Nemesis:
         if machine is None:
             return False
         machine.crash(power=False)
-        await self._start_later(machine, 0, 50, 800, 3_000, 9_000)
+        await self._start_later(machine, 0, 50, 800, 3_000, 7_000, 12_000)
         return True
 
     async def _power(self) -> bool:
@@ -265,7 +270,8 @@ class Nemesis:
     async def _slow_link(self) -> bool:
         first, second = self._pair()
         link = self._world.network.link(first, second)
-        before = link.latency_us
+        # Two may slow down the same one.
+        before = self._latency_us.setdefault((first, second), link.latency_us)
         link.latency_us = self._random.choice([200_000, 900_000, 2_500_000])
         if self._random.random() < 0.3:
             link.bytes_per_s = 20_000
@@ -311,6 +317,62 @@ class Nemesis:
         machine.node.jump_wall(by_us)
         return True
 
+    # When a change of a configuration is asked for.
+
+    async def _ambush(self) -> bool:
+        """Lie in wait for a while: whoever proposes something next is met in the middle of it."""
+        began = len(self._proposals)
+        end_ms = self._world.now_ms + 4_000
+        while len(self._proposals) == began:
+            if self._world.now_ms > end_ms:
+                return False
+            await self._world.sleep_ms(1)
+        proposer_id, node_id = self._proposals[began]
+        by_id = {self._ground.node_id(each): each for each in self._ground.servers if each.alive}
+        proposer, other = by_id.get(proposer_id), by_id.get(node_id)
+        if proposer is None:
+            return False
+        for way in self._random.sample(range(6), self._random.choice([1, 2, 3])):
+            meeting = self._world.loop.create_task(self._meet(way, proposer, other))
+            self.under_way.append(meeting)
+        return True
+
+    async def _meet(self, way: int, proposer: Machine, other: Machine | None) -> None:
+        world, random, network = self._world, self._random, self._world.network
+        mine, metas = proposer.node.address, self._ground.meta.node.address
+        others = mine if other is None else other.node.address
+        pause_ms = random.choice([0, 1, 10, 100, 1_000])
+        await world.sleep_ms(pause_ms)
+        match way:
+            case 0:
+                network.reset(mine, others)
+            case 1:
+                # The answer is late.
+                network.cut(metas, mine, both=random.random() < 0.5)
+                await world.sleep_ms(random.choice([300, 2_000, 6_000]))
+                network.heal(metas, mine)
+            case 2 | 3:
+                victim = proposer if way == 2 or other is None else other
+                if victim.alive and not victim.stalled:
+                    victim.crash(power=False)
+                    await self._start_later(victim, 0, 0, 200, 3_000, 9_000)
+            case 4:
+                victim = random.choice([proposer, other or proposer])
+                life = victim.node.life
+                if victim.alive and not victim.stalled:
+                    victim.node.stall()
+                    await world.sleep_ms(random.choice([50, 2_500, 7_000]))
+                    if victim.node.life is life and victim.alive:
+                        victim.node.resume()
+            case _:
+                network.cut(mine, others, both=random.random() < 0.5)
+                await world.sleep_ms(random.choice([50, 1_000, 7_000]))
+                network.heal(mine, others)
+
+    def on_proposed(self, proposer_id: str, node_id: str) -> None:
+        """A server asks for a change."""
+        self._proposals.append((proposer_id, node_id))
+
     async def _operate(self) -> bool:
         await self._ground.operate(self._random)
         return True
@@ -331,6 +393,8 @@ class Nemesis:
             if not machine.alive:
                 machine.start()
         self._world.network.heal_all()
+        for (first, second), latency_us in self._latency_us.items():
+            self._world.network.link(first, second).latency_us = latency_us
 
 
 def stub_of(machine: Machine) -> Any:
@@ -378,6 +442,7 @@ _ACTIONS: Final[dict[str, Callable[[Nemesis], Awaitable[bool]]]] = {
     "bad disk": Nemesis._bad_disk,
     "full disk": Nemesis._full_disk,
     "jump": Nemesis._jump,
+    "ambush": Nemesis._ambush,
     "operate": Nemesis._operate,
 }
 KINDS: Final = tuple(_ACTIONS)

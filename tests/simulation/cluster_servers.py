@@ -40,7 +40,7 @@ class Settings:
     replica: ReplicaOptions
     meta: MetaOptions
     lease: LeaseOptions
-    duplication: DuplicationOptions = DuplicationOptions()
+    duplication: DuplicationOptions
 
     @classmethod
     def draw(cls, random: Random) -> "Settings":
@@ -59,6 +59,7 @@ class Settings:
                 balance_settle_ms=random.choice([2_000, 5_000]),
             ),
             LeaseOptions(),
+            DuplicationOptions(),
         )
 
 

@@ -81,6 +81,7 @@ class Watch:
         # Each living server's life, with its `ReplicaStub`.
         self._nodes = nodes
         self.wrong: list[str] = []
+        self.on_proposed: Callable[[str, str], None] = lambda proposer, node_id: None
         self.reached = Reached()
         self.ledgers: dict[Gpid, Ledger] = {}
         self._primaries: dict[tuple[Gpid, int], str] = {}
@@ -91,6 +92,8 @@ class Watch:
         # Partitions that may have lost what was acknowledged, as their durability allows.
         self.excused: dict[Gpid, str] = {}
         self.node_ids: dict[str, str] = {}
+        # Of each table how many members a write needs.
+        self.least_members: dict[int, int] = {}
 
     def ledger(self, gpid: Gpid) -> Ledger:
         """Return what a partition has committed."""
@@ -170,6 +173,32 @@ class Watch:
         before = self._primaries.setdefault((gpid, ballot), name)
         if before != name:
             self.blame(f"P1 {gpid}: {name} leads under ballot {ballot}, and so did {before}")
+
+        by_id = {other.directory.node_id: (owner, other) for owner, other in self._servers()}
+        for node_id in machine.secondaries:
+            if node_id not in by_id:
+                continue
+            owner, other = by_id[node_id]
+            replica = other.replicas.get(tuple(gpid))
+            if (
+                replica is not None
+                and replica.machine.status is not ReplicaStatus.INACTIVE
+                and not replica.closed
+                and replica.machine.prepared.last_prepared < machine.committed
+            ):
+                self.blame(
+                    f"P8 {gpid}: {name} leads under ballot {ballot} and has committed "
+                    f"{machine.committed}, and {owner.name}, a member, has "
+                    f"{replica.machine.prepared.last_prepared}"
+                )
+
+    def _opened(self, replica: Replica) -> None:
+        """A client's write was admitted."""
+        gpid = Gpid(*replica.gpid)
+        members = 1 + len(replica.machine.secondaries)
+        least = self.least_members.get(gpid.table_id, 1)
+        if members < least:
+            self.blame(f"{gpid}: {_life().name} takes a write with {members} of {least} members")
 
     def _configured(self, configuration: Any) -> None:
         gpid = Gpid(*configuration.gpid)
@@ -266,6 +295,24 @@ class Watch:
                         f"P2 {Gpid(*gpid)}: {life.name} is at decree {machine.committed}, and "
                         f"{last} is the last that was committed"
                     )
+                if machine.status is _PRIMARY:
+                    self._look_at_members(life, gpid, machine)
+
+    def _look_at_members(self, life: Life, gpid: Any, machine: ReplicaMachine) -> None:
+        for owner, other in self._servers():
+            replica = other.replicas.get(gpid)
+            if (
+                replica is not None
+                and other.directory.node_id in machine.secondaries
+                and replica.machine.status is ReplicaStatus.SECONDARY
+                and replica.machine.ballot == machine.ballot
+                and replica.machine.prepared.last_prepared < machine.committed
+            ):
+                self.blame(
+                    f"P2 {Gpid(*gpid)}: {life.name} has committed {machine.committed} under "
+                    f"ballot {machine.ballot}, and {owner.name}, its secondary, has "
+                    f"{replica.machine.prepared.last_prepared}"
+                )
 
     def _servers(self) -> "Iterator[tuple[Life, _Server]]":
         for life, found in self._nodes():
@@ -332,7 +379,7 @@ class Watch:
         answer, append = Membership.may_answer, MutationLog.append
         apply, recover = recovery.apply_records, stub.recover_replicas
         take, configured, copy = Hosting._take, Hosting.on_configured, Learner.copy
-        propose = Membership._propose
+        propose, open_batch = Membership._propose, Replica.open_batch
 
         def may_answer(membership: Membership) -> bool:
             allowed = answer(membership)
@@ -374,9 +421,17 @@ class Watch:
             membership: Membership, replica: Replica, kind: Any, *rest: Any, **named: Any
         ) -> bool:
             proposed = propose(membership, replica, kind, *rest, **named)
-            self.reached.proposals[kind.name.lower()] += proposed
+            if proposed:
+                self.reached.proposals[kind.name.lower()] += 1
+                self.on_proposed(membership._node_id, rest[0])
             return proposed
 
+        def opening(replica: Replica, size: int = 0) -> Any:
+            batch = open_batch(replica, size)
+            self._opened(replica)
+            return batch
+
+        patch.setattr(Replica, "open_batch", opening)
         patch.setattr(Membership, "may_answer", may_answer)
         patch.setattr(Membership, "_propose", proposing)
         patch.setattr(MutationLog, "append", appending)

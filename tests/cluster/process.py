@@ -15,7 +15,7 @@ READY_S = 20.0
 
 
 class ServerProcess:
-    """`pegaskv standalone` on a directory; it keeps its ports over a restart."""
+    """`pegaskv ROLE` on a directory; it keeps its ports over a restart."""
 
     def __init__(
         self,
@@ -25,7 +25,9 @@ class ServerProcess:
         http: bool = False,
         config: str = "",
         prefix: tuple[str, ...] = (),
+        role: str = "standalone",
     ) -> None:
+        self.role = role
         self.directory = directory
         self.address = "127.0.0.1:0"
         self.http = "127.0.0.1:0" if http else "none"
@@ -42,7 +44,7 @@ class ServerProcess:
         return [
             *self.prefix,
             sys.executable,
-            *("-m", "pegaskv", "standalone"),
+            *("-m", "pegaskv", self.role),
             *("--data", str(self.directory / "data")),
             *("--listen", self.address, "--http", self.http),
             *self.arguments,
@@ -51,14 +53,22 @@ class ServerProcess:
     def start(self) -> float:
         """Start; return the seconds until the ready line."""
         began = time.monotonic()
+        self.begin()
+        self.await_ready()
+        return time.monotonic() - began
+
+    def begin(self) -> None:
+        """Start, and do not wait."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=log)
+
+    def await_ready(self) -> None:
+        """Wait for the ready line."""
         line = self._first_line()
-        assert line.startswith("pegaskv standalone ready on "), f"{line!r}\n{self.log()}"
+        assert line.startswith(f"pegaskv {self.role} ready on "), f"{line!r}\n{self.log()}"
         words = line.split()
         self.address = words[4]
         self.http = words[6].rstrip(")")
-        return time.monotonic() - began
 
     def _first_line(self) -> str:
         assert self.process is not None
@@ -70,18 +80,19 @@ class ServerProcess:
     def kill(self) -> None:
         """SIGKILL, and wait."""
         self.signal(signal.SIGKILL)
-        self._ended()
+        self.ended()
 
     def stop(self) -> int:
         """SIGTERM; return the exit status."""
         self.signal(signal.SIGTERM)
-        return self._ended()
+        return self.ended()
 
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def _ended(self) -> int:
+    def ended(self) -> int:
+        """Wait for the end; return the exit status."""
         assert self.process is not None
         status = self.process.wait(timeout=30)
         if self.process.stdout is not None:

@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pegaskv.base.errors import Unavailable
 from pegaskv.client import admin as asyncio_admin
@@ -274,15 +274,21 @@ class Client(_Facade):
         """Seconds that a call may take when it names no time limit of its own."""
         return self._inner.timeout
 
-    def table(self, name: str, *, timeout: float | None = None) -> Table:
-        """Return the table `name`.
+    def table(
+        self,
+        name: str,
+        *,
+        read_from: Literal["primary", "any"] = "primary",
+        timeout: float | None = None,
+    ) -> Table:
+        """Return the table `name`; `read_from` as in `pegaskv.client.Client.table`.
 
         Raises:
             TableNotFound: there is none.
             Timeout, Unavailable: no meta server answered.
 
         """
-        inner = self._thread.call(self._inner.table(name, timeout=timeout))
+        inner = self._thread.call(self._inner.table(name, read_from=read_from, timeout=timeout))
         return Table(inner, self._thread, self)
 
     def close(self) -> None:

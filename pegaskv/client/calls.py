@@ -12,6 +12,7 @@ as the replica servers are well no call needs a meta server.
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Final
 
 from pegaskv.base.errors import (
@@ -39,7 +40,7 @@ from pegaskv.client.routing import (
     outcome_unknown,
     read_partition_table,
 )
-from pegaskv.codec.operations import OPERATIONS, Operation
+from pegaskv.codec.operations import ANY_MEMBER, OPERATIONS, Operation
 
 __all__ = ["HEAVY_BYTES", "Call", "Calls", "Route", "malformed"]
 
@@ -85,7 +86,7 @@ class Call:
 class Route:
     """A partition table with the nodes in place of addresses."""
 
-    __slots__ = ("early", "mask", "nodes", "partitions", "table_id")
+    __slots__ = ("early", "mask", "members", "nodes", "partitions", "table_id")
 
     def __init__(self, partitions: PartitionTable, pool: NodePool) -> None:
         self.partitions = partitions
@@ -97,13 +98,31 @@ class Route:
         self.nodes: list[Node | NoNode] = [
             NO_NODE if address is None else pool.node(address) for address in partitions.primaries
         ]
+        # All that have a partition's rows, for reads that any member may answer.
+        self.members: list[list[Node]] = [
+            [*([node] if isinstance(node, Node) else []), *(pool.node(each) for each in others)]
+            for node, others in zip(self.nodes, partitions.secondaries, strict=True)
+        ]
+
+    def any_member(self, index: int, random: Random) -> Node | NoNode:
+        """Return one of a partition's members by chance, one that is connected if there is any."""
+        members = self.members[index]
+        connected = [node for node in members if node.connection is not None]
+        # Now and then another one too, or it would never be connected to.
+        if connected and random.random() < 0.9:
+            return random.choice(connected)
+        return random.choice(members) if members else NO_NODE
 
 
 class Calls:
     """Calls on the table `name`, with its routing."""
 
-    def __init__(self, name: str, resolver: MetaResolver, pool: NodePool) -> None:
+    def __init__(
+        self, name: str, resolver: MetaResolver, pool: NodePool, *, any_member: bool = False
+    ) -> None:
         self.name = name
+        # Whether reads may be answered by any member of a partition.
+        self.any_member = any_member
         self.pool = pool
         self.clock = pool.clock
         # Replaced as a whole; None until the first refresh and after a time-out.
@@ -204,21 +223,28 @@ class Calls:
         if route is None or (call.table_id is not None and call.table_id != route.table_id):
             return None
         index = call.key_hash & route.mask
-        node = route.nodes[index]
+        stale = self.any_member and not call.is_write
+        node = route.any_member(index, self.pool.random) if stale else route.nodes[index]
         if node.connection is None:
             return None
-        future = self._submit(node.connection, call, route, call.timeout_ms)
+        future = self._submit(node.connection, call, route, call.timeout_ms, stale=stale)
         return None if future is None else (future, node.address)
 
     def _submit(
-        self, connection: Connection, call: Call, route: Route, timeout_ms: int
+        self,
+        connection: Connection,
+        call: Call,
+        route: Route,
+        timeout_ms: int,
+        *,
+        stale: bool = False,
     ) -> "asyncio.Future[Any] | None":
         return connection.submit(
             (
                 int(call.operation),
                 timeout_ms,
                 route.table_id,
-                call.key_hash & route.mask,
+                (call.key_hash & route.mask) | (ANY_MEMBER if stale else 0),
                 *call.fields,
             ),
             call.weight if call.weight > HEAVY_BYTES else 0,
@@ -326,12 +352,13 @@ class Calls:
         if call.table_id is not None and call.table_id != route.table_id:
             raise TableNotFound(f"table {self.name} was dropped; another one has its name now")
         index = call.key_hash & route.mask
-        node = route.nodes[index]
+        stale = self.any_member and not call.is_write
+        node = route.any_member(index, self.pool.random) if stale else route.nodes[index]
         if isinstance(node, NoNode):
             raise Unavailable(f"{self.where(call, route)} has no primary at the moment")
         connection = node.connection or await node.connected(deadline)
         remaining = deadline.remaining_ms(now_ms=self.clock.monotonic_ms())
-        future = self._submit(connection, call, route, max(1, remaining))
+        future = self._submit(connection, call, route, max(1, remaining), stale=stale)
         if future is None:
             raise Unavailable(f"{node.address}: {connection.cause}")
         return await future, node.address

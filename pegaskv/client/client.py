@@ -28,7 +28,7 @@ When servers fail, this is what a call with its time limit meets:
 from collections.abc import Generator, Sequence
 from random import Random
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.client.admin import AdminClient
@@ -38,7 +38,7 @@ from pegaskv.client.nodes import NodePool
 from pegaskv.client.options import ClientOptions
 from pegaskv.client.resolver import MetaResolver
 from pegaskv.client.retry import Deadline
-from pegaskv.client.table import Table
+from pegaskv.client.table import AnyMemberTable, Table
 from pegaskv.net.asyncio_network import AsyncioNetwork
 from pegaskv.net.network import Network
 from pegaskv.runtime.clock import Clock, SystemClock
@@ -62,8 +62,9 @@ class Client:
         self._options = options
         self._pool = NodePool(network=network, clock=clock, random=random, options=options)
         self._resolver = MetaResolver(metas, self._pool)
-        self._tables: dict[str, Table] = {}
-        self._calls: dict[str, Calls] = {}
+        # By name, and whether any member may answer reads.
+        self._tables: dict[tuple[str, bool], Table] = {}
+        self._calls: dict[tuple[str, bool], Calls] = {}
         self.admin = AdminClient(self._resolver, self._pool)
 
     @property
@@ -81,8 +82,17 @@ class Client:
         """Seconds that a call may take when it names no time limit of its own."""
         return self._options.timeout_ms / 1_000
 
-    async def table(self, name: str, *, timeout: float | None = None) -> Table:
+    async def table(
+        self,
+        name: str,
+        *,
+        read_from: Literal["primary", "any"] = "primary",
+        timeout: float | None = None,
+    ) -> Table:
         """Return the table `name`; the same object each time.
+
+        With `read_from="any"` its reads (not its writes) may be answered by a secondary: they
+        go on while a partition has no primary, and may miss the last writes.
 
         One that was opened before is returned while no meta server answers, too.
 
@@ -95,16 +105,23 @@ class Client:
         if not isinstance(name, str):
             raise InvalidArgument(f"a table's name must be text, not {name!r}")
         timeout_ms = self._options.timeout_ms if timeout is None else as_timeout_ms(timeout)
-        calls = self._calls.get(name) or Calls(name, self._resolver, self._pool)
+        if read_from not in ("primary", "any"):
+            raise InvalidArgument(f'read_from must be "primary" or "any", not {read_from!r}')
+        any_member = read_from == "any"
+        key = (name, any_member)
+        calls = self._calls.get(key) or Calls(
+            name, self._resolver, self._pool, any_member=any_member
+        )
         clock = self._pool.clock
         # Asked each time: the table may have been dropped since.
         await calls.looked_up(
             calls.route, Deadline(now_ms=clock.monotonic_ms(), timeout_ms=timeout_ms)
         )
-        if name not in self._tables:
-            self._calls[name] = calls
-            self._tables[name] = Table(calls, timeout_ms=self._options.timeout_ms)
-        return self._tables[name]
+        if key not in self._tables:
+            kind = AnyMemberTable if any_member else Table
+            self._calls[key] = calls
+            self._tables[key] = kind(calls, timeout_ms=self._options.timeout_ms)
+        return self._tables[key]
 
     async def close(self) -> None:
         """End all connections; calls under way raise `Unavailable`. May be called again."""

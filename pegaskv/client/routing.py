@@ -81,6 +81,7 @@ class PartitionTable:
     table_id: int
     version: int
     primaries: tuple[str | None, ...]
+    secondaries: tuple[tuple[str, ...], ...] = ()
     # Whether writes wait for the disk or for other servers, as far as is known.
     waits: bool = True
 
@@ -107,16 +108,18 @@ def read_partition_table(fields: list[Any], *, asked: str) -> PartitionTable:
             raise WireError(f"{count} is no partition count")
         primaries: list[str | None] = [None] * count
         seen: set[int] = set()
-        replicated = False
-        for index, _ballot, primary, secondaries in partitions:
+        secondaries: list[tuple[str, ...]] = [()] * count
+        for index, _ballot, primary, others in partitions:
             if type(index) is not int or not 0 <= index < count or index in seen:
                 raise WireError(f"partition {index!r} of {count}")
             if primary is not None and type(primary) is not str:
                 raise WireError("an address is text")
             seen.add(index)
-            replicated = replicated or bool(secondaries)
+            if not isinstance(others, list) or any(type(each) is not str for each in others):
+                raise WireError("secondaries are addresses")
+            secondaries[index] = tuple(each or asked for each in others)
             primaries[index] = asked if primary == "" else primary
     except (TypeError, ValueError) as error:
         raise WireError(str(error)) from None
-    waits = replicated or durability != Durability.OS.value
-    return PartitionTable(table_id, version, tuple(primaries), waits)
+    waits = any(secondaries) or durability != Durability.OS.value
+    return PartitionTable(table_id, version, tuple(primaries), tuple(secondaries), waits)

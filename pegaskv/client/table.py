@@ -55,7 +55,7 @@ from pegaskv.client.ranges import check_scan_options, full_range, hash_range, so
 from pegaskv.client.scanner import Scanner, count_rows
 from pegaskv.codec.operations import Operation
 
-__all__ = ["Table"]
+__all__ = ["AnyMemberTable", "Table"]
 
 _GET: Final = int(Operation.GET)
 _SET: Final = int(Operation.SET)
@@ -585,6 +585,21 @@ class Table:
             len(hashed) + weight_of(tail),
             retry_unknown,
         )
+
+
+class AnyMemberTable(Table):
+    """A table whose reads any member of a partition may answer, from what it has applied.
+
+    They may miss the last writes, also the caller's own, and one may see less than the one
+    before it. Writes are those of every table.
+    """
+
+    async def get(
+        self, hash_key: BytesLike, sort_key: BytesLike, *, timeout: float | None = None
+    ) -> bytes | None:
+        """Return a row's value as some member knows it, or None."""
+        call = self._row_call(Operation.GET, hash_key, sort_key, (), timeout)
+        return _value_of(call, await self._calls.send(call))
 
 
 def _value_of(call: Call, reply: list[Any]) -> bytes | None:

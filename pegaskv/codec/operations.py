@@ -13,7 +13,10 @@ is written from this table, and a test keeps them equal.
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
-__all__ = ["OPERATIONS", "Operation", "OperationSpec", "RangeFlag", "ScanFlag"]
+__all__ = ["ANY_MEMBER", "OPERATIONS", "Operation", "OperationSpec", "RangeFlag", "ScanFlag"]
+
+# Added to the partition index of a read: any member may answer, from what it has applied.
+ANY_MEMBER: Final = 1 << 16
 
 
 class Operation(IntEnum):

@@ -92,6 +92,15 @@ class Follower(Applying):
         """Whether other servers have the partition too."""
         return bool(self.machine.secondaries) or self.machine.status in FOLLOWS
 
+    def may_answer_late(self, now_ms: int) -> bool:
+        """Whether this is a secondary that is near its primary: it may answer who allows that."""
+        return (
+            self.machine.status is ReplicaStatus.SECONDARY
+            and not self.closed
+            and not self.reopening
+            and not self.grace.over(now_ms)
+        )
+
     @property
     def sweepable(self) -> bool:
         """Whether rows that nobody can see may be removed: each server does so for itself."""

@@ -24,7 +24,7 @@ from pegaskv.base.errors import (
 )
 from pegaskv.base.limits import BATCH_ROWS_MAX, OPERATION_ROWS_MAX, PAGE_BYTES_MAX, PAGE_TIME_MS_MAX
 from pegaskv.codec.keys import encode_key
-from pegaskv.codec.operations import Operation, RangeFlag, ScanFlag
+from pegaskv.codec.operations import ANY_MEMBER, Operation, RangeFlag, ScanFlag
 from pegaskv.codec.values import ROW_HEADER_BYTES, is_visible, row_expiry, seconds_since_epoch
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.net.detour import Detour
@@ -79,6 +79,7 @@ class ReadHandlers:
         self._on_corruption = on_corruption
         self._guarded = guarded
         self._slow = slow
+        self._handlers = self.handlers()
 
     def handlers(self) -> dict[int, Handler]:
         """Return the handler of each operation."""
@@ -96,7 +97,7 @@ class ReadHandlers:
             request_id, _, _, table_id, index, hash_key, sort_key = message
             replica = self._replicas[table_id, index]
         except (ValueError, KeyError, TypeError):
-            raise explain_target(message, 7, self._closed) from None
+            raise self._elsewhere(message, 7) from None
         if type(hash_key) is not bytes or type(sort_key) is not bytes or len(hash_key) > 65_534:
             check_row(hash_key, sort_key)
         # True and 1.0 find what 1 finds.
@@ -150,13 +151,14 @@ class ReadHandlers:
     ) -> Steps:
         values: list[bytes | None] = []
         now = self._now()
+        served, ballot = replica.serving, replica.machine.ballot
         size = charged = 0
         yielded = False
         for position in range(0, len(flat), 2):
             if size - charged > SLICE_BYTES or (position and position % (2 * SLICE_ROWS) == 0):
                 yielded, charged = True, size
                 yield
-                if not replica.serving:
+                if (served and not replica.serving) or replica.machine.ballot != ballot:
                     raise replica.refusal()
             hash_key, sort_key = flat[position], flat[position + 1]
             check_row(hash_key, sort_key)
@@ -276,6 +278,7 @@ class ReadHandlers:
         request_id = message[0]
         clock = self._clock
         now = self._now()
+        ballot = replica.machine.ballot
         came_ms = started = clock.monotonic_ms()
         give_up_at = came_ms + _time_limit_ms(message[2])
         connection.defer()
@@ -293,7 +296,7 @@ class ReadHandlers:
                 snapshot.close()
 
         def done(result: tuple[Any, Any, Any] | None, error: BaseException | None) -> None:
-            if result is not None and not replica.leased:
+            if result is not None and not (replica.leased and replica.machine.ballot == ballot):
                 # What was read may have been old by then.
                 result, error = None, replica.refusal()
             if result is not None:
@@ -342,12 +345,37 @@ class ReadHandlers:
         except CorruptionError as error:
             raise self._on_corruption(replica, error) from error
 
+    def _elsewhere(self, message: list[Any], length: int) -> Exception:
+        """Return what becomes of a read whose partition is not here under its index."""
+        if len(message) == length and type(message[4]) is int and message[4] & ANY_MEMBER:
+            return Detour(self._on_any_member)
+        return explain_target(message, length, self._closed)
+
+    def _on_any_member(self, connection: ServerConnection, message: list[Any]) -> None:
+        """A read that a secondary may answer, from what it has applied."""
+        plain = [*message[:4], message[4] & ~ANY_MEMBER, *message[5:]]
+        replica = None
+        if type(plain[3]) is int:
+            replica = self._replicas.get((plain[3], plain[4]))
+        if replica is None:
+            raise explain_target(plain, len(plain), self._closed)
+        if replica.serving:
+            self._handlers[plain[1]](connection, plain)
+            return
+        if not replica.may_answer_late(self._clock.monotonic_ms()):
+            raise replica.refusal()
+        replica.unguarded = True
+        try:
+            self._handlers[plain[1]](connection, plain)
+        finally:
+            replica.raise_guards()
+
     def _target(self, message: list[Any], length: int) -> tuple[Replica, list[Any]]:
         """Return the serving replica that a message names, and the fields behind it."""
         try:
             replica = self._replicas[message[3], message[4]]
         except (IndexError, KeyError, TypeError):
-            raise explain_target(message, length, self._closed) from None
+            raise self._elsewhere(message, length) from None
         if len(message) != length or type(message[3]) is not int or type(message[4]) is not int:
             raise explain_target(message, length, self._closed)
         if not replica.unguarded:

@@ -467,6 +467,7 @@ class Replica(Follower):
         self.streams.clear()
         self.ring = None
         self.draining = self._begins_to_serve = False
+        self.leased = True
         self._look_whether_to_serve()
         if led:
             self._give_up_pending()

@@ -14,7 +14,7 @@ from pegaskv.base.errors import TableNotFound as NotFound
 from pegaskv.base.hashing import partition_index
 from pegaskv.codec.frames import FrameSplitter, encode_frame
 from pegaskv.codec.keys import encode_key
-from pegaskv.codec.operations import Operation, RangeFlag, ScanFlag
+from pegaskv.codec.operations import ANY_MEMBER, Operation, RangeFlag, ScanFlag
 from pegaskv.net.network import Listener, Network
 
 __all__ = ["FakeServer", "FakeStore", "FakeTable", "Fault", "begin"]
@@ -43,6 +43,7 @@ class FakeTable:
     dropped: bool = False
     # Primaries by index; "" is the address that was asked.
     primaries: dict[int, str | None] = field(default_factory=dict)
+    secondaries: dict[int, list[str]] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -167,7 +168,10 @@ class FakeServer:
     # Rows.
 
     def _table(self, table_id: int, index: int, hash_key: bytes, sort_key: bytes) -> FakeTable:
+        stale, index = bool(index & ANY_MEMBER), index & ~ANY_MEMBER
         table = self.store.by_id(table_id, index)
+        if stale and self.address in table.secondaries.get(index, []):
+            return table
         if partition_index(hash_key, sort_key, table.partition_count) != index:
             raise NotServing("another partition's row")
         if table.primaries.get(index, "") not in ("", self.address):
@@ -377,7 +381,10 @@ class FakeServer:
             table.table_id,
             table.partition_count,
             table.version,
-            [[i, 1, table.primaries.get(i, ""), []] for i in range(table.partition_count)],
+            [
+                [i, 1, table.primaries.get(i, ""), table.secondaries.get(i, [])]
+                for i in range(table.partition_count)
+            ],
         )
 
     def on_create_table(

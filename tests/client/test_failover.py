@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pegaskv.base.errors import Busy, NotReady, NotServing, Timeout, Unavailable
+from pegaskv.base.errors import Busy, InvalidArgument, NotReady, NotServing, Timeout, Unavailable
 from pegaskv.client import Client, Table
 from pegaskv.client.connection import SILENT_MS
 from pegaskv.codec.operations import Operation
@@ -386,6 +386,33 @@ def test_a_batch_reaches_the_living_although_one_server_is_silent() -> None:
         lost = sum(value is None for value in found)
         assert lost == sum(table.partition_of(row[0]) % 3 == 0 for row in rows)
         assert f"batch_set: {lost} of 100 rows" in str(caught.value)
+
+    in_cluster(play)
+
+
+def test_reads_of_any_member_go_on_without_a_primary_and_are_never_writes() -> None:
+    async def play(cluster: FakeCluster, client: Client, table: Table) -> None:
+        for index in range(16):
+            others = [(index + 1) % 3, (index + 2) % 3]
+            cluster.table.secondaries[index] = [cluster.servers[n].address for n in others]
+        stale = await client.table("t", read_from="any")
+        assert stale is not table
+        assert await client.table("t", read_from="any") is stale
+        key = cluster.key(0)
+        for _ in range(60):
+            assert await stale.get(key, "s") == b"v"
+            assert await stale.multi_get(key) == {b"s": b"v"}
+        assert all(server.seen(Operation.GET) for server in cluster.servers)
+        await stale.set(key, "s", "w")
+        assert cluster.servers[0].seen(Operation.SET)[-1][1] < 16
+        cluster.machines[0].crash(power=False)
+        cluster.move(0, None)
+        for _ in range(20):
+            assert await stale.get(key, "s", timeout=0.8) == b"w"
+        with pytest.raises(Unavailable):
+            await stale.set(key, "s", "x", timeout=0.3)
+        with pytest.raises(InvalidArgument):
+            await client.table("t", read_from="secondary")  # type: ignore[arg-type]
 
     in_cluster(play)
 

@@ -21,7 +21,9 @@ def test_writes_wait_for_the_disk_unless_the_meta_server_says_that_they_do_not()
 
 def test_an_empty_primary_is_the_address_that_was_asked() -> None:
     fields = [3, 2, 7, [[1, 1, "", []], [0, 1, None, ["b:1"]]]]
-    assert read_partition_table(fields, asked="a:1") == PartitionTable(3, 7, (None, "a:1"))
+    assert read_partition_table(fields, asked="a:1") == PartitionTable(
+        3, 7, (None, "a:1"), (("b:1",), ())
+    )
 
 
 @pytest.mark.parametrize(

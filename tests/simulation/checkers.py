@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 __all__ = ["NEVER", "Act", "Key", "Op", "Outcome", "Row", "Witness", "check_zones"]
@@ -124,7 +125,7 @@ def _contradictions(key: Key, zones: list[_Zone]) -> list[str]:
     """Two values contradict each other if each has something that came before the other."""
     wrong: list[str] = []
     forward = sorted(zone for zone in zones if zone.ended < zone.began)
-    for first, second in zip(forward, forward[1:], strict=False):
+    for first, second in pairwise(forward):
         if second.ended < first.began:
             wrong.append(_contradiction(key, first, second))
     starts = [zone.ended for zone in forward]

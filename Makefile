@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MINUTES ?= 10
+# How many tests run at a time: one for each core of the smallest machine they are meant for.
+JOBS ?= 2
 
 .PHONY: help demo test check lint format bench soak shell clean
 help:  ## list the targets
@@ -18,8 +20,8 @@ $(STAMP): setup.cfg pyproject.toml
 demo: $(STAMP)  ## run the main job on real data and compare every row
 	$(BIN)/python -m tools.demo
 
-test: $(STAMP)  ## all tests; DEBUG=1 adds asyncio's debug mode
-	$(BIN)/python $(if $(DEBUG),-X dev -W error) -m pytest -q $(ARGS)
+test: $(STAMP)  ## all tests; DEBUG=1 adds asyncio's debug mode; JOBS=n at a time
+	$(BIN)/python $(if $(DEBUG),-X dev -W error) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## format check, lint, types, import rule, tidy
 	$(BIN)/ruff format --check --quiet .

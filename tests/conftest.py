@@ -1,8 +1,10 @@
 """What holds for every test: the loop they run on, which are left out, how much chance they try."""
 
 import os
+import shlex
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import hypothesis
@@ -29,6 +31,8 @@ hypothesis.settings.register_profile(
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Who runs the tests in debug mode means the processes that they are spread over, too.
+    assert getattr(config, "workerinput", {}).get("dev_mode", False) <= sys.flags.dev_mode
     soak = "soak" in config.option.markexpr
     hypothesis.settings.load_profile("soak" if soak else "test")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -39,6 +43,36 @@ def pytest_configure(config: pytest.Config) -> None:
     # on a busy machine would be lines that no user sees.
     for name in ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONWARNINGS"):
         os.environ.pop(name, None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Start the processes that tests are spread over with the flags of this one."""
+    flags = "-X dev -W error" if sys.flags.dev_mode else ""
+    for spec in specs:
+        spec.python = f"{shlex.quote(sys.executable)} {flags}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["dev_mode"] = sys.flags.dev_mode
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that is skipped has failed: nobody would see that it no longer runs."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say in which order the tests ran; `-q` keeps it back."""
+    seed = config.getoption("randomly_seed", None)
+    terminalreporter.write_line(f"in the order of --randomly-seed={seed}")
 
 
 def pytest_asyncio_loop_factories(

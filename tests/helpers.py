@@ -4,6 +4,8 @@ Nothing else in the tests sleeps.
 """
 
 import asyncio
+import itertools
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -44,8 +46,22 @@ def wait_until(
         time.sleep(0.01)
 
 
+# Not ports that the system picks itself: in between, one would be given to somebody else. Not those
+# of a onebox either. Each process of a test run begins elsewhere, and none is named twice.
+_PORTS = range(10_000, 20_000)
+_turns = itertools.count(os.getpid() * 101)
+
+
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on 127.0.0.1 that nobody listens on, and that nobody is given by chance."""
+    for turn in itertools.islice(_turns, len(_PORTS)):
+        port = _PORTS[turn % len(_PORTS)]
+        with socket.socket() as probe:
+            # Without this, an old connection of the port would be in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")

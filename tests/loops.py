@@ -5,6 +5,7 @@ raised inside its closing, which then waits for ever for a handle that it did no
 warnings are kept back until the loop is closed, and raised then.
 """
 
+import sys
 import warnings
 
 import uvloop
@@ -14,6 +15,11 @@ __all__ = ["CheckedLoop"]
 
 class CheckedLoop(uvloop.Loop):
     """uvloop, for tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # It looks for an environment variable only, and the servers under test would inherit that.
+        self.set_debug(sys.flags.dev_mode)
 
     def close(self) -> None:
         with warnings.catch_warnings(record=True) as caught:

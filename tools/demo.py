@@ -12,12 +12,14 @@ Exits 1 if any row differs. DEMO_KEEP=1 keeps the directory.
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from rich.table import Table as Grid
 import pegaskv
 from pegaskv.errors import Busy, PegasKVError, Timeout, Unavailable
 from pegaskv.runtime.tasks import TaskScope
-from tools import demo_duplication
+from tools import demo_cluster, demo_duplication
 from tools.demo_server import Server
 
 CHUNK_ROWS = 250
@@ -72,6 +74,12 @@ class Figures:
     differ: int = 0
     notes: list[str] = field(default_factory=list)
     second: demo_duplication.Figures | None = None
+    third: demo_cluster.Figures | None = None
+
+    @property
+    def lost(self) -> int:
+        """Rows that the cluster acknowledged and has not."""
+        return self.third.lost if self.third is not None else 0
 
 
 async def load(
@@ -219,15 +227,16 @@ def report(out: Figures) -> None:
     for note in out.notes:
         grid.add_row("counters and times to live", note)
     grid.add_row("rows compared with their source", f"{out.compared}")
-    if out.second is not None:
-        for name, figure in out.second.lines():
-            grid.add_row(name, figure)
+    for act in (out.second, out.third):
+        if act is not None:
+            for name, figure in act.lines():
+                grid.add_row(name, figure)
     grid.add_row("rows that differ", f"[{'red' if out.differ else 'green'}]{out.differ}[/]")
     console.print(grid)
 
 
-async def run(server: Server, beta: Server) -> Figures:
-    """The whole demonstration against a server that is about to start."""
+async def run(server: Server, beta: Server, cluster: demo_cluster.Cluster) -> Figures:
+    """The whole demonstration against servers that are about to start."""
     out = Figures()
     seconds = server.start()
     console.print(f"pegaskv standalone on {server.listen}, ready after {seconds:.2f} s")
@@ -245,7 +254,20 @@ async def run(server: Server, beta: Server) -> Figures:
         await compare(client, rows, out)
         out.second = await demo_duplication.duplicate(console, server, beta, client, rows)
         out.differ += out.second.differ
+    for one in (server, beta):
+        if await asyncio.to_thread(one.stop) != 0:
+            out.differ += 1
+            out.notes.append(f"{one.name} did not stop cleanly")
+    out.third = await demo_cluster.play(console, cluster)
     return out
+
+
+def clear(directory: Path) -> None:
+    """Remove what the demo wrote, unless it is to be looked at."""
+    if os.environ.get("DEMO_KEEP"):
+        console.print(f"kept: {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def main() -> int:
@@ -253,27 +275,23 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="pegaskv-demo-"))
     server = Server(directory / "alpha")
     beta = Server(directory / "beta", name="beta", cluster_id=2)
+    cluster = demo_cluster.Cluster(directory / "cluster", console)
+    # Whoever ends it does not mean to leave its servers behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        out = asyncio.run(run(server, beta))
-        for one in (server, beta):
-            if one.stop() != 0:
-                out.differ += 1
-                out.notes.append(f"{one.name} did not stop cleanly")
+        with ExitStack() as ends:
+            ends.callback(clear, directory)
+            for one in (server, beta, cluster):
+                ends.callback(one.stop)
+            out = asyncio.run(run(server, beta, cluster))
     except PegasKVError as error:
         console.print(f"[red]the demo failed:[/] {error}", markup=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
-    finally:
-        server.stop()
-        beta.stop()
-        if os.environ.get("DEMO_KEEP"):
-            console.print(f"kept: {directory}")
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
     report(out)
-    return 1 if out.differ else 0
+    return 1 if out.differ or out.lost else 0
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ class ChildProcesses:
         """
         probes: list[socket.socket] = []
         # Not one that the system would pick: while its server is away, it might be given to the
-        # near end of somebody's connection. Others look at the same time, so begin elsewhere.
-        begin = _OTHER_PORTS.start + os.getpid() * 7 % len(_OTHER_PORTS)
+        # near end of somebody's connection. Others look at the same time, so begin far from them.
+        begin = _OTHER_PORTS.start + os.getpid() * 101 % len(_OTHER_PORTS)
         others = iter([*range(begin, _OTHER_PORTS.stop), *range(_OTHER_PORTS.start, begin)])
         # As long as nobody listens, one port may be bound twice.
         chosen = set(wanted)

@@ -17,7 +17,6 @@ from tests.helpers import poll_until
 pytestmark = pytest.mark.process
 
 TASKS = 50
-ROUNDS = 20
 # Short, so that writers notice soon that the server is gone.
 CALL_S = 0.5
 
@@ -91,7 +90,8 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
 
 
 @pytest.mark.timeout(240)
-async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess) -> None:
+@pytest.mark.parametrize("rounds", [6, pytest.param(30, marks=pytest.mark.soak)])
+async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess, rounds: int) -> None:
     rng = random.Random(0)
     async with pegaskv.connect(server.address, timeout=20.0) as client:
         tables = []
@@ -100,14 +100,18 @@ async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess) ->
             tables.append(Table(await client.table(durability)))
         for number, table in enumerate(tables):
             table.writers = [Writer(b"writer-%d-%d" % (number, task)) for task in range(TASKS // 2)]
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             async with TaskScope("writers") as scope:
                 for table in tables:
                     for writer in table.writers:
                         scope.start("writer", write_until_it_breaks(table.table, writer))
                 # At once, or when some thousands of writes were acknowledged.
                 goal = told(tables) + rng.randrange(6_000)
-                await poll_until(lambda goal=goal: told(tables) >= goal)  # type: ignore[misc]
+                await poll_until(
+                    lambda goal=goal: told(tables) >= goal,  # type: ignore[misc]
+                    deadline_s=60.0,
+                    what="that many writes",
+                )
                 await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
             for table in tables:
@@ -115,7 +119,7 @@ async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess) ->
                     await check(table.table, writer)
                     # What is there now is the truth for the next round.
                     await settle(table.table, writer)
-        assert told(tables) > ROUNDS * TASKS, "hardly anything was written"
+        assert told(tables) > rounds * TASKS, "hardly anything was written"
 
 
 def told(tables: list[Table]) -> int:

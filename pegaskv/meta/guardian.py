@@ -303,7 +303,9 @@ class Guardian:
 
     def _may_return(self, node_id: str) -> bool:
         node = self._host.nodes.get(node_id)
-        return node is None or not node.alive or node.leaving
+        if node is None:
+            return True
+        return not self._host.nodes.is_replaced(node) and (not node.alive or node.leaving)
 
     def _layout(self, layout: list[Layout]) -> Layout:
         """Return how all lies, made once for a round."""

@@ -183,6 +183,13 @@ class Nodes(Mapping[str, Node]):
 
     # What is known.
 
+    def is_replaced(self, node: Node) -> bool:
+        """Whether another one lives at its address: the server began anew, on an empty disk."""
+        return bool(node.address) and any(
+            one.alive and one.address == node.address and one.node_id != node.node_id
+            for one in self._nodes.values()
+        )
+
     @property
     def alive(self) -> list[Node]:
         """Who is alive, by node id."""

@@ -37,9 +37,10 @@ class Calm:
         self.request_id += 1
         return self.request_id
 
-    def add(self, node_id: str) -> Server:
-        """One more server comes."""
+    def add(self, node_id: str, *, address: str = "") -> Server:
+        """One more server comes, at an address of its own unless one is named."""
         server = self.servers[node_id] = Server(node_id, self.peers)
+        server.address = address or server.address
         self.join(server)
         self.deliver()
         return server

@@ -66,6 +66,7 @@ class Server:
 
     def __init__(self, node_id: str, peers: Peers) -> None:
         self.node_id = node_id
+        self.address = f"{node_id}:34801"
         self.peers = peers
         peers.servers[node_id] = self
         self.replicas: dict[Gpid, Replica] = {}
@@ -104,7 +105,7 @@ class Server:
             ReplicaReport(gpid, one.ballot, one.decree, one.decree, "", one.status, one.amnesiac)
             for gpid, one in sorted(self.replicas.items())
         )
-        return NodeReport(self.node_id, f"{self.node_id}:34801", replicas, self.process)
+        return NodeReport(self.node_id, self.address, replicas, self.process)
 
     def beacon(self) -> NodeBeacon:
         learning = tuple(

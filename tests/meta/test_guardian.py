@@ -47,6 +47,18 @@ def test_when_it_stays_away_another_node_gets_a_copy() -> None:
     assert gone.replicas == {}
 
 
+def test_who_began_anew_on_an_empty_disk_is_not_waited_for() -> None:
+    cluster = Calm(3)
+    cluster.create()
+    gone = cluster.servers[cluster.record().secondaries[0]]
+    gone.stop()
+    cluster.settle(20)
+    cluster.add("anew", address=gone.address)
+    cluster.settle(20)
+    assert "anew" in members(cluster)
+    assert gone.node_id not in members(cluster)
+
+
 def test_nobody_is_waited_for_when_too_few_are_left_to_write() -> None:
     cluster = Calm(4)
     cluster.create()

@@ -1,4 +1,8 @@
-"""Two clusters as real processes, one reached through a proxy that can be cut."""
+"""Two clusters as real processes, one reached through a proxy that can be cut.
+
+Each is one server, or a meta server with some replica servers; of these only the meta server
+is behind the proxy.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -11,6 +15,7 @@ from pegaskv.client.ranges import ScanOptions
 from tests.cluster.process import ServerProcess
 from tests.cluster.proxy import Proxy, running_proxy
 from tests.helpers import poll_until
+from tests.scenarios.processes import ClusterProcess
 
 __all__ = ["Pair", "running_pair"]
 
@@ -25,11 +30,13 @@ id = {number}
 class Pair:
     """`alpha` duplicates to `beta`; what alpha sends there goes through `proxy`."""
 
-    alpha: ServerProcess
-    beta: ServerProcess
+    alpha: Any
+    beta: Any
     proxy: Proxy
     source: pegaskv.Client
     target: pegaskv.Client
+    # How much longer everything takes.
+    patience: float = 1.0
 
     async def status(self, table: str) -> str:
         """The phase of the table's only duplication."""
@@ -42,7 +49,8 @@ class Pair:
         async def there() -> bool:
             return await self.status(table) == status
 
-        await poll_until(there, deadline_s=within_s, what=f"{table} in {status}")
+        limit_s = within_s * self.patience
+        await poll_until(there, deadline_s=limit_s, what=f"{table} in {status}")
         (duplication,) = await self.source.admin.query_duplication(table)
         return duplication
 
@@ -58,7 +66,7 @@ class Pair:
 
     async def equal(self, table: str, remote: str | None = None, *, within_s: float = 10.0) -> None:
         """Wait until every committed write is on both sides, and compare all rows."""
-        await self.source.admin.wait_duplicated(table, timeout=within_s)
+        await self.source.admin.wait_duplicated(table, timeout=within_s * self.patience)
         assert await self.differences(table, remote) == []
 
 
@@ -70,31 +78,47 @@ async def _rows(table: pegaskv.Table) -> dict[tuple[bytes, bytes], tuple[bytes, 
 
 
 @contextlib.asynccontextmanager
-async def running_pair(directory: Path, *, options: str = "") -> AsyncIterator[Pair]:
-    """Both clusters, connected, each knowing the other; `options` are more of alpha's."""
-    servers = []
+async def running_pair(
+    directory: Path, *, options: str = "", replicas: int = 0
+) -> AsyncIterator[Pair]:
+    """Both clusters, connected, each knowing the other; `options` are more of alpha's.
+
+    `replicas`: so many replica servers each, 0 = one server for all.
+    """
+    servers: list[Any] = []
     for number, name in enumerate(("alpha", "beta"), 1):
         config = _CONFIG.format(name=name, number=number)
         config += options if name == "alpha" else ""
-        server = ServerProcess(directory / name, config=config)
-        if name == "beta":
-            # Behind a wildcard clients stay on the address by which they came: the proxy's.
-            server.address = "0.0.0.0:0"
-        server.start()
+        server: Any
+        if replicas:
+            server = ClusterProcess(directory / name, replicas, config=config)
+        else:
+            server = ServerProcess(directory / name, config=config)
+            if name == "beta":
+                # Behind a wildcard clients stay on the address by which they came: the proxy's.
+                server.address = "0.0.0.0:0"
         servers.append(server)
     alpha, beta = servers
-    beta_port = beta.address.rsplit(":", 1)[1]
-    direct = f"127.0.0.1:{beta_port}"
     try:
-        async with (
-            running_proxy(direct) as proxy,
-            pegaskv.connect(alpha.address, timeout=20.0) as source,
-            pegaskv.connect(direct, timeout=20.0) as target,
-        ):
-            await source.admin.add_cluster("beta", proxy.address, 2)
-            await target.admin.add_cluster("alpha", alpha.address, 1)
-            yield Pair(alpha, beta, proxy, source, target)
+        for server in servers:
+            server.start()
+        async with _connected(alpha, beta, 2.5 if replicas else 1.0) as pair:
+            yield pair
     finally:
         for server in servers:
             if server.running:
                 server.kill()
+
+
+@contextlib.asynccontextmanager
+async def _connected(alpha: Any, beta: Any, patience: float) -> AsyncIterator[Pair]:
+    beta_port = beta.address.rsplit(":", 1)[1]
+    direct = f"127.0.0.1:{beta_port}"
+    async with (
+        running_proxy(direct) as proxy,
+        pegaskv.connect(alpha.address, timeout=20.0) as source,
+        pegaskv.connect(direct, timeout=20.0) as target,
+    ):
+        await source.admin.add_cluster("beta", proxy.address, 2)
+        await target.admin.add_cluster("alpha", alpha.address, 1)
+        yield Pair(alpha, beta, proxy, source, target, patience)

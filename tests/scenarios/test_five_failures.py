@@ -1,6 +1,8 @@
 """The five failures that duplication is known for, with real processes.
 
-Stuck in DS_PREPARE, added twice, restarted in DS_PREPARE, the last write, empty tables.
+Stuck in DS_PREPARE, added twice, restarted in DS_PREPARE, the last write, empty tables. In the
+soak also from and to replicated clusters, where a kill is that of all processes at once; what
+single deaths do there is for `test_duplicated_clusters.py`.
 """
 
 from collections.abc import AsyncIterator
@@ -22,9 +24,16 @@ RECOVERED_S = 5.0
 SHOWN_S = 2.0
 
 
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    async with running_pair(tmp_path) as pair:
+@pytest.fixture(
+    params=[
+        pytest.param(0, id="one server each"),
+        pytest.param(
+            3, id="three replicas each", marks=[pytest.mark.soak, pytest.mark.timeout(240)]
+        ),
+    ]
+)
+async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    async with running_pair(tmp_path, replicas=request.param) as pair:
         yield pair
 
 
@@ -44,7 +53,8 @@ async def shows_a_cause(pair: Pair, table: str) -> str:
         (one,) = await pair.source.admin.query_duplication(table)
         return bool(one.last_error and one.stalled_since and one.attempts and one.next_attempt_at)
 
-    await poll_until(shown, deadline_s=SHOWN_S, what="a cause with its next attempt")
+    limit_s = SHOWN_S * pair.patience
+    await poll_until(shown, deadline_s=limit_s, what="a cause with its next attempt")
     (one,) = await pair.source.admin.query_duplication(table)
     return str(one.last_error)
 
@@ -187,7 +197,14 @@ async def test_two_who_add_at_once_make_one(pair: Pair) -> None:
 # Restarts.
 
 
-@pytest.mark.parametrize("rows", [0, 2, 3_000])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(0, marks=pytest.mark.soak),
+        2,
+        pytest.param(3_000, marks=pytest.mark.soak),
+    ],
+)
 async def test_killed_three_times_in_each_phase_it_goes_on(pair: Pair, rows: int) -> None:
     table = await fill(pair, "t", rows)
     pair.beta.kill()
@@ -227,7 +244,7 @@ async def test_the_last_write_before_silence_arrives_like_any_other(pair: Pair) 
         async def arrived(last: tuple[bytes, bytes] = last, wanted: bytes | None = wanted) -> bool:
             return await there.get(*last) == wanted
 
-        await poll_until(arrived, deadline_s=1.0, what=f"the last of {count}")
+        await poll_until(arrived, deadline_s=1.0 * pair.patience, what=f"the last of {count}")
         await pair.equal("t", within_s=3.0)
     (one,) = await pair.source.admin.query_duplication("t")
     assert one.gap == 0
@@ -236,10 +253,19 @@ async def test_the_last_write_before_silence_arrives_like_any_other(pair: Pair) 
 # Empty and tiny tables.
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2])
-@pytest.mark.parametrize(("partitions", "within_s"), [(8, 2.0), (64, 6.0)])
+@pytest.mark.parametrize(
+    ("partitions", "rows", "within_s"),
+    [
+        (8, 0, 2.0),
+        (8, 1, 2.0),
+        (8, 2, 2.0),
+        (64, 0, 6.0),
+        pytest.param(64, 1, 6.0, marks=pytest.mark.soak),
+        pytest.param(64, 2, 6.0, marks=pytest.mark.soak),
+    ],
+)
 async def test_an_empty_or_tiny_table_is_there_at_once(
-    pair: Pair, rows: int, partitions: int, within_s: float
+    pair: Pair, partitions: int, rows: int, within_s: float
 ) -> None:
     await fill(pair, "t", rows, partitions)
     await pair.source.admin.add_duplication("t", "beta")

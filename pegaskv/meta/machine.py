@@ -119,8 +119,8 @@ class MetaMachine:
         self._opened: list[int] = []
         self._to_purge: list[int] = []
         self._to_remove: list[int] = []
-        # Nodes that have reported, and are told what is theirs once it is stored.
-        self._to_tell: list[str] = []
+        # Who has reported, and is told what is theirs once it is stored; whether its place is new.
+        self._to_tell: list[tuple[str, bool]] = []
         # Reports that wait for the end of their first pushes.
         self._reports: dict[str, tuple[int, set[int]]] = {}
 
@@ -251,20 +251,36 @@ class MetaMachine:
                 first = told if table.status is TableStatus.CREATING else ()
                 self.delivery.note(node.node_id, table_id, told, first)
         # Only once the new ballots are stored: nobody hears of the old ones any more.
-        self._to_tell.append(node.node_id)
+        self._to_tell.append((node.node_id, known is None or known.address != report.address))
         self._reports[node.node_id] = (event.request_id, set())
         return effects + self._on_unknown_tables(node)
 
     def _tell_reported(self) -> list[Effect]:
         """Tell a node that has reported what is stored of its own."""
-        node = self.nodes[self._to_tell.pop()]
-        effects = self.delivery.send_all(node.node_id)
+        node_id, moved = self._to_tell.pop()
+        node = self.nodes[node_id]
+        effects = self.delivery.send_all(node_id)
+        if moved:
+            effects += self._tell_others(node)
         _, left = self._reports[node.node_id]
         if not node.watched:
             # One in this process is not ready before everything is in force.
             left |= self.delivery.under_way(node.node_id)
         if not left:
             effects += self._answer_report(node.node_id)
+        return effects
+
+    def _tell_others(self, node: Node) -> list[Effect]:
+        """Tell those that have partitions with a node where it is: any one push says so."""
+        told = {node.node_id}
+        effects: list[Effect] = []
+        for record, _ in self.guardian.named(node.node_id):
+            gpid = record.gpid
+            for member in [one for one in record.members if one not in told]:
+                told.add(member)
+                if self.nodes.is_alive(member):
+                    self.delivery.note(member, gpid.table_id, {gpid.partition_index})
+                    effects += self.delivery.send(member, gpid.table_id)
         return effects
 
     def _on_unknown_tables(self, node: Node) -> list[Effect]:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from pegaskv.base.errors import InvalidArgument, NotPrimary
+from pegaskv.base.errors import InvalidArgument, NotPrimary, NotReady
 from pegaskv.base.types import (
     Durability,
     Gpid,
@@ -43,7 +43,9 @@ __all__ = ["Hosting"]
 _log = logging.getLogger(__name__)
 
 _PRIMARY = ReplicaStatus.PRIMARY
+_MEMBERS = frozenset({ReplicaStatus.PRIMARY, ReplicaStatus.SECONDARY})
 _WAIT_MS = 5
+_SERVING_MS = 30_000
 
 
 class Hosting:
@@ -101,6 +103,8 @@ class Hosting:
         self._assigned: dict[Gpid, PartitionConfiguration] = {}
         # Under which ballot the meta server has named this node, and told this process so.
         self._named: dict[Gpid, int] = {}
+        # Of partitions that are led here: set when they serve, or never will.
+        self._serving: dict[Gpid, asyncio.Event] = {}
         # Whether the meta server has answered this process's report.
         self.joined = False
         self.tell_opened_late: Callable[[TablePush], Awaitable[None]] | None = None
@@ -135,9 +139,20 @@ class Hosting:
                 serving = await self._take(table, configuration, push)
                 if serving is not None:
                     opened.append(serving)
+            # Others may have been given their ballots by what they asked for.
+            opened += [
+                self._serving[replica.gpid]
+                for replica in self._replicas_of(table.table_id)
+                if replica.machine.status is _PRIMARY and replica.gpid in self._serving
+            ]
         # Not under the lock: the log may have no room, and a purge may be what makes some.
-        for serving in opened:
-            await serving.wait()
+        try:
+            async with self._clock.timeout_ms(_SERVING_MS):
+                for serving in opened:
+                    await serving.wait()
+        except TimeoutError:
+            # It goes on by itself, and the next push finds it so.
+            raise NotReady(f"not every partition of table {table.name} serves yet") from None
         known_table = self._tables.get(table.table_id)
         if known_table is not None:
             self.apply_table(known_table)
@@ -183,7 +198,10 @@ class Hosting:
     ) -> asyncio.Event | None:
         if replica.closed or configuration.ballot <= replica.machine.ballot:
             return None
-        serving = asyncio.Event()
+        # Whoever waits for an earlier ballot waits for this one now.
+        serving = self._serving.get(replica.gpid)
+        if serving is None or serving.is_set():
+            serving = self._serving[replica.gpid] = asyncio.Event()
         replica.available = table.status is TableStatus.AVAILABLE
         take_settings(replica, table)
         replica.on_serving = partial(begin_to_serve, replica, self.orders, serving)
@@ -253,15 +271,18 @@ class Hosting:
 
     async def _discard(self, order: Order) -> str:
         async with self._configuring:
-            replica = self._replicas.get(order.gpid)
-            if replica is not None and (
-                replica.machine.status is not ReplicaStatus.INACTIVE
-                or replica.machine.ballot > order.ballot
+            gpid = order.gpid
+            replica, recovered = self._replicas.get(gpid), self._recovered.get(gpid)
+            known = 0 if recovered is None else recovered.ballot
+            if replica is not None:
+                known = replica.machine.ballot
+            if (
+                not self.joined
+                or max(known, self._named.get(gpid, 0)) > order.ballot
+                or (replica is not None and replica.machine.status in _MEMBERS)
             ):
-                return "it has a role"
-            if self.studies.is_preparing(order.gpid):
-                return "it is being copied"
-            await self._remove(order.gpid)
+                raise NotReady(f"partition {gpid} may be needed here")
+            await self._remove(gpid)
         return "it is gone"
 
     # --- What a primary says -----------------------------------------------------------
@@ -455,6 +476,7 @@ class Hosting:
         self._log.forget(gpid)
         self._closed.pop(gpid, None)
         self._assigned.pop(gpid, None)
+        self._serving.pop(gpid, None)
         self._forget(gpid)
 
     def _delete(self, gpid: Gpid, at_us: int) -> None:

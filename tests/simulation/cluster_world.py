@@ -370,11 +370,20 @@ class Play:
         striking: list[asyncio.Task[None]] = []
         while self.world.now_ms < end_ms:
             await self.world.sleep_ms(self.random.randrange(1, 2 * self.story.between_ms))
+            self._check_now()
             striking = [task for task in striking if not task.done()]
             if len(striking) < self.story.at_once:
                 striking.append(self.world.loop.create_task(self.nemesis.strike()))
         for task in [*striking, *self.nemesis.under_way]:
-            await task
+            while not task.done():
+                self._check_now()
+                await self.world.sleep_ms(20)
+            task.result()
+
+    def _check_now(self) -> None:
+        """What is wrong already needs no end of the run."""
+        self.world.check()
+        assert not self.watch.wrong, "\n".join(self.watch.wrong)
 
     # Liveness.
 
@@ -424,6 +433,7 @@ class Play:
                         f"{self._describe()}"
                     )
                     return
+                self._check_now()
                 await self.world.sleep_ms(20)
             else:
                 return
@@ -439,6 +449,7 @@ class Play:
                     f"{self._describe()}"
                 )
                 return
+            self._check_now()
             await self.world.sleep_ms(50)
 
     def _lacking(self) -> str:

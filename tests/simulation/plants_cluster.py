@@ -1,0 +1,481 @@
+"""Old mistakes of replicated systems, to be put back into production code by tests.
+
+Each is a rule of the replication that somebody once left out. A plant says which faults bring
+it to light, and in which world; `python -m tools.plants` finds out after how many seeds, and
+writes the table in `docs/testing.md`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import pytest
+
+from pegaskv.base.types import ReplicaStatus
+from pegaskv.codec.messages_meta import NodeReport, Proposal
+from pegaskv.lease.lease import Grace, PrimaryLease
+from pegaskv.meta import proposals
+from pegaskv.replica import replay
+from pegaskv.replica.effects import Append
+from pegaskv.replica.events import Assigned, ProposalOpened
+from pegaskv.replica.following import Following
+from pegaskv.replica.front import Front
+from pegaskv.replica.hosting import Hosting
+from pegaskv.replica.machine import ReplicaMachine
+from pegaskv.replica.membership import Membership
+from pegaskv.replica.replica import Replica
+from pegaskv.replica.streams import Line
+from pegaskv.replica.stub import ReplicaStub
+from pegaskv.replica.teaching import Teaching
+from pegaskv.storage.directories import DataDirectory
+from pegaskv.storage.log_format import LogRecord
+from pegaskv.storage.mutation_log import MutationLog
+from tests.simulation import cluster_meta, plants_standalone
+from tests.simulation.cluster_world import TableStory
+
+__all__ = ["PLANTS", "Plant"]
+
+Patch = pytest.MonkeyPatch
+
+
+# --- Commits ---------------------------------------------------------------------------------
+
+
+def _advance_to(machine: ReplicaMachine, decree: int) -> bool:
+    prepared = machine.prepared
+    if decree <= prepared.committed:
+        return False
+    prepared.commit(decree)
+    if machine.serving or decree < machine._barrier:
+        return False
+    machine.serving = True
+    return True
+
+
+def _commit_by_most(patch: Patch) -> None:
+    def advance(self: ReplicaMachine) -> bool:
+        have = sorted([self._logged, *self._acknowledged.values()], reverse=True)
+        return _advance_to(self, have[len(have) // 2])
+
+    patch.setattr(ReplicaMachine, "_advance", advance)
+
+
+def _leave_one_secondary_out(patch: Patch) -> None:
+    def advance(self: ReplicaMachine) -> bool:
+        have = [self._logged, *list(self._acknowledged.values())[:-1]]
+        return _advance_to(self, min(have))
+
+    patch.setattr(ReplicaMachine, "_advance", advance)
+
+
+def _count_the_own_log_before_its_sync(patch: Patch) -> None:
+    real = Front._start_sync
+
+    def start(self: Front, replicas: list[tuple[Replica, int]]) -> None:
+        real(self, replicas)
+        for replica, decree in replicas:
+            replica.machine.logged(decree)
+
+    patch.setattr(Front, "_start_sync", start)
+
+
+def _acknowledge_records_before_the_sync(patch: Patch) -> None:
+    real = Front.accept
+
+    def accept(self: Front, records: Any, done: Any, synced: bool) -> None:
+        real(self, records, done, False)
+
+    patch.setattr(Front, "accept", accept)
+
+
+def _take_records_of_any_ballot(patch: Patch) -> None:
+    real = Replica.accept
+
+    def accept(self: Replica, record: LogRecord, taken: list[LogRecord], **named: Any) -> bool:
+        return record.ballot < self.machine.ballot or real(self, record, taken, **named)
+
+    patch.setattr(Replica, "accept", accept)
+
+
+def _forget_to_tell_the_commit_point(patch: Patch) -> None:
+    real = Replica.follow
+
+    def follow(self: Replica, committed: int) -> None:
+        # Only what a later record has behind it.
+        real(self, min(committed, self.machine.prepared.last_prepared - 1))
+
+    patch.setattr(Replica, "follow", follow)
+
+
+def _call_unknown_what_may_be_tried_again(patch: Patch) -> None:
+    """The other way round: what was put into a mutation is refused as if it were not."""
+    real = Replica._give_up_pending
+
+    def give_up(self: Replica) -> None:
+        for batch in self.in_flight:
+            for connection, reply in batch.replies:
+                connection.finish(connection.error(reply[0], self.refusal()))
+                connection.flush()
+            batch.replies = []
+        real(self)
+
+    patch.setattr(Replica, "_give_up_pending", give_up)
+
+
+def _take_writes_with_any_number(patch: Patch) -> None:
+    patch.setattr(Replica, "too_few_members", property(lambda self: "", lambda self, text: None))
+
+
+# --- Roles and ballots -------------------------------------------------------------------------
+
+
+def _go_on_in_the_old_role(patch: Patch) -> None:
+    """A restarted primary says that it leads still, and takes the ballot that it had."""
+    begin, report = ReplicaMachine.__init__, ReplicaStub.node_report
+
+    def begun(self: ReplicaMachine, gpid: Any, *, ballot: int = 0, **named: Any) -> None:
+        begin(self, gpid, ballot=ballot, **named)
+        if ballot:
+            self.ballot = ballot - 1
+            for mutation in self.prepared:
+                mutation.ballot = min(mutation.ballot, self.ballot)
+
+    def reported(self: ReplicaStub, address: str) -> NodeReport:
+        found = report(self, address)
+        leads = tuple(replace(each, status=ReplicaStatus.PRIMARY) for each in found.replicas)
+        return replace(found, replicas=leads)
+
+    patch.setattr(ReplicaMachine, "__init__", begun)
+    patch.setattr(ReplicaStub, "node_report", reported)
+
+
+def _serve_before_the_barrier(patch: Patch) -> None:
+    step = ReplicaMachine.step
+
+    def stepped(self: ReplicaMachine, event: Any) -> Any:
+        effects = step(self, event)
+        if isinstance(event, Assigned) and effects and isinstance(effects[0], Append):
+            self._barrier = 0
+        return effects
+
+    def advance(self: Replica, *arguments: Any, **named: Any) -> bool:
+        assigned = assign(self, *arguments, **named)
+        if assigned:
+            self.machine.serving = True
+            self._look_whether_to_serve()
+        return assigned
+
+    assign = Replica.assign
+    patch.setattr(ReplicaMachine, "step", stepped)
+    patch.setattr(Replica, "assign", advance)
+
+
+def _propose_nothing_again(patch: Patch) -> None:
+    """A new primary takes its tail for committed."""
+    real = ReplicaMachine._on_assigned
+
+    def assigned(self: ReplicaMachine, ballot: int, secondaries: tuple[str, ...]) -> Any:
+        if ballot > self.ballot:
+            self.prepared.cut()
+        return real(self, ballot, secondaries)
+
+    patch.setattr(ReplicaMachine, "_on_assigned", assigned)
+
+
+def _store_whatever_is_proposed(patch: Patch) -> None:
+    real = proposals.Proposals._following
+    group = cluster_meta.next_configuration
+
+    def following(self: Any, record: Any, proposal: Proposal) -> Any:
+        return real(self, record, replace(proposal, ballot=record.ballot))
+
+    def next_one(stored: Any, proposal: Proposal) -> Any:
+        return group(stored, replace(proposal, ballot=stored.ballot))
+
+    patch.setattr(proposals.Proposals, "_following", following)
+    patch.setattr(cluster_meta, "next_configuration", next_one)
+
+
+def _give_the_same_ballot(patch: Patch) -> None:
+    group = cluster_meta.next_configuration
+
+    def next_one(stored: Any, proposal: Proposal) -> Any:
+        found = group(stored, proposal)
+        return None if found is None else replace(found, ballot=stored.ballot)
+
+    def store(self: Any, configuration: Any) -> None:
+        self.configurations[configuration.gpid] = configuration
+        self.stored += 1
+
+    patch.setattr(cluster_meta, "next_configuration", next_one)
+    patch.setattr(cluster_meta.GroupStore, "store", store)
+
+
+def _obey_an_earlier_process(patch: Patch) -> None:
+    real = proposals.Proposals._following
+
+    def following(self: Any, record: Any, proposal: Proposal) -> Any:
+        node = self._host.nodes.get(proposal.proposer)
+        process = proposal.process if node is None else node.process
+        return real(self, record, replace(proposal, process=process))
+
+    patch.setattr(proposals.Proposals, "_following", following)
+
+
+def _believe_a_primary_before_the_meta_server(patch: Patch) -> None:
+    real = Hosting.adopt
+
+    def adopt(self: Hosting, table: Any, configuration: Any, *rest: Any, **named: Any) -> bool:
+        self._known.add(configuration.gpid)
+        return real(self, table, configuration, *rest, **named)
+
+    patch.setattr(Hosting, "adopt", adopt)
+
+
+# --- Leases ------------------------------------------------------------------------------------
+
+
+def _look_at_no_lease(patch: Patch) -> None:
+    patch.setattr(PrimaryLease, "valid", lambda self, now_ms: True)
+    patch.setattr(Membership, "may_answer", lambda self: True)
+
+
+def _look_at_the_lease_before_the_read_only(patch: Patch) -> None:
+    patch.setattr(Membership, "may_answer", lambda self: True)
+
+
+def _count_the_lease_from_the_answer(patch: Patch) -> None:
+    real = Membership._on_acknowledged
+
+    def acknowledged(self: Membership, line: Line, found: Iterable[tuple[Any, int]]) -> None:
+        now_ms = self._clock.monotonic_ms()
+        real(self, line, [(stream, now_ms) for stream, _ in found])
+
+    patch.setattr(Membership, "_on_acknowledged", acknowledged)
+
+
+def _claim_before_the_lease_ends(patch: Patch) -> None:
+    patch.setattr(Grace, "over", lambda self, now_ms: now_ms >= self._heard_ms + 2_500)
+
+
+def _acknowledge_while_claiming(patch: Patch) -> None:
+    patch.setattr(Replica, "claiming", property(lambda self: False, lambda self, value: None))
+
+
+def _serve_while_handing_over(patch: Patch) -> None:
+    patch.setattr(Replica, "draining", property(lambda self: False, lambda self, value: None))
+    real = Membership._hand_over
+
+    async def hand_over(self: Membership, replica: Replica, node_id: str, *, keep: bool) -> None:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(Replica, "draining", True)
+            await real(self, replica, node_id, keep=keep)
+
+    patch.setattr(Membership, "_hand_over", hand_over)
+
+
+# --- Learning ----------------------------------------------------------------------------------
+
+
+def _promote_early(patch: Patch) -> None:
+    step = ReplicaMachine.step
+
+    def stepped(self: ReplicaMachine, event: Any) -> Any:
+        if isinstance(event, ProposalOpened):
+            event = ProposalOpened("")
+        return step(self, event)
+
+    def promote(self: Membership, replica: Replica, node_id: str, next_decree: int) -> bool:
+        joined = join(self, replica, node_id, next_decree - 1)
+        stream = replica.streams.get(node_id)
+        if stream is not None and stream.learner and replica.machine.serving:
+            stream.acknowledged = replica.machine.committed
+            stream.leased_ms = self._clock.monotonic_ms()
+            self._consider_upgrade(stream)
+        return joined
+
+    join = Membership.join
+    patch.setattr(ReplicaMachine, "step", stepped)
+    patch.setattr(ReplicaMachine, "has_all_committed", lambda self, acknowledged: True)
+    patch.setattr(Membership, "join", promote)
+
+
+def _obey_the_old_configuration_only(patch: Patch) -> None:
+    step = ReplicaMachine.step
+
+    def stepped(self: ReplicaMachine, event: Any) -> Any:
+        if isinstance(event, ProposalOpened):
+            event = ProposalOpened("")
+        return step(self, event)
+
+    patch.setattr(ReplicaMachine, "step", stepped)
+
+
+def _teach_what_is_not_committed(patch: Patch) -> None:
+    real = Teaching._log_page
+
+    def page(self: Teaching, gpid: Any, first: int, most: int, through: int) -> bytes:
+        replica = self._replicas[tuple(gpid)]
+        return real(self, gpid, first, most, replica.machine.prepared.last_prepared)
+
+    patch.setattr(Teaching, "_log_page", page)
+
+
+# --- Restarts ----------------------------------------------------------------------------------
+
+
+def _take_records_in_the_order_of_decrees(patch: Patch) -> None:
+    """The last record of each decree, whatever lies above a lower ballot."""
+
+    def history(records: Iterable[LogRecord], *, ballot: int = 0) -> list[LogRecord]:
+        first: dict[int, LogRecord] = {}
+        for record in records:
+            first.setdefault(record.decree, record)
+        return [first[decree] for decree in sorted(first)]
+
+    from pegaskv.replica import recovery
+
+    patch.setattr(recovery, "valid_history", history)
+
+
+def _replay_old_incarnations(patch: Patch) -> None:
+    real = MutationLog.recover.__func__  # type: ignore[attr-defined]
+
+    def recover(cls: Any, *arguments: Any, wanted: Any, **named: Any) -> Any:
+        def any_of_them(gpid: Any, incarnation: int, decree: int) -> bool:
+            return any(wanted(gpid, number, decree) for number in range(1, 60))
+
+        return real(cls, *arguments, wanted=any_of_them, **named)
+
+    patch.setattr(MutationLog, "recover", classmethod(recover))
+
+
+def _forget_that_memory_was_lost(patch: Patch) -> None:
+    real = DataDirectory.list_replicas
+
+    def listed(self: DataDirectory) -> Sequence[Any]:
+        return [replace(each, amnesiac=False) for each in real(self)]
+
+    patch.setattr(DataDirectory, "list_replicas", listed)
+
+
+# --- The canary --------------------------------------------------------------------------------
+
+
+def _acknowledge_what_is_dropped(patch: Patch) -> None:
+    real = Following.on_prepare
+
+    def prepare(self: Following, connection: Any, message: list[Any]) -> None:
+        if len(message[3]) % 5 == 0:
+            connection.out.append((message[0], 0, []))
+        else:
+            real(self, connection, message)
+
+    patch.setattr(Following, "on_prepare", prepare)
+
+
+@dataclass(frozen=True)
+class Plant:
+    """`story` for random worlds of the kind `world`; `seed` is one that has found it."""
+
+    put_back: Callable[[Patch], None]
+    kinds: tuple[str, ...] = ()
+    story: dict[str, Any] = field(default_factory=dict)
+    world: str = "group"
+    seed: int = 0
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What of the story is not drawn."""
+        return ({"kinds": tuple(sorted(self.kinds))} if self.kinds else {}) | self.story
+
+
+_THREE: Final[dict[str, Any]] = {"tables": (TableStory(3, 2, "fsync"),), "pace_ms": 20}
+_TWO: Final[dict[str, Any]] = {"tables": (TableStory(2, 2, "fsync"),), "pace_ms": 20}
+_THREE_OS: Final[dict[str, Any]] = {"tables": (TableStory(3, 2, "os"),), "pace_ms": 20}
+_BUSY: Final[dict[str, Any]] = {"between_ms": 300, "at_once": 3, "seconds": 40}
+
+PLANTS: Final[dict[str, Plant]] = {
+    # Commits.
+    "a write is committed when most members have it": Plant(
+        _commit_by_most, ("kill", "cut"), _THREE
+    ),
+    "one secondary need not acknowledge": Plant(_leave_one_secondary_out, ("kill", "cut"), _THREE),
+    "the primary's own log counts before its sync": Plant(
+        _count_the_own_log_before_its_sync, ("power",), _THREE
+    ),
+    "a secondary acknowledges before its sync": Plant(
+        _acknowledge_records_before_the_sync, ("power",), _THREE
+    ),
+    "records of a lower ballot are acknowledged": Plant(
+        _take_records_of_any_ballot, ("isolate", "cut", "pause"), _TWO | _BUSY
+    ),
+    "who is idle does not learn the commit point": Plant(_forget_to_tell_the_commit_point),
+    "a primary that was deposed asks to try again": Plant(
+        _call_unknown_what_may_be_tried_again, ("isolate", "pause", "ambush"), _THREE | _BUSY
+    ),
+    "too few members take writes": Plant(
+        _take_writes_with_any_number, ("kill", "isolate"), _THREE | _BUSY
+    ),
+    # Roles and ballots.
+    "a restarted primary goes on in its role": Plant(_go_on_in_the_old_role, ("kill",), _THREE),
+    "a new primary serves before its barrier": Plant(
+        _serve_before_the_barrier, ("kill", "isolate"), _THREE
+    ),
+    "a new primary drops its tail": Plant(
+        _propose_nothing_again, ("kill", "isolate", "storm"), _THREE | _BUSY
+    ),
+    "the meta server does not compare ballots": Plant(
+        _store_whatever_is_proposed, ("isolate", "ambush", "pause"), _THREE | _BUSY
+    ),
+    "a ballot is given twice": Plant(_give_the_same_ballot, ("kill", "isolate"), _THREE | _BUSY),
+    "a process that has ended proposes": Plant(
+        _obey_an_earlier_process, ("ambush", "kill", "meta pause"), _THREE | _BUSY, world="cluster"
+    ),
+    "a primary is believed before the meta server": Plant(
+        _believe_a_primary_before_the_meta_server, ("kill", "ambush", "pause"), _THREE | _BUSY
+    ),
+    # Leases.
+    "no lease is looked at": Plant(_look_at_no_lease, ("isolate", "pause"), _THREE | _BUSY),
+    "the lease is not looked at after the read": Plant(
+        _look_at_the_lease_before_the_read_only, ("pause",), _THREE | _BUSY
+    ),
+    "the lease counts from the acknowledgement": Plant(
+        _count_the_lease_from_the_answer, ("isolate", "pause", "cut"), _TWO | _BUSY
+    ),
+    "the grace is shorter than the lease": Plant(
+        _claim_before_the_lease_ends, ("isolate", "cut"), _THREE | _BUSY
+    ),
+    "a claim that is open still acknowledges": Plant(
+        _acknowledge_while_claiming, ("ambush", "isolate", "pause"), _TWO | _BUSY
+    ),
+    "a primary serves while it hands over": Plant(
+        _serve_while_handing_over, ("operate", "ambush"), _THREE | _BUSY
+    ),
+    # Learning.
+    "a learner is promoted early": Plant(_promote_early, ("kill", "cut", "wipe"), _THREE | _BUSY),
+    "an upgrade obeys the old configuration only": Plant(
+        _obey_the_old_configuration_only, ("ambush", "kill", "slow disk"), _THREE | _BUSY
+    ),
+    "what is not committed is taught": Plant(
+        _teach_what_is_not_committed, ("kill", "cut", "wipe"), _THREE | _BUSY
+    ),
+    # Restarts.
+    "the replay stops one short": Plant(
+        plants_standalone.PLANTS["the replay stops one short"].put_back, ("kill",), _THREE
+    ),
+    "a torn tail is taken for data": Plant(
+        plants_standalone.PLANTS["a torn tail is taken for data"].put_back, ("power",), _THREE_OS
+    ),
+    "the history ignores ballots": Plant(
+        _take_records_in_the_order_of_decrees, ("kill", "isolate", "storm"), _THREE | _BUSY
+    ),
+    "records of an old incarnation are replayed": Plant(
+        _replay_old_incarnations, ("kill", "isolate", "storm"), _THREE | _BUSY
+    ),
+    "a power cut is forgotten": Plant(_forget_that_memory_was_lost, ("power",), _THREE_OS | _BUSY),
+    # The canary.
+    "records are acknowledged and dropped": Plant(_acknowledge_what_is_dropped),
+}
+
+_ = replay

@@ -51,7 +51,7 @@ class Admission(Guarded):
         if self._follower and self._serving:
             raise FollowerTable(
                 f"table {self.gpid[0]} is the target of a duplication and takes no writes",
-                hint="write at the source, or open it: open_table, switch_dup, a duplication back",
+                hint="write at the source; or open it, by `open_table` or a duplication back",
             )
         self.admit_received(size)
 

@@ -137,7 +137,10 @@ async def settled(pair: Pair, sides: list[pegaskv.Client]) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("two_way", [False, True], ids=["one way", "two ways"])
+@pytest.mark.parametrize(
+    "two_way",
+    [pytest.param(False, id="one way", marks=pytest.mark.soak), pytest.param(True, id="two ways")],
+)
 async def test_chaos_and_then_equality(tmp_path: Path, *, two_way: bool) -> None:
     async with running_pair(tmp_path) as pair:
         await chaos(pair, seconds=5.0, seed=1, two_way=two_way)

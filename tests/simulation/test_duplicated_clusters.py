@@ -1,0 +1,82 @@
+"""Two replicated clusters in virtual time: whatever happens on either side, both end equal.
+
+And the mistakes that are easily made with several replicas are found, each within a number
+of seeds (`plants_clusters`).
+"""
+
+import os
+import time
+from dataclasses import replace
+from random import Random
+from typing import Final
+
+import pytest
+
+from pegaskv.base.errors import PegasKVError
+from tests.simulation.duplicated_clusters import ClustersStory, simulate_duplicated_clusters
+from tests.simulation.plants_clusters import PLANTS, Plant
+
+SEEDS: Final = 200
+# A few that cost little; the soak plays others.
+_QUICK: Final = (4, 107)
+# Whose seed costs little.
+_PLANTS_QUICK: Final = (
+    "secondaries keep the log for ever",
+    "a batch is answered before the members have it",
+)
+
+
+def test_both_clusters_end_with_the_same_rows() -> None:
+    runs = [simulate_duplicated_clusters(seed) for seed in _QUICK]
+    for run in runs:
+        assert run.wrong == [], f"seed {run.seed}: {run.told}"
+    assert sum(run.acknowledged for run in runs) > 50
+    assert sum(run.faults for run in runs) > 3
+    assert sum(run.compared for run in runs) > 10
+
+
+def _verdict(name: str, plant: Plant, seed: int) -> str:
+    story = replace(ClustersStory.draw(Random(f"{name} {seed}")), **plant.story)
+    try:
+        return "; ".join(simulate_duplicated_clusters(seed, story).wrong)
+    except (PegasKVError, AssertionError, TimeoutError) as error:
+        return repr(error)
+
+
+@pytest.mark.parametrize("name", _PLANTS_QUICK)
+def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = PLANTS[name]
+    plant.put_back(monkeypatch)
+    for seed in (plant.seed, *range(SEEDS)):
+        if _verdict(name, plant, seed):
+            return
+    pytest.fail(f"{name}: not found in {SEEDS} seeds")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("name", PLANTS)
+def test_each_planted_mistake_is_found_from_the_first_seed_on(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant = PLANTS[name]
+    with monkeypatch.context() as patch:
+        plant.put_back(patch)
+        seed = next((seed for seed in range(SEEDS) if _verdict(name, plant, seed)), None)
+    assert seed is not None, f"{name}: not found in {SEEDS} seeds"
+    assert not _verdict(name, plant, seed), "found where there is nothing"
+    with capsys.disabled():
+        print(f"\n{name}: found by seed {seed}")  # noqa: T201 - what the soak is for
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7_200)
+def test_fresh_seeds_are_clean_for_as_long_as_it_is_given() -> None:
+    end = time.monotonic() + 60 * float(os.environ.get("PEGASKV_SOAK_MINUTES", "1"))
+    seed = time.time_ns() % 1_000_000_000
+    while time.monotonic() < end:
+        run = simulate_duplicated_clusters(seed)
+        assert run.wrong == [], (
+            f"python -m tools.simulate --world duplicated-clusters --from {seed} --seeds 1"
+        )
+        seed += 1

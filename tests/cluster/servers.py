@@ -43,6 +43,8 @@ class Servers:
     """The processes by name: `meta`, `replica1`, ..."""
 
     def __init__(self, directory: Path, *, config: str = "") -> None:
+        if "[replica]\n" not in config:
+            config += "[replica]\n"
         self._directory = directory
         self._config = config
         self.by_name: dict[str, ServerProcess] = {}
@@ -64,7 +66,7 @@ class Servers:
         server = ServerProcess(
             self._directory / name,
             role="replica",
-            config=self._config.replace("[replica]", f"[replica]\nadvertise = '{advertise}'"),
+            config=self._config.replace("[replica]\n", f"[replica]\nadvertise = '{advertise}'\n"),
             arguments=("--meta", meta or self.address),
         )
         server.address = listen or server.address

@@ -52,6 +52,9 @@ async def running_links(directory: Path) -> AsyncIterator[tuple[Scene, Links]]:
         # On a thread, so that the loop is free to forward what they say.
         await asyncio.to_thread(servers.start)
         yield await stack.enter_async_context(scene_of(servers)), links
+        # From the meta server, from the others, and from clients.
+        assert all(one.connections >= 4 for one in links.inward.values())
+        assert all(one.connections >= 1 for one in links.to_meta.values())
         servers.check_logs()
 
 

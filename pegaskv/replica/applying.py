@@ -108,11 +108,12 @@ class Applying(Admission):
         self.unapplied.append(batch)
         self.applying_bytes += batch.size
         applying = self.applying
+        if batch.progress:
+            self.participation.progress.update(batch.progress)
+        # An order is the last of its mutation: what is forgotten may have come with it.
         for kind, fields in batch.controls:
             rows = self.participation.obey(kind, fields, batch.decree)
             batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
-        if batch.progress:
-            self.participation.progress.update(batch.progress)
         applying.update(batch.rows)
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
             # Once the answers are on their way.

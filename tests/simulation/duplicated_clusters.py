@@ -327,15 +327,15 @@ class ClustersPlay(Play):
         await super()._settle()
         end_ms = self.world.now_ms + _LET_GO_WITHIN_MS
         while True:
-            kept = [*self._kept(self.a), *(self._kept(self.b) if self.story.two_way else ())]
-            if not kept:
+            wrong: list[str] = []
+            for cluster in (self.a, self.b):
+                wrong += [*self._kept(cluster), *self._differences(cluster)]
+            if not wrong:
                 break
             if self.world.now_ms > end_ms:
-                self.run.wrong += kept[:4]
+                self.run.wrong += wrong[:4]
                 break
             await self.world.sleep_ms(100)
-        for cluster in (self.a, self.b):
-            self._compare_members(cluster)
 
     def _kept(self, cluster: ReplicatedCluster) -> list[str]:
         """Members that keep log which the target has confirmed."""
@@ -355,19 +355,16 @@ class ClustersPlay(Play):
                     )
         return found
 
-    def _compare_members(self, cluster: ReplicatedCluster) -> None:
+    def _differences(self, cluster: ReplicatedCluster) -> Iterator[str]:
         """All members of a partition take part in the same, and have come as far."""
         seen: dict[Gpid, tuple[str, Any]] = {}
         for machine, _, replica in cluster.replicas():
-            replica.digest()
             known = replica.participation
-            found = (known.pins, known.sources, known.progress)
+            found = (known.pins, known.sources, known.progress, replica.machine.committed)
             gpid = Gpid(*replica.gpid)
             name, first = seen.setdefault(gpid, (machine.name, found))
             if found != first:
-                self.run.wrong.append(
-                    f"{gpid}: {name} takes part in {first}, {machine.name} in {found}"
-                )
+                yield f"{gpid}: {name} takes part in {first}, {machine.name} in {found}"
 
 
 def simulate_duplicated_clusters(

@@ -1,4 +1,4 @@
-"""What more than one test needs: waiting for real things, and free ports.
+"""What more than one test needs: waiting for real things, free ports, groups of seeds.
 
 Nothing else in the tests sleeps.
 """
@@ -9,8 +9,19 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-__all__ = ["free_port", "pause", "poll_until", "wait_until"]
+import pytest
+
+__all__ = ["free_port", "groups", "pause", "poll_until", "wait_until"]
+
+
+def groups(first: int, *, soak: int) -> list[Any]:
+    """Numbers for groups of seeds: the first ones, and in the soak all of `soak`."""
+    return [
+        pytest.param(number, marks=[pytest.mark.soak] if number >= first else [])
+        for number in range(soak)
+    ]
 
 
 async def poll_until(

@@ -35,6 +35,7 @@ from pegaskv.meta.events import (
     ReportProgress,
 )
 from pegaskv.meta.requests import read_request
+from tests.helpers import groups
 from tests.meta.harness import Crash, create, drop
 from tests.meta.sides import Side
 
@@ -288,7 +289,7 @@ class World:
             self.seen["listed"] += 1
 
 
-@pytest.mark.parametrize("seeds", range(8))
+@pytest.mark.parametrize("seeds", groups(4, soak=16))
 def test_any_requests_crashes_and_lost_messages_end_in_order(seeds: int) -> None:
     seen: Counter[str] = Counter()
     for seed in range(seeds * 10, seeds * 10 + 10):

@@ -122,21 +122,22 @@ def play(seed: int, io: int | None, fault: Fault, *, power: bool) -> Run:
     return run
 
 
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("power", [True, False])
 @pytest.mark.parametrize("fault", [Fault.KILL_BEFORE, Fault.KILL_TORN, Fault.KILL_AFTER])
 def test_a_crash_at_every_io_leaves_what_was_answered_and_finishes_the_rest(
-    fault: Fault, power: bool
+    fault: Fault, power: bool, stride: int
 ) -> None:
     total = play(0, None, fault, power=power).ios
     assert total > 60
     answered = set()
-    # Each fault takes another third of the places; seeds vary the disk and the order.
-    begin = [Fault.KILL_BEFORE, Fault.KILL_TORN, Fault.KILL_AFTER].index(fault)
-    for io in range(begin, total - 2, 3):
+    # Where not all places are taken, each case takes others; seeds vary the disk and the order.
+    begin = 2 * [Fault.KILL_BEFORE, Fault.KILL_TORN, Fault.KILL_AFTER].index(fault) + power
+    for io in range(begin % stride, total - 2, stride):
         run = play(io, io, fault, power=power)
         assert run.finished, f"I/O {io}"
         answered.add(run.answered)
-    assert len(answered) >= len(SCRIPT) - 2, "most requests were never interrupted"
+    assert len(answered) > len(SCRIPT) // 2, "most requests were never interrupted"
 
 
 class Operator:

@@ -21,6 +21,7 @@ from pegaskv.meta.events import (
     SetEnvs,
 )
 from pegaskv.meta.options import MetaOptions
+from tests.helpers import groups
 from tests.meta.harness import UUID, Crash, Meta, Records, ReplicaServer, create, drop
 
 _NAMES = ("a", "b", "c", "not a name")
@@ -205,7 +206,7 @@ class World:
             assert error.message
 
 
-@pytest.mark.parametrize("seeds", range(10))
+@pytest.mark.parametrize("seeds", groups(5, soak=20))
 def test_any_requests_crashes_and_restarts_leave_whole_tables(seeds: int) -> None:
     seen: Counter[str] = Counter()
     for seed in range(seeds * 10, seeds * 10 + 10):

@@ -8,6 +8,7 @@ from pegaskv.codec.keys import RESERVED_PREFIX, encode_key
 from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.codec.operations import Operation
 from pegaskv.codec.values import ROW_HEADER_BYTES, is_deleted, is_visible, seconds_since_epoch
+from tests.helpers import groups
 from tests.replica.duplication_pair import Link, Model, Side, source_order, stream_uuid
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import World
@@ -138,7 +139,7 @@ def rows_left(side: Side) -> list[tuple[bytes, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("group", range(8))
+@pytest.mark.parametrize("group", groups(4, soak=16))
 def test_two_clusters_end_as_the_last_writers_left_them(group: int) -> None:
     seen = dict.fromkeys(("rewound", "lost", "crashes"), 0)
     for seed in range(group * 12, group * 12 + 12):

@@ -11,12 +11,13 @@ from typing import Final
 
 import pytest
 
+from tests.helpers import groups
 from tests.simulation.duplication_world import simulate_duplication
 
 SEEDS: Final = 24
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", groups(2, soak=4))
 def test_both_clusters_end_with_the_same_rows(block: int) -> None:
     runs = [simulate_duplication(seed) for seed in range(block, SEEDS, 4)]
     for run in runs:

@@ -10,12 +10,13 @@ from typing import Final
 
 import pytest
 
+from tests.helpers import groups
 from tests.simulation.standalone_world import simulate
 
 SEEDS: Final = 24
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", groups(2, soak=4))
 def test_nothing_acknowledged_is_lost_and_nothing_is_invented(block: int) -> None:
     runs = [simulate(seed) for seed in range(block, SEEDS, 4)]
     for run in runs:

@@ -32,13 +32,14 @@ from typing import Any, Literal
 
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.client.admin import AdminClient
+from pegaskv.client.any_member import AnyMemberTable
 from pegaskv.client.arguments import as_timeout_ms, parse_metas
 from pegaskv.client.calls import Calls
 from pegaskv.client.nodes import NodePool
 from pegaskv.client.options import ClientOptions
 from pegaskv.client.resolver import MetaResolver
 from pegaskv.client.retry import Deadline
-from pegaskv.client.table import AnyMemberTable, Table
+from pegaskv.client.table import Table
 from pegaskv.net.asyncio_network import AsyncioNetwork
 from pegaskv.net.network import Network
 from pegaskv.runtime.clock import Clock, SystemClock

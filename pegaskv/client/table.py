@@ -55,7 +55,7 @@ from pegaskv.client.ranges import check_scan_options, full_range, hash_range, so
 from pegaskv.client.scanner import Scanner, count_rows
 from pegaskv.codec.operations import Operation
 
-__all__ = ["AnyMemberTable", "Table"]
+__all__ = ["Table", "value_of"]
 
 _GET: Final = int(Operation.GET)
 _SET: Final = int(Operation.SET)
@@ -119,9 +119,9 @@ class Table:
                             return value
                     call = self._row_call(Operation.GET, hash_key, sort_key, (), timeout)
                     call.started_ms = started_ms
-                    return _value_of(call, await self._calls.run(call, (reply, node.address)))
+                    return value_of(call, await self._calls.run(call, (reply, node.address)))
         call = self._row_call(Operation.GET, hash_key, sort_key, (), timeout)
-        return _value_of(call, await self._calls.run(call))
+        return value_of(call, await self._calls.run(call))
 
     async def set(
         self,
@@ -587,22 +587,8 @@ class Table:
         )
 
 
-class AnyMemberTable(Table):
-    """A table whose reads any member of a partition may answer, from what it has applied.
-
-    They may miss the last writes, also the caller's own, and one may see less than the one
-    before it. Writes are those of every table.
-    """
-
-    async def get(
-        self, hash_key: BytesLike, sort_key: BytesLike, *, timeout: float | None = None
-    ) -> bytes | None:
-        """Return a row's value as some member knows it, or None."""
-        call = self._row_call(Operation.GET, hash_key, sort_key, (), timeout)
-        return _value_of(call, await self._calls.send(call))
-
-
-def _value_of(call: Call, reply: list[Any]) -> bytes | None:
+def value_of(call: Call, reply: list[Any]) -> bytes | None:
+    """Return the value in the reply to a GET. Raises Unavailable: it is no such reply."""
     if len(reply) < 3 or not (reply[2] is None or type(reply[2]) is bytes):
         raise malformed(call, "a value is bytes or nil")
     return reply[2]

@@ -44,6 +44,8 @@ _MARGIN_MS: Final = 250
 # When this process stood still for longer, what others did meanwhile is on its way to us.
 _STALL_MS: Final = 500
 _PROPOSE_PAUSE_MS: Final = 100
+# How long a primary that hears no secondary at all lets them claim before it removes them.
+_BENEFIT_MS: Final = 1_500
 # How soon a member, or a learner, that did not adopt its primary is asked again.
 _RETRY_MS: Final = 200
 _LEARNER_RETRY_MS: Final = 3_000
@@ -377,13 +379,17 @@ class Membership:
                 _log.warning("partition %s: a member is silent; nothing is served", replica.gpid)
             replica.set_leased(leased)
             self._note_leases()
-        members = 1 + len(replica.machine.secondaries)
-        replica.too_few_members = (
-            f"partition {replica.gpid} has {members} of the {replica.min_members} replicas that a "
-            "write needs"
-            if members < replica.min_members
-            else ""
-        )
+        self._count_members(replica)
+
+    def _count_members(self, replica: Replica) -> None:
+        """Refuse writes while there are too few members, unless they are on their way."""
+        members, wanted = 1 + len(replica.machine.secondaries), replica.min_members
+        if members >= wanted:
+            replica.growing = False
+        few = members < wanted and not replica.growing
+        if few is not bool(replica.too_few_members):
+            what = f"{members} of the {wanted} replicas that a write needs"
+            replica.too_few_members = f"partition {replica.gpid} has {what}" if few else ""
 
     def _hand_closed_over(self, replica: Replica) -> None:
         """What cannot serve here can elsewhere."""
@@ -392,7 +398,7 @@ class Membership:
             self.hand_over(replica, ready[0].node_id, keep=False)
 
     def _look_at_members(self, replica: Replica, now_ms: int, *, stalled: bool) -> None:
-        patience_ms = self._options.prepare_timeout_ms
+        silent: list[Stream] = []
         for stream in list(replica.streams.values()):
             if stalled and stream.waiting_since_ms is not None:
                 stream.waiting_since_ms = now_ms
@@ -400,13 +406,18 @@ class Membership:
                 self._open(stream)
             if stream.learner:
                 continue
-            since = [
-                each
-                for each in (stream.waiting_since_ms, stream.line.beacon_since_ms)
-                if each is not None
-            ]
-            if since and now_ms - min(since) >= patience_ms:
-                self._propose(replica, ProposalKind.REMOVE, stream.node_id)
+            silent_ms = _silent_ms(stream, now_ms)
+            if silent_ms >= self._options.prepare_timeout_ms:
+                silent.append(stream)
+        if not silent:
+            return
+        if len(silent) > 1 and len(silent) == len(replica.machine.secondaries):
+            # More likely it is this server that nobody hears: the others are given the time to
+            # go on without it, and if they are gone indeed, it goes on alone a little later.
+            patience_ms = self._options.grace_ms + _BENEFIT_MS
+            if min(_silent_ms(stream, now_ms) for stream in silent) < patience_ms:
+                return
+        self._propose(replica, ProposalKind.REMOVE, silent[0].node_id)
 
     # --- Proposals ---------------------------------------------------------------------
 
@@ -514,3 +525,9 @@ class Membership:
     def clocks_ahead_us(self) -> list[int]:
         """By how much the wall clocks of the servers that answered are ahead of ours."""
         return [line.ahead_us for line in self._lines.values() if line.peer.connected]
+
+
+def _silent_ms(stream: Stream, now_ms: int) -> int:
+    """For how long a member has not answered."""
+    since = (stream.waiting_since_ms, stream.line.beacon_since_ms)
+    return now_ms - min((each for each in since if each is not None), default=now_ms)

@@ -55,6 +55,8 @@ class Replica(Follower):
     # A primary that is about to hand over takes nothing new.
     draining = False
     min_members = 1
+    # The table wants more replicas than before, and they are being made.
+    growing = False
     earliest_expiry = 0
     # Batches that were never logged.
     batches_refused = 0

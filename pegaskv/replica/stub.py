@@ -40,7 +40,7 @@ from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.request_handlers import request_handlers
 from pegaskv.replica.roles import Roles
-from pegaskv.replica.settings import take_bounds
+from pegaskv.replica.settings import min_write_replicas, take_bounds
 from pegaskv.replica.shipping import ShippingMemory
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.source import ReplicaSource
@@ -432,7 +432,7 @@ class ReplicaStub:
             slow=self._slow,
             lease=self._group.lease,
         )
-        replica.min_members = 1 if table.replica_count <= 2 else 2
+        replica.min_members = min_write_replicas(table.replica_count)
         replica.disk_full = self._space.full
         replica.shipping.memory = self._shipping_memory
         take_bounds(replica, self._options)

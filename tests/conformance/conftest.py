@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pegaskv
+from pegaskv.client import ClientOptions
 from tests.cluster.process import running_server
 
 _numbers = itertools.count()
@@ -39,7 +40,9 @@ def run_name() -> str:
 
 @pytest.fixture
 async def client(cluster: str) -> AsyncIterator[pegaskv.Client]:
-    async with pegaskv.connect(cluster, timeout=10.0) as client:
+    # A machine that is busy may take long to accept.
+    options = ClientOptions(timeout_ms=10_000, connect_timeout_ms=10_000)
+    async with pegaskv.connect(cluster, options=options) as client:
         yield client
 
 

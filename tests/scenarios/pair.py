@@ -35,8 +35,9 @@ class Pair:
     proxy: Proxy
     source: pegaskv.Client
     target: pegaskv.Client
-    # How much longer everything takes.
-    patience: float = 1.0
+    # How much longer than promised anything may take here, where processes share the machine
+    # with whatever else it does. The simulation measures what is promised.
+    patience: float = 5.0
 
     async def status(self, table: str) -> str:
         """The phase of the table's only duplication."""
@@ -102,7 +103,7 @@ async def running_pair(
     try:
         for server in servers:
             server.start()
-        async with _connected(alpha, beta, 2.5 if replicas else 1.0) as pair:
+        async with _connected(alpha, beta) as pair:
             yield pair
     finally:
         for server in servers:
@@ -111,7 +112,7 @@ async def running_pair(
 
 
 @contextlib.asynccontextmanager
-async def _connected(alpha: Any, beta: Any, patience: float) -> AsyncIterator[Pair]:
+async def _connected(alpha: Any, beta: Any) -> AsyncIterator[Pair]:
     beta_port = beta.address.rsplit(":", 1)[1]
     direct = f"127.0.0.1:{beta_port}"
     async with (
@@ -121,4 +122,4 @@ async def _connected(alpha: Any, beta: Any, patience: float) -> AsyncIterator[Pa
     ):
         await source.admin.add_cluster("beta", proxy.address, 2)
         await target.admin.add_cluster("alpha", alpha.address, 1)
-        yield Pair(alpha, beta, proxy, source, target, patience)
+        yield Pair(alpha, beta, proxy, source, target)

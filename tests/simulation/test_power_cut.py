@@ -16,14 +16,14 @@ from tests.simulation.standalone_world import simulate
 SEEDS: Final = 24
 
 
-@pytest.mark.parametrize("block", groups(2, soak=4))
+@pytest.mark.parametrize("block", groups(4, soak=8))
 def test_nothing_acknowledged_is_lost_and_nothing_is_invented(block: int) -> None:
-    runs = [simulate(seed) for seed in range(block, SEEDS, 4)]
+    runs = [simulate(seed) for seed in range(block, SEEDS, 8)]
     for run in runs:
         assert run.wrong == [], f"seed {run.seed}"
-    assert sum(run.acknowledged for run in runs) > 1_000
-    assert sum(run.power_cuts for run in runs) > 5
-    assert sum(run.kills for run in runs) > 5
+    assert sum(run.acknowledged for run in runs) > 500
+    assert sum(run.power_cuts for run in runs) > 2
+    assert sum(run.kills for run in runs) > 2
     assert sum(run.checks for run in runs) >= 5 * len(runs)
 
 

@@ -236,8 +236,11 @@ class PartitionRun:
         if stored.cancelled() or stored.exception() is not None:
             return
         self._stored = progress
-        if progress.confirmed_decree and progress.status is _LOG:
-            self.source.hold(uuid, progress.confirmed_decree, progress.confirmed_clock_us)
+        if uuid == self.order.uuid and progress.confirmed_decree and progress.status is _LOG:
+            self._let_go(progress)
+
+    def _let_go(self, progress: PartitionProgress) -> None:
+        self.source.hold(self.order.uuid, progress.confirmed_decree, progress.confirmed_clock_us)
 
     # --- The copy ----------------------------------------------------------------------------
 
@@ -348,6 +351,9 @@ class PartitionRun:
             self._shown.shipped += self._machine.shipped
         self._machine = machine
         self.trouble.heard(more=bool(self._answers))
+        if self._stored.confirmed_decree:
+            # Confirmed when another server led, perhaps; and what may come back is known now.
+            self._let_go(self._stored)
         return machine
 
     async def _ship_some(self, machine: LogMachine) -> bool:

@@ -202,6 +202,35 @@ def test_tombstones_go_on_every_member_of_both_sides_once_they_are_confirmed() -
     play(scenario)
 
 
+def test_a_tombstone_that_is_not_confirmed_stays_though_another_server_leads() -> None:
+    async def scenario(pair: Pair) -> None:
+        await pair.table.set(b"h", b"s", b"v")
+        await pair.in_log()
+        await pair.equal()
+        for here in pair.a.hosts:
+            for there in pair.b.hosts:
+                pair.world.network.cut(here, there)
+        await pair.table.delete(b"h", b"s")
+
+        def kept() -> list[int]:
+            found = []
+            for replica in pair.replicas(pair.a).values():
+                replica.apply_now()
+                found.append(len(list(replica.engine.snapshot().iterate(b"", b"\xff\xf0"))))
+            return found
+
+        for _ in range(3):
+            await pair.move(pair.a, pair.source)
+            # Many times as long as the sweep waits.
+            await pair.world.sleep_ms(5_000)
+            assert kept() == [1, 1, 1]
+        pair.world.network.heal_all()
+        await pair.equal()
+        await pair.world.until(lambda: kept() == [0, 0, 0], what="no tombstones", limit_ms=30_000)
+
+    play(scenario)
+
+
 def test_a_run_goes_on_at_each_new_primary_and_its_log_is_let_go_everywhere() -> None:
     async def scenario(pair: Pair) -> None:
         await pair.in_log()

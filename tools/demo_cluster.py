@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -70,9 +69,15 @@ class Figures:
 class Cluster:
     """The cluster of one directory. What is done to it is shown as it would be typed."""
 
-    def __init__(self, directory: Path, console: Console) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        console: Console,
+        onebox: Callable[[Path, Callable[[str], None]], Onebox] = Onebox,
+    ) -> None:
         self.directory = directory
         self._console = console
+        self._onebox = onebox
 
     def start(self) -> None:
         """Start all servers."""
@@ -95,12 +100,12 @@ class Cluster:
         if not names:
             return
         try:
-            self._do("stop", Onebox.stop, quiet=True)
+            self._do("stop", lambda box: box.stop(), quiet=True)
         except OneboxError as error:
             self._console.print(f"[red]the cluster did not stop:[/] {error}", markup=True)
             for name in names:
                 with suppress(OneboxError):
-                    self._do("kill", partial(Onebox.kill, name=name), quiet=True)
+                    self.kill(name)
 
     def addresses(self) -> dict[str, str]:
         """Return where each server listens, by its name; empty before the first start."""
@@ -112,7 +117,7 @@ class Cluster:
     def _do(self, typed: str, what: Callable[[Onebox], None], *, quiet: bool = False) -> None:
         if not quiet:
             self._console.print(f"[cyan]$ pegaskv onebox {typed}[/]", markup=True)
-        box = Onebox(self.directory, (lambda line: None) if quiet else self._say)
+        box = self._onebox(self.directory, (lambda line: None) if quiet else self._say)
         try:
             what(box)
         finally:

@@ -49,20 +49,19 @@ def test_what_never_started_is_stopped_without_a_word(tmp_path: Path, console: C
     assert not (tmp_path / "cluster").exists()
 
 
-def test_servers_that_do_not_stop_are_killed(
-    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_servers_that_do_not_stop_are_killed(tmp_path: Path, console: Console) -> None:
     (tmp_path / "onebox.json").write_text(STATE)
     killed: list[str] = []
 
-    def hang(box: Onebox) -> None:
-        raise OneboxError("it has not ended")
+    class StuckOnebox(Onebox):
+        """One whose servers do not end when they are asked to."""
 
-    def kill(box: Onebox, name: str) -> None:
-        killed.append(name)
-        raise OneboxError("it does not run")
+        def stop(self) -> None:
+            raise OneboxError("it has not ended")
 
-    monkeypatch.setattr(Onebox, "stop", hang)
-    monkeypatch.setattr(Onebox, "kill", kill)
-    Cluster(tmp_path, console).stop()
+        def kill(self, name: str) -> None:
+            killed.append(name)
+            raise OneboxError("it does not run")
+
+    Cluster(tmp_path, console, StuckOnebox).stop()
     assert killed == ["meta1", "replica1"]

@@ -96,3 +96,19 @@ async def test_a_cluster_of_which_a_part_is_slow_keeps_its_connections() -> None
             # A hello tells when nobody was heard; else the others are left alone.
             assert scope.running == running + (not answered)
         await scope.close()
+
+
+async def test_a_server_that_stands_still_takes_nothing_from_the_others() -> None:
+    async with TaskScope("test") as scope:
+        remote = _remote(scope)
+        for _ in range(4):
+            await remote.take_room(1, "silent:1")
+        for _ in range(4):
+            remote.give_room(1, LATE, "silent:1")
+        await remote.take_room(1, "silent:1")
+        waiting = scope.start("to the silent one", remote.take_room(1, "silent:1"))
+        for number in range(50):
+            await remote.take_room(1, "well:1")
+            assert remote.under_way == (number + 1, number + 2)
+        assert not waiting.done()
+        waiting.cancel()

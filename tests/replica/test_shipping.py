@@ -3,7 +3,7 @@
 from random import Random
 
 from pegaskv.codec.mutations import OperationKind, encode_mutation
-from pegaskv.replica.participation import Participation
+from pegaskv.replica.participation import Participation, SourceFacts
 from pegaskv.replica.shipping import RECENT_BYTES_MAX, Shipping, ShippingMemory
 
 
@@ -142,3 +142,30 @@ def test_without_a_pin_nothing_stays_in_memory() -> None:
     end()
     shipping.notify()
     assert told == [False]
+
+
+def test_a_primary_that_is_made_one_may_ship_what_is_committed_only_if_that_is_synced() -> None:
+    for durable, shippable in ((True, 9), (False, 4)):
+        shipping = pinned(4)
+        shipping.synced = 12
+        shipping.restart(9, 500, durable=durable)
+        assert shipping.shippable == shippable
+        assert shipping.terms == 1
+        # What was synced under another primary above the commit point may be exchanged by now.
+        shipping.advance(12)
+        assert shipping.shippable == shippable
+        shipping.synced = 12
+        shipping.advance(12)
+        assert (shipping.shippable, shipping.clock_us) == (12, 500)
+
+
+def test_what_was_confirmed_counts_while_nothing_unknown_may_come_back() -> None:
+    shipping, state = pinned(), pinned_state()
+    uuid, back = next(iter(state.pins)), b"b" * 16
+    assert shipping.confirmed_us(uuid, state) == 0
+    shipping.confirmed[uuid] = 7
+    assert shipping.confirmed_us(uuid, state) == 7
+    shipping.back[uuid] = {0: (back,)}
+    assert shipping.confirmed_us(uuid, state) == 0
+    state.sources[back] = SourceFacts(2, "uuid", "name", 1)
+    assert shipping.confirmed_us(uuid, state) == 7

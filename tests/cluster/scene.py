@@ -93,20 +93,27 @@ class Scene:
 
 @asynccontextmanager
 async def running_scene(
-    directory: Path, *, replicas: int = 3, partitions: int = PARTITIONS, config: str = ""
+    directory: Path,
+    *,
+    replicas: int = 3,
+    partitions: int = PARTITIONS,
+    durability: str = "fsync",
+    config: str = "",
 ) -> AsyncIterator[Scene]:
     """A cluster with a table `t` of three replicas under load; judged at the end of the block."""
     with running_servers(directory, replicas, config=config) as servers:
-        async with scene_of(servers, partitions=partitions) as scene:
+        async with scene_of(servers, partitions=partitions, durability=durability) as scene:
             yield scene
         servers.check_logs()
 
 
 @asynccontextmanager
-async def scene_of(servers: Servers, *, partitions: int = PARTITIONS) -> AsyncIterator[Scene]:
+async def scene_of(
+    servers: Servers, *, partitions: int = PARTITIONS, durability: str = "fsync"
+) -> AsyncIterator[Scene]:
     """The same with servers that run."""
     async with pegaskv.connect(servers.address) as client:
-        await client.admin.create_table("t", partition_count=partitions, replica_count=3)
+        await client.admin.create_table("t", partitions, 3, {"durability": durability})
         await poll_until(lambda: whole(client, "t"), deadline_s=20, what="a whole table")
         async with running_workload(await client.table("t")) as load:
             scene = Scene(servers, client, load)

@@ -33,7 +33,7 @@ async def test_a_cluster_keeps_its_promises_while_its_servers_stand_still_leave_
     async with running_scene(tmp_path, config=QUICK) as scene:
         servers = scene.servers
         async with scene.load.none_fails():
-            await scene.stand_still(META, QUICK_GRACE_S + 0.5)
+            await scene.stand_still(META, QUICK_GRACE_S + 0.2)
             await scene.do(servers.restart, "replica2")
         await scene.strike(servers.kill, "replica1")
         await scene.do(servers.start, "replica1")
@@ -47,11 +47,12 @@ async def test_a_cluster_keeps_its_promises_while_its_servers_stand_still_leave_
 
 
 @pytest.mark.soak
-async def test_nothing_is_lost_or_stale_in_any_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+async def test_nothing_is_lost_or_stale_in_any_round(durability: str, tmp_path: Path) -> None:
     seed = time.time_ns()
     chance = Random(seed)
     minutes = float(os.environ.get("PEGASKV_SOAK_MINUTES", "1"))
-    async with running_scene(tmp_path) as scene:
+    async with running_scene(tmp_path, durability=durability) as scene:
         scene.say(f"seed {seed}")
         end, rounds = time.monotonic() + 60 * minutes, 0
         while rounds < ROUNDS or time.monotonic() < end:

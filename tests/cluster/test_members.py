@@ -46,7 +46,8 @@ async def test_a_server_that_lost_its_disk_comes_back_as_a_new_one(
         await scene.do(servers.stop if clean else servers.kill, "replica2")
         await scene.do(servers.wipe, "replica2")
         await scene.do(servers.start, "replica2")
-        await scene.until_whole(deadline_s=120)
+        # Nobody waits for the one that it was.
+        await scene.until_whole(deadline_s=30)
         await poll_until(
             lambda: even(scene.client, "t", 3), deadline_s=EVEN_S, what="an even spread"
         )

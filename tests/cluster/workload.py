@@ -22,8 +22,8 @@ __all__ = ["Failure", "Workload", "now_us", "running_workload"]
 
 WRITERS = 50
 READERS = 10
-WRITE_EVERY_S = 0.02
-READ_EVERY_S = 0.01
+WRITE_EVERY_S = 0.04
+READ_EVERY_S = 0.02
 COUNTS_EACH = 4
 
 

@@ -39,7 +39,14 @@ from tests.simulation.cluster_watch import Watch
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Life, World
 
-__all__ = ["ClusterRun", "Story", "TableStory", "simulate_cluster", "simulate_group"]
+__all__ = [
+    "ClusterRun",
+    "Story",
+    "TableStory",
+    "simulate_cluster",
+    "simulate_group",
+    "story_of",
+]
 
 _PRIMARY: Final = ReplicaStatus.PRIMARY
 # After everything has healed: all partitions take writes, and have all their members.
@@ -590,6 +597,12 @@ class Play:
         return wrong
 
 
+def story_of(seed: int, *, group: bool = False) -> Story:
+    """What a seed plays when nobody says otherwise."""
+    with World(seed) as world:
+        return Story.draw(world.random("story"), _GROUP_KINDS if group else KINDS)
+
+
 def simulate_cluster(seed: int, story: Story | None = None, **overrides: Any) -> ClusterRun:
     """Run one seed to its end."""
     return _simulate(seed, story, group=False, **overrides)
@@ -607,8 +620,7 @@ def _simulate(seed: int, story: Story | None, *, group: bool, **overrides: Any) 
     overrides.setdefault("clock_drift_ppm", random.choice([0, 200, 50_000, 100_000]))
     trace_lines = overrides.pop("trace_lines", 0)
     with World(seed, disk=SimulatedDisk, trace_lines=trace_lines, **overrides) as world:
-        kinds = _GROUP_KINDS if group else KINDS
-        play = Play(world, story or Story.draw(world.random("story"), kinds), group=group)
+        play = Play(world, story or story_of(seed, group=group), group=group)
         with play.watch.installed():
             try:
                 world.run(play.play(), limit_ms=3_600_000)

@@ -15,7 +15,7 @@ from pegaskv.base.types import ReplicaStatus
 from pegaskv.codec.messages_meta import NodeReport, Proposal
 from pegaskv.lease.lease import Grace, PrimaryLease
 from pegaskv.meta import proposals
-from pegaskv.replica import replay
+from pegaskv.replica import recovery
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, ProposalOpened
 from pegaskv.replica.following import Following
@@ -325,15 +325,13 @@ def _teach_what_is_not_committed(patch: Patch) -> None:
 
 
 def _take_records_in_the_order_of_decrees(patch: Patch) -> None:
-    """The last record of each decree, whatever lies above a lower ballot."""
+    """The first record of each decree, whatever came later."""
 
     def history(records: Iterable[LogRecord], *, ballot: int = 0) -> list[LogRecord]:
         first: dict[int, LogRecord] = {}
         for record in records:
             first.setdefault(record.decree, record)
         return [first[decree] for decree in sorted(first)]
-
-    from pegaskv.replica import recovery
 
     patch.setattr(recovery, "valid_history", history)
 
@@ -402,7 +400,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "one secondary need not acknowledge": Plant(_leave_one_secondary_out, ("kill", "cut"), _THREE),
     "the primary's own log counts before its sync": Plant(
-        _count_the_own_log_before_its_sync, ("power",), _THREE
+        _count_the_own_log_before_its_sync, ("power", "slow disk"), _THREE | _BUSY
     ),
     "a secondary acknowledges before its sync": Plant(
         _acknowledge_records_before_the_sync, ("power",), _THREE
@@ -412,7 +410,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "who is idle does not learn the commit point": Plant(_forget_to_tell_the_commit_point),
     "a primary that was deposed asks to try again": Plant(
-        _call_unknown_what_may_be_tried_again, ("isolate", "pause", "ambush"), _THREE | _BUSY
+        _call_unknown_what_may_be_tried_again, ("isolate", "pause"), _TWO | _BUSY | {"call_s": 20.0}
     ),
     "too few members take writes": Plant(
         _take_writes_with_any_number, ("kill", "isolate"), _THREE | _BUSY
@@ -420,13 +418,13 @@ PLANTS: Final[dict[str, Plant]] = {
     # Roles and ballots.
     "a restarted primary goes on in its role": Plant(_go_on_in_the_old_role, ("kill",), _THREE),
     "a new primary serves before its barrier": Plant(
-        _serve_before_the_barrier, ("kill", "isolate"), _THREE
+        _serve_before_the_barrier, ("isolate", "kill", "slow disk"), _TWO | _BUSY
     ),
     "a new primary drops its tail": Plant(
         _propose_nothing_again, ("kill", "isolate", "storm"), _THREE | _BUSY
     ),
     "the meta server does not compare ballots": Plant(
-        _store_whatever_is_proposed, ("isolate", "ambush", "pause"), _THREE | _BUSY
+        _store_whatever_is_proposed, ("ambush", "cut", "isolate", "pause"), _THREE | _BUSY
     ),
     "a ballot is given twice": Plant(_give_the_same_ballot, ("kill", "isolate"), _THREE | _BUSY),
     "a process that has ended proposes": Plant(
@@ -477,5 +475,3 @@ PLANTS: Final[dict[str, Plant]] = {
     # The canary.
     "records are acknowledged and dropped": Plant(_acknowledge_what_is_dropped),
 }
-
-_ = replay

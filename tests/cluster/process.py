@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["ServerProcess", "running_server"]
 
-READY_S = 20.0
+READY_S = 40.0
 
 
 class ServerProcess:

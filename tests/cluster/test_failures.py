@@ -11,8 +11,10 @@ from random import Random
 
 import pytest
 
+from pegaskv.runtime.tasks import TaskScope
 from tests.cluster.scene import Scene, rank, running_scene
 from tests.cluster.servers import GRACE_S, META, QUICK, QUICK_GRACE_S, members
+from tests.cluster.workload import now_us
 from tests.helpers import pause
 
 pytestmark = pytest.mark.process
@@ -84,6 +86,38 @@ async def one_round(scene: Scene, victim: str, kind: str) -> None:
         await scene.strike(servers.kill if kind == "kill" else servers.pause, victim)
         await pause(max(0.0, began + PAUSE_S - time.monotonic()))
         await scene.do(servers.start if kind == "kill" else servers.resume, victim)
+
+
+@pytest.mark.soak
+async def test_nothing_is_lost_or_stale_when_all_servers_are_in_trouble_at_once(
+    tmp_path: Path,
+) -> None:
+    seed = time.time_ns()
+    minutes = float(os.environ.get("PEGASKV_SOAK_MINUTES", "1"))
+    async with running_scene(tmp_path) as scene:
+        scene.say(f"seed {seed}")
+        async with TaskScope("trouble") as scope:
+            for name in scene.servers.by_name:
+                chance = Random(f"{seed} {name}")
+                scope.start(name, in_trouble(scene, name, chance, 60 * minutes))
+        await scene.load.gaps(now_us(), deadline_s=60)
+        await scene.until_whole(deadline_s=120)
+
+
+async def in_trouble(scene: Scene, name: str, chance: Random, seconds: float) -> None:
+    """Kill, pause and restart one server again and again, whatever others do."""
+    servers, end = scene.servers, time.monotonic() + seconds
+    while time.monotonic() < end:
+        await pause(chance.uniform(0, 10))
+        match chance.choice(["kill", "pause", "restart"]):
+            case "kill":
+                await scene.do(servers.kill, name)
+                await pause(chance.choice([0.1, 1.0, PAUSE_S]))
+                await scene.do(servers.start, name)
+            case "pause":
+                await scene.stand_still(name, chance.choice([0.5, 2.0, PAUSE_S]))
+            case _:
+                await scene.do(servers.restart, name)
 
 
 @pytest.mark.soak

@@ -23,6 +23,8 @@ __all__ = ["Run", "Writer", "count_under_kills", "simulate"]
 WRITERS: Final = 6
 KINDS: Final = 3
 CALL_S: Final = 5.0
+# After so many writes of a round a writer takes its time: more of them show nothing new.
+HURRIED: Final = 150
 
 
 @dataclass
@@ -142,6 +144,7 @@ class _Scenario:
     async def _write(self, table: Table, writer: Writer) -> None:
         """Write growing numbers until the server is gone."""
         random = self.world.random(f"writer {writer.name!r}")
+        unhurried = writer.attempted + HURRIED
         while True:
             number = writer.attempted = writer.attempted + 1
             value = b"%d" % number
@@ -162,7 +165,7 @@ class _Scenario:
                 return
             writer.floor[kind] = number
             self.run.acknowledged += 1
-            if random.random() < 0.05:
+            if random.random() < 0.05 or number > unhurried:
                 await self.world.sleep_ms(random.randrange(30))
 
     @staticmethod

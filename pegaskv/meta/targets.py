@@ -202,7 +202,12 @@ class Targets:
             )
         count = tables.check_partition_count(event.partition_count)
         values = envs.merged({}, envs.checked(event.envs))
-        tables.check_replica_count(event.replica_count, len(host.nodes.takers))
+        takers = len(host.nodes.takers)
+        try:
+            tables.check_replica_count(event.replica_count, takers)
+        except InvalidArgument as error:
+            hint = f"start more servers there, or add the duplication with -r {takers}"
+            raise InvalidArgument(error.message, hint=hint) from None
         tables.check_room(host.cluster, count, self._options)
         table = TableRecord(
             table_id=host.cluster.next_table_id,

@@ -284,8 +284,10 @@ async def drop_table(
         context.table_name = ""
     if info is None:
         return Result(None, note=f"there was no table {table}")
-    until = _time(info.expires_at)
-    note = f"table {table} dropped; `recall {info.table_id}` brings it back until {until}"
+    note = f"table {table} dropped, and its rows are removed now"
+    if info.expires_at > info.dropped_at:
+        until = _time(info.expires_at)
+        note = f"table {table} dropped; `recall {info.table_id}` brings it back until {until}"
     return Result(table_data(info), note=note)
 
 

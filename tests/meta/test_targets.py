@@ -211,6 +211,15 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     assert beta.records.entries == before
 
 
+def test_more_replicas_than_servers_are_refused_with_what_helps_at_the_source(beta: Side) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        beta.ask(wanting(beta, replica_count=3))
+    assert (
+        caught.value.message == "3 replicas need 3 replica servers, and 1 replica server is alive"
+    )
+    assert "add the duplication with -r 1" in caught.value.hint
+
+
 def test_the_uuid_of_a_clusters_id_is_kept_when_its_duplication_is_gone(beta: Side) -> None:
     ensure(beta)
     beta.send(Operation.FORGET_DUPLICATION, 1, b"u" * 16)

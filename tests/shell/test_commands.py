@@ -277,6 +277,11 @@ async def test_dropping_says_how_to_undo_it(session: Session) -> None:
     assert await session.data("drop users --if-exists --yes") is None
 
 
+async def test_dropping_for_good_names_no_way_back(session: Session) -> None:
+    await session.text("drop users -r 0 --yes")
+    assert session.output.notes == ["table users dropped, and its rows are removed now"]
+
+
 async def test_a_renamed_table_stays_in_use(session: Session) -> None:
     assert (await session.data("rename users people"))["name"] == "people"
     assert session.context.table_name == "people"

@@ -48,7 +48,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _APPLY_BYTES: Final = 1024 * 1024
-_ACCEPT: Final = "start with --accept-loss to go on without, if no other server has it"
+_ACCEPT: Final = "if no other server has it, start with --accept-loss to go on without"
 # If every engine meets one of these it is no matter of a single replica.
 _OF_THE_WHOLE: Final = frozenset(
     {errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}

@@ -116,23 +116,36 @@ class Plant:
 
 
 _MOVES: Final = ("kill", "operate", "pause", "stop", "storm")
-_ONE_WAY: Final[dict[str, Any]] = {"two_way": False, "faults": True, "kinds": _MOVES, "rounds": 2}
+# Small, so that many can be tried.
+_ONE_WAY: Final[dict[str, Any]] = {
+    "two_way": False,
+    "faults": True,
+    "kinds": _MOVES,
+    "rounds": 2,
+    "source_partitions": 1,
+    "target_partitions": 0,
+    "rows_before": 2,
+    "checkpoint": True,
+    "absent_s": 0,
+    "operators": False,
+    "slow_copy": False,
+    "servers": 3,
+}
 
 PLANTS: Final[dict[str, Plant]] = {
-    "the log is pinned on the primary alone": Plant(_pin_on_the_primary_alone, _ONE_WAY),
-    "secondaries let go what is not confirmed": Plant(
-        _let_log_go_that_is_not_confirmed, _ONE_WAY, 4
-    ),
-    "secondaries keep the log for ever": Plant(_keep_the_log_on_secondaries, _ONE_WAY, 1),
+    "the log is pinned on the primary alone": Plant(_pin_on_the_primary_alone, _ONE_WAY, 7),
+    "secondaries let go what is not confirmed": Plant(_let_log_go_that_is_not_confirmed, _ONE_WAY),
+    "secondaries keep the log for ever": Plant(_keep_the_log_on_secondaries, _ONE_WAY),
     "a learner gets no log for duplications": Plant(
-        _teach_without_the_pinned_log, _ONE_WAY | {"kinds": ("wipe", "operate", "stop")}, 5
+        _teach_without_the_pinned_log, _ONE_WAY | {"kinds": ("wipe", "operate", "stop")}, 11
     ),
-    "a new primary ships from its own commit": Plant(_ship_from_the_own_commit, _ONE_WAY),
+    "a new primary ships from its own commit": Plant(_ship_from_the_own_commit, _ONE_WAY, 1),
     "what is not synced yet counts as lost": Plant(
-        _believe_only_what_is_synced_here, _ONE_WAY | {"durability": "os"}
+        _believe_only_what_is_synced_here,
+        _ONE_WAY | {"durability": "os", "kinds": ("operate", "slow disk")},
     ),
-    "progress is kept beside the rows": Plant(_keep_progress_beside_the_rows, _ONE_WAY, 2),
+    "progress is kept beside the rows": Plant(_keep_progress_beside_the_rows, _ONE_WAY),
     "a batch is answered before the members have it": Plant(
-        _answer_before_the_members_have_it, _ONE_WAY | {"kinds": ("isolate",)}
+        _answer_before_the_members_have_it, _ONE_WAY | {"kinds": ("isolate",)}, 2
     ),
 }

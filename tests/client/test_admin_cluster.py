@@ -197,4 +197,4 @@ async def test_a_server_that_is_not_there_is_asked_once(admin: Any) -> None:
     began_ms = clock.monotonic_ms()
     with pytest.raises(Unavailable, match=r"refused.*is the server at 127.*running"):
         await admin.server_info(address)
-    assert clock.monotonic_ms() - began_ms < 1_000
+    assert clock.monotonic_ms() - began_ms < 4_000

@@ -166,7 +166,7 @@ async def test_a_silent_server_costs_no_more_than_the_deadline(
         started_ms = clock.monotonic_ms()
         with pytest.raises(Timeout) as caught:
             await ALL[operation](table)
-        assert 150 <= clock.monotonic_ms() - started_ms < 2_000
+        assert 150 <= clock.monotonic_ms() - started_ms < 4_000
         assert caught.value.maybe_applied is (operation in WRITES)
         text = str(caught.value)
         assert "table t, partition" in text
@@ -181,7 +181,7 @@ async def test_a_silent_server_costs_no_more_than_the_deadline(
 async def test_a_server_that_stays_silent_is_a_timeout_every_time(
     server: FakeServer, operation: Operation
 ) -> None:
-    async with connect(server.address, timeout=0.05) as client:
+    async with connect(server.address, timeout=0.15) as client:
         table = await client.table("t", timeout=5.0)
         lost = (operation, Operation.QUERY_CONFIG)
         server.faults += [Fault(each, "lose", times=9) for each in lost]
@@ -364,7 +364,7 @@ async def test_the_first_meta_servers_may_be_dead_or_not_lead(server: FakeServer
     follower.faults = [Fault(Operation.QUERY_CONFIG, elsewhere, times=10_000)]
     there = ForwardToOthers("not me", details=follower.address)
     server.faults = [Fault(Operation.QUERY_CONFIG, there, times=10_000)]
-    async with connect([follower.address], timeout=0.1) as client:
+    async with connect([follower.address], timeout=0.3) as client:
         with pytest.raises(Unavailable):
             await client.table("t")
     assert len(follower.seen(Operation.QUERY_CONFIG)) < 50

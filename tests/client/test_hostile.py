@@ -154,7 +154,7 @@ async def test_a_server_that_never_speaks_is_given_up_in_time() -> None:
     transports: list[asyncio.Transport] = []
     listener = await AsyncioNetwork().listen(Silent, "127.0.0.1", 0)
     with pytest.raises(Unavailable, match="hello was not answered within"):
-        await connect("{}:{}".format(*listener.address), timeout=0.1)
+        await connect("{}:{}".format(*listener.address), timeout=0.5)
     await listener.close()
     for transport in transports:
         transport.abort()
@@ -180,7 +180,7 @@ async def test_an_address_from_the_server_that_is_none_is_an_error_in_time(
     server: FakeServer, table: Table, primary: str
 ) -> None:
     server.store.tables["t"].primaries = dict.fromkeys(range(4), primary)
-    async with connect(server.address, timeout=0.1) as client:
+    async with connect(server.address, timeout=0.3) as client:
         table = await client.table("t")
         with pytest.raises(Unavailable, match="named the address"):
             await table.get("h", "s")

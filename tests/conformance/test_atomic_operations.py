@@ -83,7 +83,7 @@ async def test_incr_of_an_expired_row_begins_anew_without_its_ttl(
     async def expired() -> bool:
         return await table.get(hk, b"s") is None
 
-    await poll_until(expired, deadline_s=5)
+    await poll_until(expired)
     assert await table.incr(hk, b"s") == 1
     assert await table.ttl(hk, b"s") == -1
 

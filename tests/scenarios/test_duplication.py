@@ -108,7 +108,7 @@ async def test_renamed_tables_go_on_and_a_dropped_target_is_named_until_it_is_ba
             (one,) = await admin.query_duplication("renamed")
             return bool(one.last_error and one.attempts)
 
-        await poll_until(named, deadline_s=5.0, what="a cause")
+        await poll_until(named, deadline_s=20.0, what="a cause")
         await pair.target.admin.recall_table(table_id)
         await admin.start_duplication("renamed", "beta")
         await pair.equal("renamed", "other", within_s=10.0)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from pegaskv.base.metrics import Metric, gauges
+from pegaskv.base.types import ReplicaStatus
 from pegaskv.replica.counts import COUNTS
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.read_line import ReadLine
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.throttling import ThrottledLine
 
-__all__ = ["bound_metrics", "replica_metrics"]
+__all__ = ["bound_metrics", "replica_metrics", "role_metrics"]
 
 _PLAIN: Final = {
     "replicas_closed": "Replicas that do not serve: they wait for an operator or for the disk.",
@@ -45,6 +46,42 @@ def replica_metrics(
             yield Metric(f"pegaskv_{name}", "counter", text, value)
         else:
             yield Metric(f"pegaskv_{name}", "gauge", text, value)
+
+
+def role_metrics(
+    replicas: Collection[Replica],
+    *,
+    learning: int,
+    teaching: int,
+    proposals: int,
+    stalls: int,
+    followed: int,
+    refused: int,
+) -> Iterator[Metric]:
+    """Yield what tells of a server as one of several; on one that is alone most is 0."""
+    led = [each for each in replicas if each.machine.status is ReplicaStatus.PRIMARY]
+    yield from gauges(
+        ("replicas_led", "Replicas that are primary.", len(led)),
+        (
+            "replicas_unleased",
+            "Those of them that serve nothing, since a member is silent.",
+            sum(not each.leased for each in led),
+        ),
+        (
+            "replicas_short_of_members",
+            "Those of them that refuse writes, since too few members are left.",
+            sum(bool(each.too_few_members) for each in led),
+        ),
+        ("replicas_learning", "Replicas that are being copied to this server.", learning),
+        ("replicas_taught", "Copies that others make of replicas here.", teaching),
+    )
+    for name, text, count in (
+        ("proposals", "Changes of members that replicas here asked for.", proposals),
+        ("stalls", "Times that this process stood still for half a second or more.", stalls),
+        ("followed_records", "Records taken from primaries elsewhere.", followed),
+        ("refused_records", "Records refused, since they were of another ballot.", refused),
+    ):
+        yield Metric(f"pegaskv_{name}_total", "counter", text, (((), float(count)),))
 
 
 def bound_metrics(

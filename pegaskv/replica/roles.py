@@ -1,9 +1,10 @@
 """Puts together what gives a server's replicas their roles: hosting, members, studies, lessons."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
+from pegaskv.base.metrics import Metric
 from pegaskv.base.types import Gpid, TableInfo
 from pegaskv.net.connection import Handler
 from pegaskv.replica.control import on_pins_told
@@ -15,6 +16,7 @@ from pegaskv.replica.group import Group
 from pegaskv.replica.hosting import Hosting
 from pegaskv.replica.learning import Learner
 from pegaskv.replica.membership import Membership
+from pegaskv.replica.metrics import role_metrics
 from pegaskv.replica.recovery import RecoveredReplica, RecoveredServer
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.studies import Studies
@@ -41,6 +43,7 @@ class Roles:
         is_stopping: Callable[[], bool],
         on_released: Callable[[], None],
     ) -> None:
+        self._replicas: Mapping[tuple[int, int], Replica] = partitions.replicas
         hosting = self.hosting = Hosting(
             partitions,
             ground,
@@ -104,6 +107,18 @@ class Roles:
             **self.teaching.handlers(),
             **self.damaged_logs.handlers(),
         }
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return what is led, followed, learned and taught here."""
+        return role_metrics(
+            self._replicas.values(),
+            learning=len(self.studies.progress),
+            teaching=len(self.teaching.learners),
+            proposals=self.membership.proposals,
+            stalls=self.membership.stalls,
+            followed=self.following.records,
+            refused=self.following.refused,
+        )
 
 
 def _learner(studies: Studies, group: Group, ground: Ground, damage: frozenset[str]) -> Learner:

@@ -538,6 +538,8 @@ class ReplicaStub:
         yield from bound_metrics(
             replicas, self._options, scans=self._workers.reads, line=self._line
         )
+        if self._roles is not None:
+            yield from self._roles.metrics()
 
     def _table_name(self, table_id: int) -> str:
         return self._tables[table_id].name if table_id in self._tables else str(table_id)

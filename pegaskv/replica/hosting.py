@@ -175,7 +175,7 @@ class Hosting:
             if replica is not None and configuration.ballot > replica.machine.ballot:
                 self._leave(replica, configuration.ballot)
             return None
-        if replica is None and self.studies.is_preparing(gpid):
+        if self.studies.is_preparing(gpid):
             # Whatever it was, it has nothing now; whoever leads will see.
             return None
         if replica is None:
@@ -214,7 +214,11 @@ class Hosting:
         return serving
 
     def _follow(self, replica: Replica, configuration: PartitionConfiguration) -> bool:
-        if replica.closed or not replica.step_down(Followed(configuration.ballot)):
+        if (
+            replica.closed
+            or self.studies.lacks(replica)
+            or not replica.step_down(Followed(configuration.ballot))
+        ):
             return False
         self.studies.end(replica.gpid)
         table = self._tables.get(replica.gpid.table_id)
@@ -231,7 +235,7 @@ class Hosting:
         """Take what the meta server has answered to a proposal."""
         replica = self._replicas.get(configuration.gpid)
         table = self._tables.get(configuration.gpid.table_id)
-        if replica is None or table is None:
+        if replica is None or table is None or self.studies.is_preparing(configuration.gpid):
             return
         node_id = self.node_id
         if node_id == configuration.primary:

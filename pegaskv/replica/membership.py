@@ -163,8 +163,14 @@ class Membership:
         table = self._tables.get(replica.gpid.table_id)
         if not peer.connected or stream.opening or table is None:
             return
-        pause_ms = _LEARNER_RETRY_MS if stream.learner else _RETRY_MS
+        joining = stream.learner and stream.node_id in replica.machine.followers
+        pause_ms = _RETRY_MS if joining or not stream.learner else _LEARNER_RETRY_MS
         stream.retry_ms = self._clock.monotonic_ms() + pause_ms
+        if joining:
+            # It may be a member by now: what it has acknowledged must not be learned anew.
+            stream.opened = True
+            self._send(stream, replica.window())
+            return
         stream.opening = peer.submit(
             self._adoption(stream, table), partial(self._on_adopted, stream)
         )

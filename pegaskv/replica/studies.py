@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pegaskv.base.errors import NotReady, PegasKVError
-from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo
+from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus, TableInfo
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.doors import Peers
 from pegaskv.replica.events import Deactivated, Taught
@@ -62,6 +62,8 @@ class Studies:
         # Whose replica is not open, since it is being made.
         self._preparing: set[Gpid] = set()
         self._adoptions: dict[Gpid, Adoption] = {}
+        # Of what is learned: under which ballot, and up to where it was acknowledged under that.
+        self._owed: dict[Gpid, tuple[int, int]] = {}
         self.begun = 0
 
     @property
@@ -72,6 +74,13 @@ class Studies:
     def is_preparing(self, gpid: Gpid) -> bool:
         """Whether a replica is being made."""
         return gpid in self._preparing
+
+    def lacks(self, replica: Replica) -> bool:
+        """Whether a replica that was begun anew has not yet again what it had acknowledged.
+
+        If its primary has asked for it as a secondary meanwhile, it must not be one.
+        """
+        return self._owed.get(replica.gpid, (0, 0))[1] > replica.machine.prepared.last_prepared
 
     def begin(self, table: TableInfo, configuration: PartitionConfiguration) -> bool:
         """Learn from the primary of a configuration, unless that is under way."""
@@ -103,6 +112,7 @@ class Studies:
         if under_way is not None:
             under_way[1].cancel()
             await asyncio.wait([under_way[1]])
+        self._owed.pop(gpid, None)
         await self.learner.forget(gpid)
 
     async def _study(
@@ -112,7 +122,7 @@ class Studies:
         if before is not None:
             await asyncio.wait([before])
         try:
-            recovered = await self._taken_out(gpid)
+            recovered = await self._taken_out(gpid, adoption.ballot)
             if recovered is None:
                 return
             first_decree = await self._prepare(adoption, table, recovered)
@@ -128,9 +138,23 @@ class Studies:
             if self._adoptions.get(gpid) is adoption:
                 del self._adoptions[gpid]
 
-    async def _taken_out(self, gpid: Gpid) -> RecoveredReplica | None:
+    def _note_owed(self, gpid: Gpid, ballot: int, replica: Replica | None) -> None:
+        """What was acknowledged to this very primary counts, though it is begun anew."""
+        known_ballot, owed = self._owed.get(gpid, (0, 0))
+        if known_ballot != ballot:
+            owed = 0
+        if replica is not None:
+            machine = replica.machine
+            if machine.status is ReplicaStatus.POTENTIAL_SECONDARY and machine.ballot == ballot:
+                owed = max(owed, machine.prepared.last_prepared)
+        elif gpid in self._recovered and self._recovered[gpid].ballot >= ballot:
+            owed = max(owed, self._recovered[gpid].last_decree)
+        self._owed[gpid] = ballot, owed
+
+    async def _taken_out(self, gpid: Gpid, ballot: int) -> RecoveredReplica | None:
         """Take what is here out of service; None when it cannot be at the moment."""
         replica = self._replicas.get(gpid)
+        self._note_owed(gpid, ballot, replica)
         if replica is None:
             return self._recovered.setdefault(gpid, RecoveredReplica(closed="it is being copied"))
         self._preparing.add(gpid)

@@ -1,0 +1,144 @@
+"""Courses of events in a cluster that seeds hardly ever draw, each told step by step."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pytest
+
+from pegaskv.replica.events import Taught
+from pegaskv.replica.machine import ReplicaMachine
+from tests.simulation.cluster_servers import Machine
+from tests.simulation.cluster_world import Play, Story, TableStory, simulate_group
+from tests.simulation.loop import OWNER
+
+STORY: Final = Story(
+    servers=3,
+    tables=(TableStory(3, 1, "fsync"),),
+    clients=2,
+    writers=6,
+    seconds=1,
+    pace_ms=5,
+    at_once=1,
+    between_ms=100,
+    kinds=("kill",),
+)
+
+
+def tell(
+    monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Play], Awaitable[None]], seed: int
+) -> None:
+    """Play `scenario` in the place of random faults; the rest is as ever."""
+    told = []
+
+    async def safety_phase(play: Play) -> None:
+        await play.world.sleep_ms(1_000)
+        await scenario(play)
+        play._check_now()
+        told.append(seed)
+
+    monkeypatch.setattr(Play, "_safety_phase", safety_phase)
+    run = simulate_group(seed, STORY)
+    assert run.wrong == [], f"seed {seed}"
+    assert told == [seed]
+    assert run.done > 20
+
+
+def members(play: Play) -> tuple[Machine, list[Machine]]:
+    """The primary and the secondaries of the only partition."""
+    [stored] = play.configurations().values()
+    by_id = {play.node_id(each): each for each in play.servers}
+    return by_id[stored.primary or ""], [by_id[each] for each in stored.secondaries]
+
+
+def count(play: Play) -> int:
+    """How many members the partition has."""
+    [stored] = play.configurations().values()
+    return 1 + len(stored.secondaries)
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_what_a_learner_has_acknowledged_is_not_learned_anew_while_it_is_being_upgraded(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Its proposal is on its way, its connection breaks, the proposal arrives, all others die.
+
+    If it began to learn anew then, it would lead without writes that it had acknowledged.
+    """
+    taught: list[int] = []
+    proposed: list[str] = []
+
+    async def scenario(play: Play) -> None:
+        world, meta = play.world, play.meta.node.address
+        primary, [learner, other] = members(play)
+        step = ReplicaMachine.step
+
+        def stepped(machine: ReplicaMachine, event: Any) -> Any:
+            effects = step(machine, event)
+            if proposed and isinstance(event, Taught) and _is_on(learner):
+                taught.append(machine.prepared.committed)
+                # At the worst moment: nothing more comes from the primary.
+                world.network.cut(primary.node.address, learner.node.address)
+                world.network.heal(primary.node.address, meta)
+            return effects
+
+        def on_proposed(proposer_id: str, node_id: str) -> None:
+            if node_id == play.node_id(learner) and play.node_id(primary) == proposer_id:
+                proposed.append(node_id)
+                world.network.cut(primary.node.address, meta, both=False)
+                loop = world.loop
+                loop.call_later(0.02, world.network.reset, primary.node.address,
+                                learner.node.address)  # fmt: skip
+                loop.call_later(1.0, world.network.heal, primary.node.address, meta)
+
+        monkeypatch.setattr(ReplicaMachine, "step", stepped)
+        learner.crash(power=False)
+        await world.until(lambda: count(play) == 2, what="the removal")
+        play.watch.on_proposed = on_proposed
+        learner.start()
+        await world.until(lambda: count(play) == 3, what="the upgrade")
+        await world.sleep_ms(play.random.choice([1, 20, 100]))
+        primary.crash(power=False)
+        other.crash(power=False)
+        await world.sleep_ms(9_000)
+
+    tell(monkeypatch, scenario, seed)
+    assert proposed
+    assert taught == []
+
+
+def _is_on(machine: Machine) -> bool:
+    return OWNER.get() is machine.node.life
+
+
+def test_a_process_that_stands_still_as_soon_as_it_leads_answers_nothing_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has a lease from the ballot before, and another one leads when it goes on."""
+    stalled: list[str] = []
+
+    async def scenario(play: Play) -> None:
+        world = play.world
+        primary, [gone, _] = members(play)
+        assign = ReplicaMachine._on_assigned
+
+        def assigned(machine: ReplicaMachine, *arguments: Any) -> Any:
+            effects = assign(machine, *arguments)
+            if not stalled and _is_on(primary) and len(machine.secondaries) == 1:
+                stalled.append(primary.name)
+                world.loop.call_later(0.015, primary.node.stall)
+            return effects
+
+        monkeypatch.setattr(ReplicaMachine, "_on_assigned", assigned)
+        # A new process has no lease of one that does not hear it.
+        gone.node.stall()
+        primary.crash(power=False)
+        primary.start()
+        await world.until(lambda: bool(stalled), what="the ballot without it")
+        await world.until(lambda: members(play)[0] is not primary, what="the claim")
+        await world.sleep_ms(500)
+        primary.node.resume()
+        await world.sleep_ms(500)
+        gone.node.resume()
+
+    tell(monkeypatch, scenario, 3)
+    assert stalled

@@ -137,6 +137,8 @@ class RemoteCluster:
             except WireError as error:
                 raise Unavailable(f"a malformed answer from {asked}: {error}") from None
             self._routes[table_id] = route
+            # Whoever waits for a server may find that it is another one's turn.
+            self._wake()
         return route
 
     def forget_route(self, table_id: int) -> None:
@@ -212,15 +214,28 @@ class RemoteCluster:
             window = self._windows[address] = Window(self._requests_max)
         return window
 
-    async def take_room(self, size: int, address: str = "") -> None:
-        """Wait until one more request of so many bytes may be sent to a server."""
+    def is_at(self, table_id: int, index: int, address: str) -> bool:
+        """Whether nothing else is known than that the primary of a partition is there."""
+        route = self._routes.get(table_id)
+        return route is None or route.primaries[index : index + 1] == (address,)
+
+    async def take_room(
+        self, size: int, address: str = "", wanted: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Wait until one more request of so many bytes may be sent to a server.
+
+        False: it is not `wanted` any more; looked at whenever there is a new routing.
+        """
         window = self._window(address)
         while self._room <= 0 or window.full:
+            if not wanted():
+                return False
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future
         self._room -= size
         window.under_way += 1
+        return True
 
     def give_room(self, size: int, reply: Any = None, address: str = "") -> None:
         """A request has its reply, or (None) will never get one."""
@@ -233,6 +248,9 @@ class RemoteCluster:
             window.answered()
         self._room += size
         window.under_way -= 1
+        self._wake()
+
+    def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():

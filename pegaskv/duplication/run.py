@@ -466,8 +466,16 @@ class PartitionRun:
         # Also what finds nobody to send it to is waited for.
         self.trouble.asked()
         table_id = self.order.remote_table_id
-        address = await remote.address_of(table_id, target)
-        await remote.take_room(size, address)
+        address = ""
+
+        def is_there() -> bool:
+            return remote.is_at(table_id, target, address)
+
+        while True:
+            address = await remote.address_of(table_id, target)
+            # While it waits for one server, another one may become the primary.
+            if await remote.take_room(size, address, is_there):
+                break
         try:
             # An earlier request may have failed while this one waited.
             self._go_on()

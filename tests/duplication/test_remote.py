@@ -112,3 +112,27 @@ async def test_a_server_that_stands_still_takes_nothing_from_the_others() -> Non
             assert remote.under_way == (number + 1, number + 2)
         assert not waiting.done()
         waiting.cancel()
+
+
+async def test_who_waits_for_a_server_goes_elsewhere_when_another_one_serves() -> None:
+    async with TaskScope("test") as scope:
+        remote = _remote(scope)
+        serving = ["old:1"]
+        for _ in range(2):
+            await remote.take_room(1, "old:1")
+        remote.give_room(1, LATE, "old:1")
+        found: list[bool] = []
+
+        async def ask() -> None:
+            found.append(await remote.take_room(1, "old:1", lambda: serving == ["old:1"]))
+
+        for _ in range(3):
+            scope.start("ask", ask())
+        await asyncio.sleep(0)
+        serving[:] = ["new:1"]
+        assert await remote.take_room(1, "new:1")
+        remote.give_room(1, ANSWER, "new:1")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert found == [False] * 3
+        assert remote.is_at(1, 0, "anywhere:1")

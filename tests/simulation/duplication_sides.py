@@ -1,5 +1,6 @@
 """The clusters of a simulated duplication, and how to reach them."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from pegaskv.base.errors import PegasKVError
@@ -16,7 +17,7 @@ __all__ = ["Cluster", "Side"]
 _ABSENT_MS_MAX: Final = 300_000
 
 
-class Side:
+class Side(ABC):
     """One of the clusters, and how to reach it."""
 
     address: str
@@ -29,17 +30,17 @@ class Side:
         self.others: list[Any] = []
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """Whether it runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self) -> None:
         """Start it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def copies_slowly(self) -> None:
         """Let a copy take so long that much happens in between."""
-        raise NotImplementedError
 
     def remotes(self) -> dict[str, RemoteClusterOptions]:
         """What its configuration says of the others."""

@@ -41,6 +41,8 @@ MOVES: Final = ("move_pri", "copy_pri", "copy_sec")
 CHANGES: Final = ("assign_primary", "add_secondary", "remove", "downgrade")
 # The beginning of a node's id that is taken for the whole has so many signs at least.
 _PREFIX_MIN: Final = 4
+# How a node is called that configurations name and nobody has heard of.
+_NOT_SEEN: Final = "not seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class ClusterAdmin(AdminRequests):
             return [
                 NodeInfo(
                     str(node_id),
-                    str(address) or asked,
+                    # Without an address it is where we asked, unless nobody knows where it is.
+                    str(address) or ("" if status == _NOT_SEEN else asked),
                     str(status),
                     dict(detail[0]) if detail and detail[0] is not None else {},
                 )

@@ -10,7 +10,7 @@ When a server dies, all partitions that it led ask at once: what waits is stored
 
 from dataclasses import dataclass
 
-from pegaskv.base.errors import RequestError, TableNotFound
+from pegaskv.base.errors import NotReady, RequestError, TableNotFound
 from pegaskv.base.limits import REPLICA_COUNT_MAX
 from pegaskv.base.types import Gpid, TableStatus
 from pegaskv.codec.messages_meta import Proposal, ProposalKind
@@ -68,6 +68,11 @@ class Proposals:
             record = host.cluster.partition(gpid)
             if record is None:
                 effects.append(Refuse(request_id, _unknown(gpid)))
+                continue
+            if proposal.proposer not in host.nodes:
+                # This meta server has just begun to lead: who asks is about to report, and to be
+                # told "nothing has changed" would make it wait for another grace.
+                effects.append(Refuse(request_id, NotReady("this node has not reported yet")))
                 continue
             following = self._following(record, proposal)
             if following is None:

@@ -26,6 +26,13 @@ def admin(server: FakeServer, client: Client) -> Any:
     return client.admin
 
 
+async def test_a_node_that_was_never_seen_is_not_where_the_meta_server_is(
+    server: FakeServer, admin: Any
+) -> None:
+    server.store.nodes = [["here", "", "alive", {}], ["gone", "", "not seen", {}]]
+    assert [each.address for each in await admin.nodes()] == [server.address, ""]
+
+
 async def test_levels_are_read_and_set(server: FakeServer, admin: Any) -> None:
     assert await admin.get_meta_level() == ("lively", "everything")
     assert await admin.set_meta_level("steady") == ("lively", "steady")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pegaskv.base.errors import InvalidArgument, TableNotFound
+from pegaskv.base.errors import InvalidArgument, NotReady, TableNotFound
 from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus, TableStatus
 from pegaskv.codec.messages_meta import Proposal, ProposalKind
 from pegaskv.meta.events import (
@@ -160,6 +160,20 @@ def test_what_a_replica_may_not_ask_for_changes_nothing(cluster: Calm) -> None:
         assert stored == before.configuration()
         assert cluster.records.commits == commits
     assert cluster.record() == before
+
+
+def test_who_asks_before_it_has_reported_to_a_new_meta_server_is_told_to_ask_again(
+    cluster: Calm,
+) -> None:
+    claim = asked(cluster, "n2", CLAIM)
+    cluster.restart_meta()
+    early, late = cluster.next_id(), cluster.next_id()
+    cluster.meta.feed(Proposed(((early, claim),)))
+    assert isinstance(cluster.meta.refusals[early], NotReady)
+    assert cluster.record().ballot == claim.ballot
+    cluster.join(cluster.servers["n2"])
+    cluster.meta.feed(Proposed(((late, claim),)))
+    assert cluster.record().primary == "n2"
 
 
 def test_a_partition_has_at_most_five_members() -> None:

@@ -55,7 +55,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "shell/terminal.py": "how large the screen of the person is",
     },
     "network": {
-        "pegaskv/server/child_processes.py": "looks for free ports, and asks servers for their health",
+        "pegaskv/server/child_processes.py": "looks for free ports, and asks servers how they are",
         "pegaskv/net/asyncio_network.py": "the seam itself",
         "pegaskv/server/http.py": "aiohttp listens on the machine, and never in the simulation",
     },

@@ -1,8 +1,8 @@
 """Old mistakes of replicated systems, to be put back into production code by tests.
 
 Each is a rule of the replication that somebody once left out. A plant says which faults bring
-it to light, and in which world; `python -m tools.plants` finds out after how many seeds, and
-writes the table in `docs/testing.md`.
+it to light, in which world, and which seed was the first to find it: `make soak` tries them
+from seed 0 on. The rows of them in `docs/testing.md` are what `table` returns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,7 @@ from pegaskv.storage.mutation_log import MutationLog
 from tests.simulation import cluster_meta, plants_standalone
 from tests.simulation.cluster_world import TableStory
 
-__all__ = ["PLANTS", "Plant"]
+__all__ = ["PLANTS", "Plant", "table"]
 
 Patch = pytest.MonkeyPatch
 
@@ -226,7 +226,7 @@ def _believe_a_primary_before_the_meta_server(patch: Patch) -> None:
     real = Hosting.adopt
 
     def adopt(self: Hosting, table: Any, configuration: Any, *rest: Any, **named: Any) -> bool:
-        self._known.add(configuration.gpid)
+        self._named.setdefault(configuration.gpid, 0)
         return real(self, table, configuration, *rest, **named)
 
     patch.setattr(Hosting, "adopt", adopt)
@@ -374,7 +374,7 @@ def _acknowledge_what_is_dropped(patch: Patch) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """`story` for random worlds of the kind `world`; `seed` is one that has found it."""
+    """`story` for random worlds of the kind `world`; `seed` was the first to find it."""
 
     put_back: Callable[[Patch], None]
     kinds: tuple[str, ...] = ()
@@ -475,3 +475,13 @@ PLANTS: Final[dict[str, Plant]] = {
     # The canary.
     "records are acknowledged and dropped": Plant(_acknowledge_what_is_dropped),
 }
+
+
+def table() -> list[str]:
+    """Return the rows of the page on testing: each mistake, and after how many seeds it shows."""
+    worlds = {"group": "groups of replicas", "cluster": "replicated clusters"}
+    return [
+        f"| {name} | {worlds[plant.world]}"
+        f"{': ' + ', '.join(plant.kinds) if plant.kinds else ''}; seed {plant.seed + 1} |"
+        for name, plant in PLANTS.items()
+    ]

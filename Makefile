@@ -41,7 +41,7 @@ bench: $(STAMP)  ## measure beside peers; ONLY=name, SECONDS=n, ROUNDS=n, JSON=f
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json $(JSON)) $(if $(DOCUMENT),--document)
 
 soak: $(STAMP)  ## long suites: many seeds, many crashes; MINUTES=n
-	PEGASKV_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -q -m soak --timeout=0
+	PEGASKV_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -q -m soak --timeout=0 -o faulthandler_timeout=0
 
 shell: $(STAMP)  ## the admin shell on 127.0.0.1:34601
 	$(BIN)/pegaskv-shell

@@ -20,7 +20,7 @@ class DuplicationOptions:
     batch_bytes: int = 256 * 1024
     # Sent to one remote cluster and not answered yet.
     window_bytes: int = 16 * 1024 * 1024
-    # The same in requests; as long as a target answers late it gets fewer.
+    # In requests, to one of its servers; as long as it answers late it gets fewer.
     window_requests_max: int = 4_096
     # Of one partition to one target: batches of the log and pages of a copy on their way.
     batches_in_flight_max: int = 4

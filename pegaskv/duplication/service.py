@@ -218,7 +218,7 @@ class DuplicationService:
             yield Metric(f"pegaskv_duplication_{name}{suffix}", kind, text, samples)  # type: ignore[arg-type]
         requests, sent = self._remotes.most_under_way()
         yield from gauges(
-            ("duplication_window_requests", "Requests to the cluster that has most.", requests),
+            ("duplication_window_requests", "Requests to the server that has most.", requests),
             (
                 "duplication_window_requests_max",
                 "Their bound.",

@@ -39,18 +39,23 @@ _Rows = list[tuple[int, bytes, bytes]]
 
 
 class Unbroken:
-    """Sees that nothing which was put into open batches since has been refused."""
+    """Sees that nothing which was put into open batches since has been refused.
 
-    __slots__ = ("_refused", "_replica")
+    Nor may be void: another server may have led for a while.
+    """
+
+    __slots__ = ("_refused", "_replica", "_term")
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._refused = replica.batches_refused
+        self._term = replica.shipping.terms
 
     def check(self) -> None:
-        """Raise if the parts before this one are in no mutation."""
-        if self._replica.batches_refused != self._refused:
-            raise self._replica.refusal()
+        """Raise if the parts before this one are in no mutation, or may never be committed."""
+        replica = self._replica
+        if replica.batches_refused != self._refused or replica.shipping.terms != self._term:
+            raise replica.refusal()
 
 
 def answer_deferred(replica: Replica, connection: ServerConnection, reply: list[Any]) -> None:

@@ -115,6 +115,7 @@ class ReceivedHandlers:
     ) -> Steps:
         previous, last, source_clock_us, flat = rest
         progress, clock_us = replica.proposed.progress.get(stream, (0, 0))
+        unbroken = Unbroken(replica)
         operations, newest = yield from parse_batch(
             flat,
             previous=previous,
@@ -124,6 +125,8 @@ class ReceivedHandlers:
             cluster_id=facts.cluster_id,
         )
         newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
+        # What it was compared with may be void by now.
+        unbroken.check()
         lost = 0
         if previous > progress or last <= progress:
             # Something is missing before it, or nothing is new in it.

@@ -9,15 +9,19 @@ must be let go, on secondaries too.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from random import Random
 from typing import Any, Final
+
+import pytest
 
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus
 from pegaskv.client import Client
 from pegaskv.duplication.options import DuplicationOptions
+from pegaskv.replica.membership import Membership
+from pegaskv.replica.replica import Replica
 from pegaskv.server.config import ClusterOptions, Config, MembershipOptions
 from pegaskv.server.meta_server import MetaServer
 from pegaskv.server.replica_server import ReplicaServer
@@ -34,7 +38,7 @@ __all__ = ["ClustersPlay", "ClustersStory", "ReplicatedCluster", "simulate_dupli
 # Of `cluster_faults`: those that lose nothing which an operator would have to answer for.
 KINDS: Final = (
     "kill", "power", "storm", "pause", "stop", "wipe", "join", "meta kill", "meta pause",
-    "cut", "isolate", "reset", "slow link", "slow disk", "operate",
+    "cut", "isolate", "reset", "slow link", "slow disk", "operate", "ambush",
 )  # fmt: skip
 # Rarer, since one then has to wait until short lives are over by every clock.
 _JUMP: Final = "jump"
@@ -263,6 +267,23 @@ class ClustersPlay(Play):
             cluster.clients.task(self._befriend(cluster))
         return await super().play()
 
+    @contextmanager
+    def watching_proposals(self) -> Iterator[None]:
+        """Tell those who lie in wait for changes of members."""
+        real = Membership._propose
+
+        def propose(
+            membership: Membership, replica: Replica, kind: Any, node_id: str, **more: Any
+        ) -> bool:
+            proposed = real(membership, replica, kind, node_id, **more)
+            for cluster in (self.a, self.b) if proposed else ():
+                cluster.nemesis.on_proposed(membership._node_id, node_id)
+            return proposed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Membership, "_propose", propose)
+            yield
+
     async def _befriend(self, cluster: ReplicatedCluster) -> None:
         cluster.client = await cluster.connected()
 
@@ -377,7 +398,8 @@ def simulate_duplicated_clusters(
     overrides.setdefault("wall_offset_us", 2_000_000)
     with World(seed, disk=SimulatedDisk, **overrides) as world:
         play = ClustersPlay(world, story or ClustersStory.draw(world.random("story")))
-        world.run(play.play(), limit_ms=3_600_000)
+        with play.watching_proposals():
+            world.run(play.play(), limit_ms=3_600_000)
         play.run.digest = world.digest()
         play.run.told = f"{play.story} {world.options}"
         return play.run

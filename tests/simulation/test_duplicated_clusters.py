@@ -34,7 +34,7 @@ _PLANTS_QUICK: Final = (
 
 def test_both_clusters_end_with_the_same_rows() -> None:
     runs = []
-    for seed in (3, 4, 7):
+    for seed in (3, 4):
         story = replace(ClustersStory.draw(Random(f"quick {seed}")), **_QUICK, kinds=_KINDS_QUICK)
         runs.append(simulate_duplicated_clusters(seed, story))
     for run in runs:

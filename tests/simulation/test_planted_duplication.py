@@ -21,6 +21,8 @@ SEEDS: Final = 200
 
 _BY_SCENARIOS: Final = [name for name, plant in PLANTS.items() if plant.scenarios]
 _BY_WORLDS: Final = [name for name, plant in PLANTS.items() if plant.story]
+# What a scenario finds, worlds need to find in the soak only.
+_BY_WORLDS_ALONE: Final = [name for name in _BY_WORLDS if not PLANTS[name].scenarios]
 
 
 @pytest.mark.parametrize("name", _BY_SCENARIOS)
@@ -45,7 +47,7 @@ def test_each_of_the_five_failures_has_a_mistake_that_is_found() -> None:
         assert shown & set(scenarios.values()), failure
 
 
-@pytest.mark.parametrize("name", _BY_WORLDS)
+@pytest.mark.parametrize("name", _BY_WORLDS_ALONE)
 def test_random_worlds_find_a_planted_mistake(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One seed of each is known to find it; when the worlds have changed, look for another."""
     plant = PLANTS[name]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pegaskv.base.errors import CorruptionError
+from pegaskv.base.errors import CorruptionError, FollowerTable
 from pegaskv.base.types import Gpid, ReplicaStatus
 from pegaskv.client import Client, Table
 from pegaskv.replica.shipping import Shipping
@@ -240,6 +240,9 @@ def test_a_run_goes_on_at_each_new_primary_and_its_log_is_let_go_everywhere() ->
             await pair.move(side, client)
             await pair.table.set(b"h%d" % number, b"s", b"2")
             await pair.equal()
+            # Whoever leads there takes nothing of clients.
+            with pytest.raises(FollowerTable):
+                await (await pair.target.table(TABLE)).set(b"x", b"s", b"mine", timeout=5.0)
         entry = await pair.entry()
         (partition,) = entry.partitions
         assert entry.gap == 0

@@ -380,8 +380,8 @@ class Hosting:
                 self._closed[gpid] = reason
                 return None
             _log.warning(
-                "partition %s acknowledged writes without syncing them and the machine went "
-                "down: its last writes may be lost",
+                "partition %s may lack writes that it has acknowledged, and goes on with what it "
+                "has",
                 gpid,
             )
             await self._worker.run(partial(self._directory.clear_amnesia, gpid))

@@ -44,6 +44,8 @@ _MARGIN_MS: Final = 250
 # When this process stood still for longer, what others did meanwhile is on its way to us.
 _STALL_MS: Final = 500
 _PROPOSE_PAUSE_MS: Final = 100
+# How far the wall clock may be off those of all other servers before that is said.
+_CLOCK_US_MAX: Final = 60_000_000
 # How long a primary that hears no secondary at all lets them claim before it removes them.
 _BENEFIT_MS: Final = 1_500
 # How soon a member, or a learner, that did not adopt its primary is asked again.
@@ -88,6 +90,7 @@ class Membership:
         self._proposing: dict[tuple[int, int], Proposal] = {}
         # Until when all serving primaries here may answer.
         self._until_ms = FOR_EVER
+        self._clock_is_wrong = False
         self.proposals = 0
         self.stalls = 0
         peers.on_connected(self._on_connected)
@@ -373,8 +376,23 @@ class Membership:
         self._note_leases()
         if now_ms - self._beaconed_ms >= self._options.beacon_interval_ms:
             self._beaconed_ms = now_ms
+            self._look_at_clock()
             for line in self._lines.values():
                 line.beacon(list(line.streams))
+
+    def _look_at_clock(self) -> None:
+        """Say it when the wall clock here is another than everybody else's."""
+        ahead = [line.ahead_us for line in self._lines.values() if line.peer.connected]
+        others = min(ahead, key=abs, default=0)
+        wrong = len(ahead) > 1 and abs(others) > _CLOCK_US_MAX
+        if wrong and not self._clock_is_wrong:
+            _log.error(
+                "the wall clock of this server is %d s off those of all %d others: rows expire at "
+                "wrong times, and what is written here may be refused elsewhere; set it",
+                -others // 1_000_000,
+                len(ahead),
+            )
+        self._clock_is_wrong = wrong
 
     def look_at(self, replica: Replica) -> None:
         """Serve, or stop serving, as the members' leases are."""
@@ -525,12 +543,6 @@ class Membership:
         self.look_at(replica)
         if machine.committed != committed:
             self._on_committed([replica])
-
-    # --- For others --------------------------------------------------------------------
-
-    def clocks_ahead_us(self) -> list[int]:
-        """By how much the wall clocks of the servers that answered are ahead of ours."""
-        return [line.ahead_us for line in self._lines.values() if line.peer.connected]
 
 
 def _silent_ms(stream: Stream, now_ms: int) -> int:

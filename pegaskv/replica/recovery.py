@@ -86,7 +86,8 @@ class RecoveredReplica:
     damage: str = ""
     salvaged: bool = False
     lost_from: int = 0
-    # It may lack what it acknowledged without a sync before the machine went down.
+    # It may lack what it acknowledged: without a sync before the machine went down, or since its
+    # loss was accepted.
     amnesiac: bool = False
 
     def take(self, other: "RecoveredReplica") -> None:
@@ -167,6 +168,9 @@ def recover_replicas(
         if recovery.may_use(recovered.damage) and not replica.waiting:
             recovery.bring_up(recovered.records.pop(gpid, []))
             recovery.tell_duplications()
+        if accept_loss and (replica.salvaged or replica.lost_from):
+            # Good enough to go on with only if no other server has what is lost.
+            replica.amnesiac = True
         _set_pins(log, gpid, replica)
     damage = recovered.damage
     if damage is not None and not any(replica.closed for replica in replicas.values()):

@@ -81,10 +81,16 @@ def test_what_lay_behind_an_accepted_gap_stays_away_when_decrees_are_used_again(
         await server.stop()
         server = Server(life)
         await server.start()
-        assert "lacks decree" in server.stub.node_report("").replicas[0].closed
+        [report] = server.stub.node_report("").replicas
+        assert "lacks decree" in report.closed
+        assert not report.amnesiac
         await server.stop()
         server = Server(life)
         await server.start(accept_loss=True)
+        # If another server has what is lost, this one must not lead.
+        [report] = server.stub.node_report("").replicas
+        assert not report.closed
+        assert report.amnesiac
         await server.serve()
         assert await server.get(b"a") == b"1"
         await server.set(b"b", b"2")

@@ -276,7 +276,7 @@ PLANTS: Final[dict[str, Plant]] = {
         _collect_what_is_not_shipped, (), _ONE_WAY, seed=0
     ),
     "a pause lets the log go": Plant(
-        _collect_while_it_is_paused, (), _ONE_WAY | {"operators": True}, seed=2
+        _collect_while_it_is_paused, (), _ONE_WAY | {"operators": True}, seed=4
     ),
     "what is not synced is shipped": Plant(
         _ship_what_is_not_synced, (), _ONE_WAY | {"durability": "os"}, seed=12

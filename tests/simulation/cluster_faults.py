@@ -70,6 +70,8 @@ class Nemesis:
         self._kinds = list(kinds)
         self._wall_error_us: Counter[str] = Counter()
         self._proposals: list[tuple[str, str]] = []
+        # How many lie in wait for a proposal.
+        self._lurking = 0
         # What a fault has left running.
         self.under_way: list[asyncio.Task[None]] = []
         self._latency_us: dict[tuple[str, str], int] = {}
@@ -323,19 +325,28 @@ class Nemesis:
         """Lie in wait for a while: whoever proposes something next is met in the middle of it."""
         began = len(self._proposals)
         end_ms = self._world.now_ms + 4_000
-        while len(self._proposals) == began:
-            if self._world.now_ms > end_ms:
-                return False
+        self._lurking += 1
+        while len(self._proposals) == began and self._world.now_ms < end_ms:
             await self._world.sleep_ms(1)
+        self._lurking -= 1
+        if len(self._proposals) == began:
+            return False
         proposer_id, node_id = self._proposals[began]
         by_id = {self._ground.node_id(each): each for each in self._ground.servers if each.alive}
         proposer, other = by_id.get(proposer_id), by_id.get(node_id)
         if proposer is None:
             return False
+        self.under_way.append(self._world.loop.create_task(self._let_through(proposer)))
         for way in self._random.sample(range(6), self._random.choice([1, 2, 3])):
             meeting = self._world.loop.create_task(self._meet(way, proposer, other))
             self.under_way.append(meeting)
         return True
+
+    async def _let_through(self, proposer: Machine) -> None:
+        """What could not reach the meta server arrives late."""
+        await self._world.sleep_ms(self._random.choice([0, 30, 500, 1_500, 4_000, 8_000]))
+        metas = self._ground.meta.node.address
+        self._world.network.heal(proposer.node.address, metas, both=False)
 
     async def _meet(self, way: int, proposer: Machine, other: Machine | None) -> None:
         world, random, network = self._world, self._random, self._world.network
@@ -370,8 +381,13 @@ class Nemesis:
                 network.heal(mine, others)
 
     def on_proposed(self, proposer_id: str, node_id: str) -> None:
-        """A server asks for a change."""
+        """A server asks for a change; in an ambush that may not get through for a while."""
         self._proposals.append((proposer_id, node_id))
+        if self._lurking and self._random.random() < 0.5:
+            metas = self._ground.meta.node.address
+            for machine in self._ground.servers:
+                if machine.alive and self._ground.node_id(machine) == proposer_id:
+                    self._world.network.cut(machine.node.address, metas, both=False)
 
     async def _operate(self) -> bool:
         await self._ground.operate(self._random)

@@ -168,9 +168,7 @@ def recover_replicas(
         if recovery.may_use(recovered.damage) and not replica.waiting:
             recovery.bring_up(recovered.records.pop(gpid, []))
             recovery.tell_duplications()
-        if accept_loss and (replica.salvaged or replica.lost_from):
-            # Good enough to go on with only if no other server has what is lost.
-            replica.amnesiac = True
+        recovery.tell_others()
         _set_pins(log, gpid, replica)
     damage = recovered.damage
     if damage is not None and not any(replica.closed for replica in replicas.values()):
@@ -491,6 +489,11 @@ class _Recovery:
             replica.engine.flush()
         except (PegasKVError, OSError) as error:
             self.close(f"what its duplications lost could not be written: {error}")
+
+    def tell_others(self) -> None:
+        """Let no replica lead for a loss accepted just now, if another one has what is lost."""
+        if self._accept_loss and (self._replica.salvaged or self._replica.lost_from):
+            self._replica.amnesiac = True
 
     def _salvaged(self) -> bool:
         """Exchange the engine for what can be read of it; False if that is nothing."""

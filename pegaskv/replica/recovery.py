@@ -167,8 +167,7 @@ def recover_replicas(
         recovery = _Recovery(directory, engine_factory, gpid, replica, accept_loss=accept_loss)
         if recovery.may_use(recovered.damage) and not replica.waiting:
             recovery.bring_up(recovered.records.pop(gpid, []))
-            recovery.tell_duplications()
-        recovery.tell_others()
+            recovery.tell_of_losses()
         _set_pins(log, gpid, replica)
     damage = recovered.damage
     if damage is not None and not any(replica.closed for replica in replicas.values()):
@@ -208,7 +207,7 @@ def open_late(
         recovery.close(f"{replica.closed}; {error}" if replica.closed else str(error))
         return
     recovery.bring_up(records)
-    recovery.tell_duplications()
+    recovery.tell_of_losses()
     _set_pins(log, gpid, replica)
 
 
@@ -474,9 +473,12 @@ class _Recovery:
                 replica.last_timestamp_us, mutation_timestamps(mutation.payload)[1]
             )
 
-    def tell_duplications(self) -> None:
-        """Let those whose other side may have what is lost here find that out."""
+    def tell_of_losses(self) -> None:
+        """Let those who may have what is lost here find that out: other members, other clusters."""
         replica = self._replica
+        if self._accept_loss and (replica.salvaged or replica.lost_from):
+            # It must not lead while another member has what it lost just now.
+            replica.amnesiac = True
         if replica.engine is None or replica.closed:
             return
         lost_from = _UNKNOWN if replica.salvaged else replica.lost_from
@@ -489,11 +491,6 @@ class _Recovery:
             replica.engine.flush()
         except (PegasKVError, OSError) as error:
             self.close(f"what its duplications lost could not be written: {error}")
-
-    def tell_others(self) -> None:
-        """Let no replica lead for a loss accepted just now, if another one has what is lost."""
-        if self._accept_loss and (self._replica.salvaged or self._replica.lost_from):
-            self._replica.amnesiac = True
 
     def _salvaged(self) -> bool:
         """Exchange the engine for what can be read of it; False if that is nothing."""

@@ -25,14 +25,21 @@ STORY: Final = Story(
 
 
 def tell(
-    monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Play], Awaitable[None]], seed: int
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: Callable[[Play, pytest.MonkeyPatch], Awaitable[None]],
+    seed: int,
 ) -> None:
-    """Play `scenario` in the place of random faults; the rest is as ever."""
+    """Play `scenario` in the place of random faults; the rest is as ever.
+
+    What it puts around production code by its second argument lies around what the world has put
+    there, and is taken away before that.
+    """
     told = []
 
     async def safety_phase(play: Play) -> None:
         await play.world.sleep_ms(1_000)
-        await scenario(play)
+        with pytest.MonkeyPatch.context() as patch:
+            await scenario(play, patch)
         play._check_now()
         told.append(seed)
 
@@ -67,7 +74,7 @@ def test_what_a_learner_has_acknowledged_is_not_learned_anew_while_it_is_being_u
     taught: list[int] = []
     proposed: list[str] = []
 
-    async def scenario(play: Play) -> None:
+    async def scenario(play: Play, patch: pytest.MonkeyPatch) -> None:
         world, meta = play.world, play.meta.node.address
         primary, [learner, other] = members(play)
         step = ReplicaMachine.step
@@ -90,7 +97,7 @@ def test_what_a_learner_has_acknowledged_is_not_learned_anew_while_it_is_being_u
                                 learner.node.address)  # fmt: skip
                 loop.call_later(1.0, world.network.heal, primary.node.address, meta)
 
-        monkeypatch.setattr(ReplicaMachine, "step", stepped)
+        patch.setattr(ReplicaMachine, "step", stepped)
         learner.crash(power=False)
         await world.until(lambda: count(play) == 2, what="the removal")
         play.watch.on_proposed = on_proposed
@@ -116,7 +123,7 @@ def test_a_process_that_stands_still_as_soon_as_it_leads_answers_nothing_old(
     """It has a lease from the ballot before, and another one leads when it goes on."""
     stalled: list[str] = []
 
-    async def scenario(play: Play) -> None:
+    async def scenario(play: Play, patch: pytest.MonkeyPatch) -> None:
         world = play.world
         primary, [gone, _] = members(play)
         assign = ReplicaMachine._on_assigned
@@ -128,7 +135,7 @@ def test_a_process_that_stands_still_as_soon_as_it_leads_answers_nothing_old(
                 world.loop.call_later(0.015, primary.node.stall)
             return effects
 
-        monkeypatch.setattr(ReplicaMachine, "_on_assigned", assigned)
+        patch.setattr(ReplicaMachine, "_on_assigned", assigned)
         # A new process has no lease of one that does not hear it.
         gone.node.stall()
         primary.crash(power=False)

@@ -72,7 +72,8 @@ def pytest_terminal_summary(
 ) -> None:
     """Say in which order the tests ran; `-q` keeps it back."""
     seed = config.getoption("randomly_seed", None)
-    terminalreporter.write_line(f"in the order of --randomly-seed={seed}")
+    if seed is not None:
+        terminalreporter.write_line(f"in the order of --randomly-seed={seed}")
 
 
 def pytest_asyncio_loop_factories(

@@ -263,13 +263,19 @@ def _acknowledge_while_claiming(patch: Patch) -> None:
 
 
 def _serve_while_handing_over(patch: Patch) -> None:
-    patch.setattr(Replica, "draining", property(lambda self: False, lambda self, value: None))
+    # A task that is dropped with its process never ends: nothing may depend on that it does.
+    handing: set[Replica] = set()
+    patch.setattr(
+        Replica, "draining", property(lambda self: self in handing, lambda self, value: None)
+    )
     real = Membership._hand_over
 
     async def hand_over(self: Membership, replica: Replica, node_id: str, *, keep: bool) -> None:
-        with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(Replica, "draining", True)
+        handing.add(replica)
+        try:
             await real(self, replica, node_id, keep=keep)
+        finally:
+            handing.discard(replica)
 
     patch.setattr(Membership, "_hand_over", hand_over)
 

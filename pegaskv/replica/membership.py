@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from pegaskv.base.errors import PegasKVError
+from pegaskv.base.errors import PegasKVError, RequestError
 from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus, TableInfo
 from pegaskv.codec.messages_meta import Proposal, ProposalKind, table_to_wire
 from pegaskv.codec.operations import Operation
@@ -504,7 +504,9 @@ class Membership:
                 try:
                     stored, addresses = await self._meta.propose(proposal)
                 except (PegasKVError, OSError) as error:
-                    unsure = unsure or getattr(error, "maybe_applied", True)
+                    # Any other error is an answer: this try has changed nothing.
+                    lost = not isinstance(error, RequestError)
+                    unsure = unsure or getattr(error, "maybe_applied", lost)
                     _log.debug("partition %s: no answer to a proposal: %s", gpid, error)
                 else:
                     if stored.ballot > proposal.ballot or not unsure:

@@ -308,6 +308,9 @@ class Hosting:
             self._tables[table.table_id] = table
             self.orders.setdefault(table.table_id, TablePush(table))
         replica = self._replicas.get(gpid)
+        if learner and replica is None and self._configuring.locked():
+            # It may be being opened at this moment, and has one owner.
+            return False
         if learner:
             return self._may_learn(configuration) and self.studies.begin(table, configuration)
         if self._configuring.locked() and replica is None:

@@ -41,10 +41,6 @@ class PrimaryLease:
             self._sent[member] = sent_ms
             self._look()
 
-    def last_sent(self, member: str) -> int:
-        """When the last was sent that `member` has acknowledged."""
-        return self._sent[member]
-
     def valid(self, now_ms: int) -> bool:
         """Whether this primary may serve at `now_ms`."""
         return now_ms < self.until

@@ -6,20 +6,19 @@ ballot, something missing before it) is refused by name, and the primary begins 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from pegaskv.base.errors import CorruptionError, InvalidArgument, UnsupportedFormat, WireError
-from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus, TableInfo
+from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo
 from pegaskv.codec.messages_meta import table_from_wire
 from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import Handler, ServerConnection
+from pegaskv.replica.follower import FOLLOWS
 from pegaskv.replica.replica import Replica
 from pegaskv.runtime.clock import Clock
 from pegaskv.storage.log_format import FRAME_BYTES, LogRecord, decode_records
 
 __all__ = ["Adopting", "Following"]
-
-_FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
 
 
 class Adopting(Protocol):
@@ -127,7 +126,7 @@ class Following:
             replica = self._replicas.get((table_id, index))
             if replica is not None:
                 machine = replica.machine
-                if machine.ballot == ballot and machine.status in _FOLLOWS and not replica.claiming:
+                if machine.ballot == ballot and machine.status in FOLLOWS and not replica.claiming:
                     replica.grace.heard(now_ms)
                     replica.follow(committed)
                     continue
@@ -137,7 +136,7 @@ class Following:
             if type(uuid) is not bytes or type(decree) is not int or type(clock_us) is not int:
                 raise InvalidArgument("BEACON's pins are uuids with their decrees and clocks")
             replica = self._replicas.get((table_id, index))
-            if replica is not None and replica.machine.status in _FOLLOWS:
+            if replica is not None and replica.machine.status in FOLLOWS:
                 self._on_pins(replica, uuid, decree, clock_us)
         connection.out.append((message[0], 0, refused, self._clock.wall_us()))
 

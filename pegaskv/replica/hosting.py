@@ -84,6 +84,7 @@ class Hosting:
         self._factory = ground.factory
         self._log = ground.log
         self._clock = ground.clock
+        self._front = ground.front
         self._worker = ground.workers.upkeep
         self._peers = peers
         self._process = process
@@ -308,14 +309,11 @@ class Hosting:
             self._tables[table.table_id] = table
             self.orders.setdefault(table.table_id, TablePush(table))
         replica = self._replicas.get(gpid)
-        if learner and replica is None and self._configuring.locked():
+        if replica is None and self._configuring.locked():
             # It may be being opened at this moment, and has one owner.
             return False
         if learner:
             return self._may_learn(configuration) and self.studies.begin(table, configuration)
-        if self._configuring.locked() and replica is None:
-            # It may be about to be made.
-            return False
         if gpid not in self._named or self.studies.is_preparing(gpid):
             return False
         if replica is None:
@@ -470,7 +468,7 @@ class Hosting:
         replica = self._replicas.pop(gpid, None)
         if replica is not None:
             replica.refuse_waiting()
-            while replica.in_flight and not replica.streams:
+            while replica.in_flight and not replica.streams and not self._front.stopped:
                 await self._clock.sleep_ms(_WAIT_MS)
             replica.deactivate()
             self.studies.forget_accepted(gpid)

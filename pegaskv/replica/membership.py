@@ -87,7 +87,7 @@ class Membership:
         self._telling = False
         self._looked_ms = clock.monotonic_ms()
         self._beaconed_ms = 0
-        self._proposing: dict[tuple[int, int], Proposal] = {}
+        self._proposing: set[tuple[int, int]] = set()
         # Until when all serving primaries here may answer.
         self._until_ms = FOR_EVER
         self._clock_is_wrong = False
@@ -120,9 +120,7 @@ class Membership:
         machine = replica.machine
         now_ms = self._clock.monotonic_ms()
         learners = [each.node_id for each in replica.streams.values() if each.learner]
-        for stream in replica.streams.values():
-            stream.line.streams.pop(stream, None)
-        replica.streams = {}
+        replica.end_streams()
         for node_id in machine.secondaries:
             self._add_stream(replica, node_id, now_ms, learner=False)
         for node_id in learners:
@@ -208,8 +206,7 @@ class Membership:
         stream.opening = False
         if not self._is_current(stream):
             return
-        stream.adopted = reply is not None and reply[1] == 0 and reply[2] is True
-        if not stream.adopted:
+        if reply is None or reply[1] != 0 or reply[2] is not True:
             stream.close(self._clock.monotonic_ms())
 
     def _is_current(self, stream: Stream) -> bool:
@@ -271,7 +268,7 @@ class Membership:
         stream = replica.streams.get(node_id)
         if stream is None:
             return "it is no member"
-        if stream.learner and self._proposing.get(replica.gpid) is None:
+        if stream.learner and replica.gpid not in self._proposing:
             self._drop(stream)
             return "it learns no more"
         if stream.learner:
@@ -282,7 +279,7 @@ class Membership:
     def _drop(self, stream: Stream) -> None:
         replica = stream.replica
         replica.streams.pop(stream.node_id, None)
-        stream.line.streams.pop(stream, None)
+        stream.end()
         if not any(each.learner for each in replica.streams.values()):
             replica.ring = None
 
@@ -488,7 +485,7 @@ class Membership:
             # If it is granted late, the old primary must not have a lease from here by then.
             replica.claiming = True
         proposal = Proposal(self._node_id, gpid, machine.ballot, kind, node_id, keep, self._process)
-        self._proposing[gpid] = proposal
+        self._proposing.add(gpid)
         self.proposals += 1
         _log.info("partition %s: propose %s %s", gpid, kind.name.lower(), node_id)
         self._scope.start(f"propose for {gpid}", self._ask(replica, proposal))
@@ -518,7 +515,7 @@ class Membership:
                     return
                 await self._clock.sleep_ms(_PROPOSE_PAUSE_MS)
         finally:
-            self._proposing.pop(gpid, None)
+            self._proposing.discard(gpid)
             replica.claiming = False
         self._peers.set_addresses(addresses)
         if replica.machine.ballot != proposal.ballot:

@@ -466,7 +466,7 @@ class Replica(Follower):
         if self.machine.step(event):
             return False
         self.grace.heard(self._clock.monotonic_ms())
-        self.streams.clear()
+        self.end_streams()
         self.ring = None
         self.draining = self._begins_to_serve = False
         self.leased = True
@@ -477,6 +477,12 @@ class Replica(Follower):
             # Whoever waits for it waits in vain.
             self.on_serving()
         return True
+
+    def end_streams(self) -> None:
+        """Its members get nothing from here any more."""
+        for stream in self.streams.values():
+            stream.end()
+        self.streams.clear()
 
     def _give_up_pending(self) -> None:
         """Answer who waits: refused if it is in no mutation, unknown if it is (L14)."""

@@ -40,7 +40,6 @@ class Stream:
 
     __slots__ = (
         "acknowledged",
-        "adopted",
         "ballot",
         "learner",
         "leased_ms",
@@ -64,9 +63,8 @@ class Stream:
         self.ballot = ballot
         self.learner = learner
         self.opened = False
-        # Whether the receiver was asked to adopt and has not answered, and whether it has adopted.
+        # Whether the receiver was asked to adopt and has not answered.
         self.opening = False
-        self.adopted = False
         # When it may be asked again.
         self.retry_ms = 0
         # When the last was sent that it has acknowledged.
@@ -85,9 +83,14 @@ class Stream:
 
     def close(self, now_ms: int) -> None:
         """The way is broken, or the member refused: it is opened anew by the watch."""
-        self.opened = self.opening = self.adopted = False
+        self.opened = self.opening = False
         if self.waiting_since_ms is None:
             self.waiting_since_ms = now_ms
+
+    def end(self) -> None:
+        """Nothing goes to the member from here any more."""
+        self.opened = self.opening = False
+        self.line.streams.pop(self, None)
 
 
 class _Outgoing:

@@ -64,7 +64,6 @@ class Studies:
         self._adoptions: dict[Gpid, Adoption] = {}
         # Of what is learned: under which ballot, and up to where it was acknowledged under that.
         self._owed: dict[Gpid, tuple[int, int]] = {}
-        self.begun = 0
 
     @property
     def progress(self) -> tuple[tuple[Gpid, int, int], ...]:
@@ -96,7 +95,6 @@ class Studies:
         before = under_way[1] if under_way is not None else None
         task = self._scope.start(f"learn {gpid}", self._study(adoption, table, before))
         self._tasks[gpid] = ballot, task
-        self.begun += 1
         return True
 
     def end(self, gpid: Gpid) -> None:
@@ -163,7 +161,9 @@ class Studies:
             # What it has accepted must not come to the log behind those of a new incarnation.
             await self.logged()
             if replica.engine_gone:
-                return self._given_up(gpid, replica)
+                # Its storage failed for good: begin with nothing.
+                found = RecoveredReplica(incarnation=replica.incarnation, damage=replica.closed)
+                return self._set_aside(gpid, replica, found)
             if replica.reopening:
                 return None
             while replica.unapplied and replica.engine_failed is None:
@@ -183,11 +183,7 @@ class Studies:
                 participation=replica.participation,
                 damage=str(replica.engine_failed or replica.closed or ""),
             )
-            replica.deactivate()
-            del self._replicas[gpid]
-            self._forget(gpid)
-            self._recovered[gpid] = found
-            return found
+            return self._set_aside(gpid, replica, found)
         finally:
             self._preparing.discard(gpid)
 
@@ -201,9 +197,8 @@ class Studies:
         self._front.accept([], logged.set, True)
         await logged.wait()
 
-    def _given_up(self, gpid: Gpid, replica: Replica) -> RecoveredReplica:
-        """Begin with nothing: its storage failed for good."""
-        found = RecoveredReplica(incarnation=replica.incarnation, damage=replica.closed)
+    def _set_aside(self, gpid: Gpid, replica: Replica, found: RecoveredReplica) -> RecoveredReplica:
+        """The replica is here no more, but what was found of it."""
         replica.deactivate()
         del self._replicas[gpid]
         self._forget(gpid)

@@ -60,7 +60,7 @@ async def test_a_table_is_kept_on_three_servers_and_survives_a_stop_of_all(tmp_p
             await servers.stop(name)
         for name in ("meta1", "replica3", "replica2", "replica1"):
             await servers.start(name)
-        async with pegaskv.connect(servers.address) as client:
+        async with pegaskv.connect(servers.address, timeout=20) as client:
             table = await client.table("t")
             for number in range(20):
                 assert await table.get(b"%d" % number, b"") == b"value %d" % number

@@ -85,7 +85,8 @@ async def test_the_whole_life_of_a_cluster(
     assert list(rows) == SERVERS
     assert [row[4] for row in rows.values()] == ["ready"] * 4
 
-    async with pegaskv.connect(address) as client:
+    # Another primary writes only when the lease of a killed one is surely over: more than 5 s.
+    async with pegaskv.connect(address, timeout=20) as client:
         await client.admin.create_table("t", partition_count=2, replica_count=3)
         table = await client.table("t")
         await table.set(b"k", b"", b"1")

@@ -320,6 +320,8 @@ class Play:
     def _check_now(self) -> None:
         """What is wrong already needs no end of the run."""
         self.world.check()
+        for _, stub in self._living():
+            _check_lines(stub)
         assert not self.watch.wrong, "\n".join(self.watch.wrong)
 
     # Liveness.
@@ -424,7 +426,7 @@ class Play:
                     f"  {Gpid(*gpid)} {machine.status.value} ballot {machine.ballot} committed "
                     f"{machine.committed}/{machine.prepared.last_prepared} serving "
                     f"{replica.serving} closed {replica.closed!r} {streams} "
-                    f"proposing {membership_of(stub)._proposing.get(gpid)}"
+                    f"proposing {gpid in membership_of(stub)._proposing}"
                 )
             for gpid, found in stub._recovered.items():
                 lines.append(
@@ -525,6 +527,13 @@ class Play:
                     f"{key} is {counted}, must be {least} to {least + history.doubtful[key]}"
                 )
         return wrong
+
+
+def _check_lines(stub: Any) -> None:
+    """Only who leads speaks to members: a line has the streams of replicas here, and no other."""
+    of_lines = {each for line in membership_of(stub)._lines.values() for each in line.streams}
+    of_replicas = {each for replica in stub._replicas.values() for each in replica.streams.values()}
+    assert of_lines == of_replicas, f"{len(of_lines - of_replicas)} streams of nobody"
 
 
 def story_of(seed: int, *, group: bool = False) -> Story:

@@ -91,13 +91,18 @@ class LogMachine:
         return list(self._streams)
 
     def opened(
-        self, progress: dict[int, int], *, committed_decree: int, confirmed_decree: int
+        self,
+        progress: dict[int, tuple[int, int]],
+        *,
+        committed_decree: int,
+        confirmed_decree: int,
     ) -> Lost | None:
-        """The target told how far each stream is; nothing is on its way.
+        """The target told how far each stream is, and the source's clock there.
 
-        `confirmed_decree` is what the meta server has stored.
+        Nothing is on its way. `confirmed_decree` is what the meta server has stored.
         """
-        most, least = max(progress.values()), min(progress.values())
+        decrees = [decree for decree, _ in progress.values()]
+        most, least = max(decrees), min(decrees)
         if most > committed_decree:
             return Lost(
                 f"the source lost decrees {committed_decree + 1} to {most}, "
@@ -109,7 +114,10 @@ class LogMachine:
                 f"and was at {confirmed_decree}"
             )
         for target, stream in self._streams.items():
-            stream.acked = stream.sent = progress[target]
+            # The answer that would have told may have been lost with its connection.
+            decree, clock_us = progress[target]
+            stream.acked = stream.sent = decree
+            stream.acked_clock_us = max(stream.acked_clock_us, clock_us)
             stream.in_flight.clear()
         self.read = max(self.start_decree, least)
         self._last_own = self._last_received = _NO_DECREE

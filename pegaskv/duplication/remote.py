@@ -84,10 +84,11 @@ class RemoteCluster:
         return end
 
     def unreachable(self) -> None:
-        """A request found nobody: give up what is open, and ask until somebody answers.
+        """A request found nobody: give up what is silent, and ask until somebody answers.
 
         Unless others were answered meanwhile: then a part of the cluster is slow, and who talks to
-        the rest is left alone.
+        the rest is left alone. Nor does one that fails end what another has just begun: two
+        would do that to each other for ever.
         """
         alive = self._clock.monotonic_ms() - self._answered_ms < _ALIVE_MS
         if self._probing or alive:
@@ -95,7 +96,8 @@ class RemoteCluster:
         self._probing = True
         # A link that was cut may stay silent for long after it has healed.
         for connection in list(self._pool.connections):
-            connection.close("the cluster did not answer")
+            if connection.silent_ms >= _PROBE_TIMEOUT_MS:
+                connection.close("the cluster did not answer")
         self._scope.start(f"probe of {self.metas}", self._probe())
 
     async def _probe(self) -> None:
@@ -107,6 +109,7 @@ class RemoteCluster:
             else:
                 break
         self._probing = False
+        self._answered_ms = self._clock.monotonic_ms()
         for wake in list(self._waiters):
             wake()
 

@@ -284,7 +284,10 @@ class PartitionRun:
                 continue
             now_ms = self._clock.monotonic_ms()
             due_ms = reported_ms + interval_ms - now_ms
-            behind = machine.stored_decree > self._stored.confirmed_decree
+            behind = (
+                machine.stored_decree > self._stored.confirmed_decree
+                or machine.stored_clock_us > self._stored.confirmed_clock_us
+            )
             wants = machine.wants_empty_batches and source.shippable_decree == machine.read
             if due_ms <= 0 and (behind or wants):
                 reported_ms = now_ms
@@ -335,7 +338,7 @@ class PartitionRun:
         progress = {}
         for target, future in futures.items():
             answer = await future
-            progress[target] = answer[0]
+            progress[target] = (answer[0], answer[1])
             source.note_back(order.uuid, target, uuids_in(answer, 2))
         # If another server leads by now, it has more than this one has lost.
         self._go_on()

@@ -116,7 +116,7 @@ def test_every_own_operation_arrives_once_in_order_whatever_is_lost(seed: int) -
         rewinds += 1
         flying.clear()
         lost = machine.opened(
-            dict(target.progress),
+            {index: (decree, 1_000 * decree) for index, decree in target.progress.items()},
             committed_decree=start + len(log.records),
             confirmed_decree=stored,
         )
@@ -171,7 +171,7 @@ def test_every_own_operation_arrives_once_in_order_whatever_is_lost(seed: int) -
 
 def test_the_last_write_is_a_batch_of_its_own_and_confirms_at_once() -> None:
     machine = LogMachine(0, 1, 1, start_decree=1)
-    assert machine.opened({0: 0}, committed_decree=1, confirmed_decree=0) is None
+    assert machine.opened({0: (0, 0)}, committed_decree=1, confirmed_decree=0) is None
     record = ShippedRecord(2, encode_mutation(500, [write(1, 0)]))
     (batch,) = machine.take([record], shippable_decree=2, clock_us=600)
     assert (batch.previous, batch.last, batch.clock_us) == (0, 2, 600)
@@ -181,9 +181,17 @@ def test_the_last_write_is_a_batch_of_its_own_and_confirms_at_once() -> None:
     assert machine.stored_clock_us == 600
 
 
+def test_the_clock_of_what_was_answered_on_a_broken_connection_is_told_when_it_is_opened() -> None:
+    machine = LogMachine(0, 1, 2, start_decree=1)
+    machine.opened({0: (4, 700), 1: (4, 600)}, committed_decree=4, confirmed_decree=0)
+    # Nothing is left to ship, so no answer will ever tell.
+    assert not machine.wants_empty_batches
+    assert (machine.stored_decree, machine.stored_clock_us) == (4, 600)
+
+
 def test_progress_alone_is_no_reason_for_an_empty_batch_and_received_rows_are() -> None:
     machine = LogMachine(0, 1, 1, start_decree=1)
-    machine.opened({0: 0}, committed_decree=1, confirmed_decree=0)
+    machine.opened({0: (0, 0)}, committed_decree=1, confirmed_decree=0)
     alone = ShippedRecord(2, encode_mutation(500, [received(0)]))
     assert machine.take([alone], shippable_decree=2, clock_us=600) == []
     assert machine.empty_batches() == []
@@ -205,14 +213,16 @@ def test_a_side_that_lost_decrees_ends_it_with_a_reason(
     progress: int, shippable: int, confirmed: int, words: str
 ) -> None:
     machine = LogMachine(0, 1, 1, start_decree=1)
-    lost = machine.opened({0: progress}, committed_decree=shippable, confirmed_decree=confirmed)
+    lost = machine.opened(
+        {0: (progress, 0)}, committed_decree=shippable, confirmed_decree=confirmed
+    )
     assert isinstance(lost, Lost)
     assert words in lost.text
 
 
 def test_an_operation_for_another_partition_stays_out_of_its_batch() -> None:
     machine = LogMachine(0, 1, 4, start_decree=1)
-    machine.opened(dict.fromkeys(range(4), 0), committed_decree=1, confirmed_decree=0)
+    machine.opened(dict.fromkeys(range(4), (0, 0)), committed_decree=1, confirmed_decree=0)
     payload = encode_mutation(500, [write(1, 0), write(2, 3), received(1), write(3, 3)])
     batches = machine.take([ShippedRecord(2, payload)], shippable_decree=2, clock_us=600)
     found = {

@@ -2,8 +2,13 @@
 
 import asyncio
 from random import Random
+from typing import Any
+
+import pytest
 
 from pegaskv.client.connection import TIMED_OUT, Lost
+from pegaskv.client.nodes import NodePool
+from pegaskv.client.resolver import MetaResolver
 from pegaskv.duplication.remote import RemoteCluster
 from pegaskv.net.asyncio_network import AsyncioNetwork
 from pegaskv.runtime.clock import SystemClock
@@ -136,3 +141,49 @@ async def test_who_waits_for_a_server_goes_elsewhere_when_another_one_serves() -
             await asyncio.sleep(0)
         assert found == [False] * 3
         assert remote.is_at(1, 0, "anywhere:1")
+
+
+class Silence:
+    """A connection that was not heard for so long."""
+
+    gone = False
+
+    def __init__(self, silent_ms: int) -> None:
+        self.silent_ms = silent_ms
+        self.cause = ""
+
+    def close(self, cause: str) -> None:
+        self.cause = cause
+
+
+async def test_who_fails_ends_what_is_silent_and_nothing_that_was_just_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def greeted(resolver: MetaResolver, timeout_ms: int) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(MetaResolver, "greet", greeted)
+    pools: list[Any] = []
+    begin = NodePool.__init__
+
+    def begun(pool: NodePool, **options: Any) -> None:
+        begin(pool, **options)
+        pools.append(pool)
+
+    monkeypatch.setattr(NodePool, "__init__", begun)
+    fresh, silent = Silence(5), Silence(30_000)
+    async with TaskScope("test") as scope:
+        remote = _remote(scope)
+        pools[0].connections.update({fresh: None, silent: None})
+        woken: list[int] = []
+        remote.when_reachable(lambda: woken.append(1))
+        remote.unreachable()
+        assert silent.cause == "the cluster did not answer"
+        assert not fresh.cause
+        while not woken:
+            await asyncio.sleep(0)
+        # The hello was an answer: for a while nobody who fails takes anything from the others.
+        running = scope.running
+        remote.unreachable()
+        assert scope.running == running
+        assert len(woken) == 1

@@ -61,7 +61,8 @@ class Grace:
 
     def heard(self, now_ms: int) -> None:
         """The primary of the present ballot has spoken, or a new one was adopted."""
-        self._heard_ms = max(self._heard_ms, now_ms)
+        if now_ms > self._heard_ms:
+            self._heard_ms = now_ms
 
     def over(self, now_ms: int) -> bool:
         """Whether the primary can have no lease from here any more."""

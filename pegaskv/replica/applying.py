@@ -23,7 +23,7 @@ from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
 __all__ = ["Applying"]
 
 # Committed rows are written to the engine when there are so many, or so many bytes of
-# them; the front sees to it that none waits longer than a few milliseconds.
+# them; the front sees to it that none waits longer than half a second.
 _APPLY_ROWS: Final = 512
 _APPLY_BYTES: Final = 256 * 1024
 # More than this goes through the thread also when the engine is calm.

@@ -61,12 +61,3 @@ class Batch:
         self.size = 0
         self.decree = 0
         self.ballot = 0
-
-    def absorb(self, later: "Batch") -> None:
-        """Take over what follows directly, of mutations that nobody waits for."""
-        self.rows.update(later.rows)
-        if later.progress:
-            self.progress = {**(self.progress or {}), **later.progress}
-        self.size += later.size
-        self.last_timestamp_us = later.last_timestamp_us
-        self.decree, self.ballot = later.decree, later.ballot

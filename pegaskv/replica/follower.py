@@ -124,7 +124,9 @@ class Follower(Applying):
         if new is None:
             return False
         if new:
-            taken.append(record._replace(incarnation=self.incarnation))
+            if record.incarnation != self.incarnation:
+                record = record._replace(incarnation=self.incarnation)
+            taken.append(record)
         self.follow(record.committed)
         return True
 
@@ -144,18 +146,18 @@ class Follower(Applying):
         gathered: Batch | None = None
         for mutation in followed:
             try:
-                batch = self._batch_from(mutation)
+                rows, controls = mutation_effects(mutation.payload, mutation.decree, self.proposed)
+                last = mutation_timestamps(mutation.payload)[1]
             except PegasKVError as error:
                 # Never skipped: what comes behind it may build on it.
                 self.close_for(f"mutation {mutation.decree} cannot be applied: {error}")
                 break
-            batch.decree, batch.ballot = mutation.decree, mutation.ballot
-            if gathered is not None and not batch.controls:
-                gathered.absorb(batch)
-                continue
-            self._keep_followed(gathered)
-            gathered = batch
-            if batch.controls:
+            if gathered is None or controls:
+                self._keep_followed(gathered)
+                gathered = Batch(mutation.first_timestamp_us, 0)
+            self._fill(gathered, mutation, rows, last)
+            if controls:
+                gathered.controls = tuple(controls)
                 self._keep_followed(gathered)
                 gathered = None
         self._keep_followed(gathered)
@@ -179,16 +181,24 @@ class Follower(Applying):
         """Make the batch of a mutation that this process did not collect: nobody waits for it."""
         first, last = mutation_timestamps(mutation.payload)
         batch = Batch(first, 0)
-        self.last_timestamp_us = max(self.last_timestamp_us, last)
-        # Not that of a barrier: it is no operation, and the clock in the engine never falls.
-        batch.last_timestamp_us = self.last_timestamp_us
         rows, controls = mutation_effects(mutation.payload, mutation.decree, self.proposed)
         batch.controls = tuple(controls)
-        if self.proposed.sources:
-            batch.progress = self.proposed.progress_in(rows)
-        batch.rows = dict(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
-        batch.size = len(mutation.payload)
+        self._fill(batch, mutation, rows, last)
         return batch
+
+    def _fill(
+        self, batch: Batch, mutation: Mutation, rows: list[bytes | None], last_timestamp_us: int
+    ) -> None:
+        """Add the rows of the next mutation to a batch."""
+        batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
+        batch.size += len(mutation.payload)
+        batch.decree, batch.ballot = mutation.decree, mutation.ballot
+        if self.proposed.sources:
+            progress = self.proposed.progress_in(rows)
+            batch.progress = {**batch.progress, **progress} if batch.progress else progress
+        # Not that of a barrier: it is no operation, and the clock in the engine never falls.
+        self.last_timestamp_us = max(self.last_timestamp_us, last_timestamp_us)
+        batch.last_timestamp_us = self.last_timestamp_us
 
     @property
     def _applied_timestamp_us(self) -> int:

@@ -83,7 +83,8 @@ class Membership:
         self._on_configured = on_configured
         self._on_committed = ground.front.committed
         self._lines: dict[str, Line] = {}
-        self._untold: dict[Replica, None] = {}
+        # Who has committed what its members may not know, and what that was at first.
+        self._untold: dict[Replica, int] = {}
         self._telling = False
         self._looked_ms = clock.monotonic_ms()
         self._beaconed_ms = 0
@@ -288,16 +289,18 @@ class Membership:
     def _on_acknowledged(self, line: Line, acknowledged: Iterable[tuple[Stream, int]]) -> None:
         moved: dict[Replica, None] = {}
         for stream, sent_ms in acknowledged:
-            replica = stream.replica
-            if not self._is_current(stream):
+            replica, node_id = stream.replica, stream.node_id
+            # `_is_current`, written out.
+            if replica.streams.get(node_id) is not stream:
                 continue
-            if not stream.learner or stream.node_id in replica.machine.followers:
-                replica.lease.acknowledged(stream.node_id, sent_ms)
+            machine = replica.machine
+            if not stream.learner or node_id in machine.followers:
+                replica.lease.acknowledged(node_id, sent_ms)
                 if not replica.leased:
                     self.look_at(replica)
-                committed = replica.machine.committed
-                replica.machine.acknowledged(stream.node_id, stream.ballot, stream.acknowledged)
-                if replica.machine.committed != committed:
+                committed = machine.prepared.committed
+                machine.acknowledged(node_id, stream.ballot, stream.acknowledged)
+                if machine.prepared.committed != committed:
                     moved[replica] = None
             if stream.learner:
                 self._consider_upgrade(stream)
@@ -318,22 +321,28 @@ class Membership:
 
     def untold(self, replica: Replica) -> None:
         """Its members hear the commit point with the next records, or soon without."""
-        self._untold[replica] = None
-        if not self._telling:
-            self._telling = True
-            self._call_later(_TELL_S, self._tell)
+        if replica not in self._untold:
+            self._untold[replica] = replica.machine.committed
+            if not self._telling:
+                self._telling = True
+                self._call_later(_TELL_S, self._tell)
 
     def _tell(self) -> None:
+        """Tell by beacons what nobody was told by records since the last time."""
         self._telling = False
         untold, self._untold = self._untold, {}
         lines: dict[Line, list[Stream]] = {}
-        for replica in untold:
-            committed = replica.machine.committed
+        for replica, old in untold.items():
             for stream in replica.streams.values():
-                if stream.opened and stream.told < committed:
+                if not stream.opened:
+                    continue
+                if stream.told < old:
                     lines.setdefault(stream.line, []).append(stream)
+                elif stream.told < replica.machine.committed:
+                    # It is written to all the time: the next records will tell, or the next time.
+                    self.untold(replica)
         for line, streams in lines.items():
-            line.beacon(streams)
+            line.tell(streams)
 
     def send_lines(self, records: list[LogRecord]) -> None:
         """These records of own partitions were logged: send what streams have of them."""

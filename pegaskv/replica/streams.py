@@ -227,12 +227,17 @@ class Line:
         self._on_acknowledged(self, acknowledged)
 
     def beacon(self, streams: Iterable[Stream]) -> None:
-        """Say that the primary is there, and what it has committed; asks for an answer."""
+        """Say that the primary is there, and what it has committed: who agrees gives a lease."""
         opened = [stream for stream in streams if stream.opened]
         for begin in range(0, len(opened), _BEACON_STREAMS_MAX):
-            self._beacon(opened[begin : begin + _BEACON_STREAMS_MAX])
+            self._beacon(opened[begin : begin + _BEACON_STREAMS_MAX], leases=True)
 
-    def _beacon(self, named: list[Stream]) -> None:
+    def tell(self, streams: list[Stream]) -> None:
+        """Say what the primary has committed to those who have just given a lease."""
+        for begin in range(0, len(streams), _BEACON_STREAMS_MAX):
+            self._beacon(streams[begin : begin + _BEACON_STREAMS_MAX], leases=False)
+
+    def _beacon(self, named: list[Stream], *, leases: bool) -> None:
         fields: list[int] = []
         for stream in named:
             replica = stream.replica
@@ -242,7 +247,7 @@ class Line:
         pins = [pin for stream in named for pin in stream.replica.held_pins()]
 
         def done(reply: list[Any] | None) -> None:
-            self._on_beacon(named, sent_ms, reply)
+            self._on_beacon(named, sent_ms, reply, leases=leases)
 
         if self.peer.submit((_BEACON, _TIMEOUT_MS, fields, self._wall_us(), pins), done):
             if self.beacon_since_ms is None:
@@ -251,7 +256,9 @@ class Line:
             for stream in named:
                 stream.close(sent_ms)
 
-    def _on_beacon(self, named: list[Stream], sent_ms: int, reply: list[Any] | None) -> None:
+    def _on_beacon(
+        self, named: list[Stream], sent_ms: int, reply: list[Any] | None, *, leases: bool
+    ) -> None:
         now_ms = self._now_ms()
         self.beacon_since_ms = None
         if reply is None or reply[1] != 0:
@@ -260,6 +267,8 @@ class Line:
             return
         refused = _pairs(reply[2], 3)
         self.ahead_us = reply[3] - self._wall_us()
+        if not leases and not refused:
+            return
         acknowledged: list[tuple[Stream, int]] = []
         for stream in named:
             if refused and tuple(stream.replica.gpid) in refused:

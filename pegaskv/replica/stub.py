@@ -259,6 +259,8 @@ class ReplicaStub:
                 and all(one.idle or one.engine_failed for one in self._replicas.values())
             ):
                 front.sync_os_tables()
+                for replica in self._replicas.values():
+                    replica.apply_now()
                 await self._clock.sleep_ms(5)
         unsynced = self._unsynced
         await self._scope.close()

@@ -88,7 +88,7 @@ def test_a_clock_far_in_the_future_leaves_no_half_written_mutation() -> None:
         ]
         for request in requests:
             assert (await server.answer(request))[0] == 0
-        await world.sleep_ms(100)
+        await world.sleep_ms(1_000)
         rows = [row for record in records for row in mutation_rows(record.payload, record.decree)]
         assert [server.engine().get(key) for key in rows[::2] if key] == rows[1::2]
         # Operation i has the timestamp first + i.
@@ -102,7 +102,7 @@ def test_a_damaged_row_in_the_way_of_an_atomic_operation_is_said_like_in_a_read(
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)
         await server.set(b"a", b"1")
-        await world.sleep_ms(100)
+        await world.sleep_ms(1_000)
         server.engine().get_error = CorruptionError("planned")
         code, message, *_ = await server.ask(Operation.INCR, b"h", b"a", 1, 0)
         assert code == 13
@@ -110,7 +110,7 @@ def test_a_damaged_row_in_the_way_of_an_atomic_operation_is_said_like_in_a_read(
         assert server.connection.in_flight == 0
         # Made anew from the log beside it, and then in its place.
         await world.until(lambda: server.engines.openings == 3)
-        await world.sleep_ms(100)
+        await world.sleep_ms(1_000)
         assert await server.get(b"a") == b"1"
 
     play(scenario)
@@ -206,7 +206,7 @@ def test_what_the_engine_has_equals_what_the_log_has() -> None:
         assert [answer[0] for answer in answers] == [0] * 6
         assert len(records) > 4
         assert answers[-1][1] == records[-1].decree
-        await world.sleep_ms(100)
+        await world.sleep_ms(1_000)
         stamps: list[int] = []
         for record in records:
             stamp = record.first_timestamp_us

@@ -134,7 +134,9 @@ _ONE_WAY: Final[dict[str, Any]] = {
 
 PLANTS: Final[dict[str, Plant]] = {
     "the log is pinned on the primary alone": Plant(_pin_on_the_primary_alone, _ONE_WAY, 7),
-    "secondaries let go what is not confirmed": Plant(_let_log_go_that_is_not_confirmed, _ONE_WAY),
+    "secondaries let go what is not confirmed": Plant(
+        _let_log_go_that_is_not_confirmed, _ONE_WAY, 100
+    ),
     "secondaries keep the log for ever": Plant(_keep_the_log_on_secondaries, _ONE_WAY),
     "a learner gets no log for duplications": Plant(
         _teach_without_the_pinned_log, _ONE_WAY | {"kinds": ("wipe", "operate", "stop")}, 11

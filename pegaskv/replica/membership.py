@@ -305,7 +305,8 @@ class Membership:
             if stream.learner:
                 self._consider_upgrade(stream)
         if moved or line.was_full:
-            line.was_full = False
+            # One answer may be too little room for those who wait.
+            line.was_full = line.full
             self._on_committed(moved)
 
     def _consider_upgrade(self, stream: Stream) -> None:

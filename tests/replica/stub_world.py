@@ -194,6 +194,8 @@ class Server:
         self.connection = Connection()
         self.fatal: list[BaseException] = []
         self.crashes: list[BaseException] = []
+        # The doors of one that is not alone, as `ReplicaStub` takes them.
+        self.doors: dict[str, Any] = {}
         self._next_id = 0
 
     async def start(self, *, accept_loss: bool = False) -> None:
@@ -220,6 +222,7 @@ class Server:
             random=life.random("stub"),
             on_fatal=self.fatal.append,
             accept_loss=accept_loss,
+            **self.doors,
         )
         await self.stub.start()
         self.handlers = self.stub.handlers()
@@ -241,6 +244,9 @@ class Server:
         follower: bool = False,
         duplications: tuple[DuplicationOrder, ...] = (),
         sources: tuple[SourceOrder, ...] = (),
+        replica_count: int = 1,
+        primary: str | None = None,
+        secondaries: tuple[str, ...] = (),
     ) -> TablePush:
         indices = range(self.partitions)
         if ballot is None:
@@ -253,15 +259,18 @@ class Server:
             "t",
             status,
             self.partitions,
-            1,
+            replica_count,
             dict(envs or {}),
             version=version,
             follower=follower,
         )
-        node = self.directory.node_id
+        primary = primary or self.directory.node_id
         return TablePush(
             table,
-            tuple(PartitionConfiguration(Gpid(table_id, index), ballot, node) for index in indices),
+            tuple(
+                PartitionConfiguration(Gpid(table_id, index), ballot, primary, secondaries)
+                for index in indices
+            ),
             frozenset(indices) if first else frozenset(),
             purged=purged,
             duplications=duplications,
@@ -276,10 +285,14 @@ class Server:
         index: int = 0,
         timeout_ms: int = 1_000,
     ) -> int:
-        """Hand a request to its handler, as the connection does; return its id."""
+        """Hand a client's request to its handler, as the connection does; return its id."""
+        return self.hand(operation, timeout_ms, table_id, index, *fields)
+
+    def hand(self, operation: Operation, timeout_ms: int, *fields: Any) -> int:
+        """Hand any request to its handler; return its id."""
         self._next_id += 1
         connection: Any = self.connection
-        message = [self._next_id, int(operation), timeout_ms, table_id, index, *fields]
+        message = [self._next_id, int(operation), timeout_ms, *fields]
         try:
             self.handlers[operation](connection, message)
         except (RequestError, Detour) as error:

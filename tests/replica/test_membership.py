@@ -1,0 +1,181 @@
+"""A primary and its members: whom it removes, when it takes writes, what it holds for them."""
+
+import logging
+
+import pytest
+
+from pegaskv.base.errors import NotEnoughMembers
+from pegaskv.base.hashing import partition_index
+from pegaskv.base.limits import PEER_UNANSWERED_BYTES_MAX
+from pegaskv.codec.messages_meta import ProposalKind
+from pegaskv.codec.operations import Operation
+from pegaskv.lease.options import LeaseOptions
+from pegaskv.replica.membership import LOOK_MS
+from pegaskv.storage.log_options import LogOptions
+from tests.replica.members_world import GroupServer, led
+from tests.replica.stub_world import play
+from tests.simulation.world import Life, World
+
+OK, FEW = 0, NotEnoughMembers.code
+REMOVE = ProposalKind.REMOVE
+LEASE = LeaseOptions()
+# How much later than promised the watch may look, and a tick and an answer come.
+LATE_MS = 2 * LOOK_MS
+# What a primary that hears nobody leaves the others to go on without it, beyond the grace.
+BENEFIT_MS = 1_500
+
+
+def write(server: GroupServer) -> int:
+    return server.send(Operation.SET, b"h", b"s", b"v", 0)
+
+
+# Whom it removes.
+
+
+def test_a_secondary_that_is_silent_alone_goes_after_the_prepare_timeout() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        server.silence("c")
+        began_ms = life.clock.monotonic_ms()
+        assert (await server.answer(write(server)))[0] == OK
+        [(asked_ms, *asked)] = server.meta.asked
+        assert asked == [REMOVE, "c"]
+        assert 0 <= asked_ms - began_ms - LEASE.prepare_timeout_ms <= LATE_MS
+        assert server.replica().machine.secondaries == ("b",)
+
+    play(scenario)
+
+
+def test_a_primary_that_hears_nobody_lets_the_others_go_on_before_it_goes_on_alone() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        server.silence("b", "c")
+        began_ms = life.clock.monotonic_ms()
+        request = write(server)
+        await world.until(lambda: bool(server.meta.asked))
+        [(asked_ms, *asked)] = server.meta.asked
+        assert asked == [REMOVE, "b"]
+        assert 0 <= asked_ms - began_ms - (LEASE.grace_ms + BENEFIT_MS) <= LATE_MS
+        # The other one is silent alone from there on, and has been for long enough.
+        assert (await server.answer(request))[0] == OK
+        [_, (then_ms, *asked)] = server.meta.asked
+        assert asked == [REMOVE, "c"]
+        assert then_ms - asked_ms <= LATE_MS
+        assert await server.get(b"s") == b"v"
+
+    play(scenario)
+
+
+# When it takes writes.
+
+
+def test_raising_the_replica_count_stops_no_writes() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = GroupServer(life)
+        await server.start()
+        await server.serve(first=True)
+        await server.serve(replica_count=3, version=1)
+        for _ in range(5):
+            assert (await server.answer(write(server)))[0] == OK
+            await world.sleep_ms(LOOK_MS)
+        assert server.replica().min_members == 2
+
+    play(scenario)
+
+
+def test_a_partition_that_has_grown_takes_no_writes_once_its_members_are_gone() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = GroupServer(life)
+        await server.start()
+        await server.serve(first=True)
+        await server.serve(replica_count=3, version=1)
+        await server.serve(replica_count=3, version=1, secondaries=("b",))
+        assert (await server.answer(write(server)))[0] == OK
+        server.silence("b")
+        await world.until(lambda: not server.replica().machine.secondaries)
+        assert (await server.answer(write(server)))[0] == FEW
+        assert await server.get(b"s") == b"v"
+
+    play(scenario)
+
+
+# What it holds for the silent.
+
+
+def test_what_is_held_for_members_that_do_not_answer_is_bounded() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        large = LogOptions(log_segment_bytes=16 * 1024 * 1024)
+        server = await led(life, ("b", "c"), partitions=128, log_options=large)
+        await server.serve(2, first=True, secondaries=("b",))
+        server.silence("b", "c")
+        members = [server.members.peer("b"), server.members.peer("c")]
+        value = bytes(1_000_000)
+        # One write to each of many partitions.
+        keys = {partition_index(b"%d" % number, b"", 128): b"%d" % number for number in range(800)}
+        requests = []
+        for index, key in list(keys.items())[:100]:
+            requests.append(server.send(Operation.SET, key, b"", value, 0, index=index))
+            await world.sleep_ms(15)
+        assert len(requests) * len(value) > PEER_UNANSWERED_BYTES_MAX + 20 * len(value)
+        for member in members:
+            # What was on its way when the bound was passed comes to little.
+            assert 0 <= member.held_bytes - PEER_UNANSWERED_BYTES_MAX < 3 * len(value)
+        # Of another table, that is with the first of them alone: it waits for that one only.
+        other = server.send(Operation.SET, keys[0], b"", b"v", 0, table_id=2)
+        await world.sleep_ms(50)
+        assert not server.connection.answers
+        members[0].speak()
+        assert (await server.answer(other, limit_ms=50))[0] == OK
+        members[1].speak()
+        assert [(await server.answer(each))[0] for each in requests] == [OK] * 100
+        assert not any(member.held_bytes for member in members)
+        assert not server.meta.asked
+
+    play(scenario)
+
+
+# What time it has.
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+
+
+def test_a_wall_clock_that_is_off_those_of_all_others_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        members = [server.members.peer("b"), server.members.peer("c")]
+
+        async def ahead(*seconds: int) -> None:
+            for member, ahead_s in zip(members, seconds, strict=True):
+                member.ahead_us = ahead_s * 1_000_000
+            await world.sleep_ms(5 * LEASE.beacon_interval_ms)
+
+        # Somebody else's is wrong, or nobody's by much.
+        await ahead(90, 0)
+        await ahead(-90, 50)
+        assert not said(caplog)
+        await ahead(90, 120)
+        [text] = said(caplog)
+        assert "is -90 s off" in text
+        # Set, and wrong again.
+        await ahead(0, 0)
+        await ahead(-300, -100)
+        assert len(said(caplog)) == 2
+        assert "is 100 s off" in said(caplog)[1]
+
+    play(scenario)
+
+
+def test_of_two_wall_clocks_nobody_knows_which_is_wrong(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b",))
+        server.members.peer("b").ahead_us = 3_600_000_000
+        await world.sleep_ms(5 * LEASE.beacon_interval_ms)
+        assert not said(caplog)
+
+    play(scenario)

@@ -1,6 +1,6 @@
 """What options, and a table's envs and state from their push on, mean for a replica."""
 
-from pegaskv.base.types import TableInfo
+from pegaskv.base.types import ReplicaStatus, TableInfo
 from pegaskv.replica.guards import guard
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.replica import Replica
@@ -13,7 +13,10 @@ def take_settings(replica: Replica, table: TableInfo) -> None:
     replica.follower = table.follower
     replica.default_ttl = int(table.envs.get("default_ttl", "0"))
     wanted = min_write_replicas(table.replica_count)
-    if wanted > replica.min_members:
+    if replica.machine.status is not ReplicaStatus.PRIMARY:
+        # When it leads, somebody has gone.
+        replica.growing = False
+    elif wanted > replica.min_members:
         # Nobody is gone, more are to come: writes go on until they are here.
         replica.growing = True
     replica.min_members = wanted

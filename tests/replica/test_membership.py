@@ -99,6 +99,23 @@ def test_a_partition_that_has_grown_takes_no_writes_once_its_members_are_gone() 
     play(scenario)
 
 
+@pytest.mark.parametrize("grown", [False, True])
+def test_who_followed_while_the_partition_grew_does_not_take_writes_alone(grown: bool) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = GroupServer(life)
+        await server.start()
+        here = server.directory.node_id
+        await server.serve(first=True, replica_count=2, primary="b", secondaries=(here,))
+        await server.serve(replica_count=3, version=1, primary="b", secondaries=(here,))
+        if grown:
+            await server.serve(replica_count=3, version=1, primary="b", secondaries=(here, "c"))
+        await server.serve(replica_count=3, version=1)
+        assert (await server.answer(write(server)))[0] == FEW
+        assert await server.get(b"s") is None
+
+    play(scenario)
+
+
 # What it holds for the silent.
 
 

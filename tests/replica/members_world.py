@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from pegaskv.base.errors import Unavailable
 from pegaskv.base.types import Gpid, PartitionConfiguration
 from pegaskv.codec.messages_meta import Proposal, ProposalKind, TablePush
 from pegaskv.codec.operations import Operation
@@ -95,9 +96,12 @@ class Meta:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.stored: dict[Gpid, PartitionConfiguration] = {}
+        self.away = False
         self.asked: list[tuple[int, ProposalKind, str]] = []
 
     async def propose(self, proposal: Proposal) -> tuple[PartitionConfiguration, Mapping[str, str]]:
+        if self.away:
+            raise Unavailable("nobody answers")
         self.asked.append((self._clock.monotonic_ms(), proposal.kind, proposal.node_id))
         stored = self.stored[proposal.gpid]
         stored = self.stored[proposal.gpid] = next_configuration(stored, proposal) or stored

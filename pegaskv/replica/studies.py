@@ -9,6 +9,7 @@ the primary asks again, which it does for as long as it wants the learner.
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pegaskv.base.errors import NotReady, PegasKVError
@@ -30,6 +31,24 @@ _log = logging.getLogger(__name__)
 
 _JOIN_TIMEOUT_MS: Final = 5_000
 _WAIT_MS: Final = 5
+
+
+@dataclass(eq=False, slots=True)
+class _Study:
+    """One partition's way. From its beginning until it is `prepared` the replica is its own.
+
+    `behind` are those that it waits for: what they have under way on the disk is not broken off.
+    """
+
+    adoption: Adoption
+    behind: list[asyncio.Task[None]]
+    task: asyncio.Task[None] = field(init=False)
+    prepared: bool = False
+
+    @property
+    def unfinished(self) -> list[asyncio.Task[None]]:
+        """All that works at the partition still."""
+        return [task for task in (*self.behind, self.task) if not task.done()]
 
 
 class Studies:
@@ -58,10 +77,8 @@ class Studies:
         self._make = make
         self._forget = forget
         self._take_incarnation = take_incarnation
-        self._tasks: dict[Gpid, tuple[int, asyncio.Task[None]]] = {}
-        # Whose replica is not open, since it is being made.
-        self._preparing: set[Gpid] = set()
-        self._adoptions: dict[Gpid, Adoption] = {}
+        # The newest of each partition; it may have ended.
+        self._studies: dict[Gpid, _Study] = {}
         # Of what is learned: under which ballot, and up to where it was acknowledged under that.
         self._owed: dict[Gpid, tuple[int, int]] = {}
 
@@ -71,8 +88,9 @@ class Studies:
         return self.learner.progress
 
     def is_preparing(self, gpid: Gpid) -> bool:
-        """Whether a replica is being made."""
-        return gpid in self._preparing
+        """Whether a replica is being made anew, or is about to be: nobody else may open it."""
+        study = self._studies.get(gpid)
+        return study is not None and not study.prepared and not study.task.done()
 
     def lacks(self, replica: Replica) -> bool:
         """Whether a replica that was begun anew has not yet again what it had acknowledged.
@@ -84,57 +102,56 @@ class Studies:
     def begin(self, table: TableInfo, configuration: PartitionConfiguration) -> bool:
         """Learn from the primary of a configuration, unless that is under way."""
         gpid, ballot = configuration.gpid, configuration.ballot
-        under_way = self._tasks.get(gpid)
-        if under_way is not None and not under_way[1].done():
-            if under_way[0] >= ballot:
-                return under_way[0] == ballot
-            under_way[1].cancel()
+        before = self._studies.get(gpid)
+        if before is not None and not before.task.done():
+            if before.adoption.ballot >= ballot:
+                return before.adoption.ballot == ballot
+            before.task.cancel()
         assert configuration.primary is not None
         peer: Any = self._peers.peer(configuration.primary)
-        adoption = Adoption(gpid, ballot, configuration.primary, peer)
-        before = under_way[1] if under_way is not None else None
-        task = self._scope.start(f"learn {gpid}", self._study(adoption, table, before))
-        self._tasks[gpid] = ballot, task
+        study = _Study(
+            Adoption(gpid, ballot, configuration.primary, peer),
+            [] if before is None else before.unfinished,
+        )
+        study.task = self._scope.start(f"learn {gpid}", self._run(study, table))
+        self._studies[gpid] = study
         return True
 
     def end(self, gpid: Gpid) -> None:
         """The replica has another role now."""
-        under_way = self._tasks.get(gpid)
-        if under_way is not None and gpid not in self._preparing:
-            under_way[1].cancel()
-            del self._tasks[gpid]
+        if gpid in self._studies and not self.is_preparing(gpid):
+            self._studies.pop(gpid).task.cancel()
 
     async def cancel(self, gpid: Gpid) -> None:
         """The partition goes: return when nobody works at it any more."""
-        under_way = self._tasks.pop(gpid, None)
-        if under_way is not None:
-            under_way[1].cancel()
-            await asyncio.wait([under_way[1]])
+        while study := self._studies.get(gpid):
+            study.task.cancel()
+            if study.unfinished:
+                await asyncio.wait(study.unfinished)
+            # Another may have begun meanwhile.
+            if self._studies.get(gpid) is study:
+                del self._studies[gpid]
         self._owed.pop(gpid, None)
         await self.learner.forget(gpid)
 
-    async def _study(
-        self, adoption: Adoption, table: TableInfo, before: asyncio.Task[None] | None
-    ) -> None:
+    async def _run(self, study: _Study, table: TableInfo) -> None:
+        adoption = study.adoption
         gpid = adoption.gpid
-        if before is not None:
-            await asyncio.wait([before])
+        if study.behind:
+            await asyncio.wait(study.behind)
         try:
             recovered = await self._taken_out(gpid, adoption.ballot)
             if recovered is None:
                 return
-            first_decree = await self._prepare(adoption, table, recovered)
-            self._adoptions[gpid] = adoption
-            incarnation = self._replicas[gpid].incarnation
-            await self.learner.catch_up(adoption, incarnation, first_decree)
+            first_decree = await self.learner.copy(adoption, recovered)
+            replica = self._prepared(adoption, table, recovered)
+            study.prepared = True
+            await self.learner.catch_up(adoption, replica.incarnation, first_decree)
         except (PegasKVError, OSError) as error:
             _log.warning("partition %s is not learned for now: %s", gpid, error)
-            replica = self._replicas.get(gpid)
-            if replica is not None and replica.machine.ballot == adoption.ballot:
-                replica.step_down(Deactivated())
-        finally:
-            if self._adoptions.get(gpid) is adoption:
-                del self._adoptions[gpid]
+            failed = self._replicas.get(gpid)
+            if failed is not None and failed.machine.ballot == adoption.ballot:
+                failed.step_down(Deactivated())
 
     def _note_owed(self, gpid: Gpid, ballot: int, replica: Replica | None) -> None:
         """What was acknowledged to this very primary counts, though it is begun anew."""
@@ -155,37 +172,33 @@ class Studies:
         self._note_owed(gpid, ballot, replica)
         if replica is None:
             return self._recovered.setdefault(gpid, RecoveredReplica(closed="it is being copied"))
-        self._preparing.add(gpid)
-        try:
-            replica.step_down(Deactivated())
-            # What it has accepted must not come to the log behind those of a new incarnation.
-            await self.logged()
-            if replica.engine_gone:
-                # Its storage failed for good: begin with nothing.
-                found = RecoveredReplica(incarnation=replica.incarnation, damage=replica.closed)
-                return self._set_aside(gpid, replica, found)
-            if replica.reopening:
-                return None
-            while replica.unapplied and replica.engine_failed is None:
-                # What is committed here need not be copied.
-                replica.apply_now()
-                await self._clock.sleep_ms(_WAIT_MS)
-            if replica.reopening:
-                return None
-            engine = replica.engine
-            state = engine.state()
-            found = RecoveredReplica(
-                engine=engine,
-                incarnation=replica.incarnation,
-                decree=state.decree,
-                ballot=state.ballot,
-                last_timestamp_us=state.last_timestamp_us,
-                participation=replica.participation,
-                damage=str(replica.engine_failed or replica.closed or ""),
-            )
+        replica.step_down(Deactivated())
+        # What it has accepted must not come to the log behind those of a new incarnation.
+        await self.logged()
+        if replica.engine_gone:
+            # Its storage failed for good: begin with nothing.
+            found = RecoveredReplica(incarnation=replica.incarnation, damage=replica.closed)
             return self._set_aside(gpid, replica, found)
-        finally:
-            self._preparing.discard(gpid)
+        if replica.reopening:
+            return None
+        while replica.unapplied and replica.engine_failed is None:
+            # What is committed here need not be copied.
+            replica.apply_now()
+            await self._clock.sleep_ms(_WAIT_MS)
+        if replica.reopening:
+            return None
+        engine = replica.engine
+        state = engine.state()
+        found = RecoveredReplica(
+            engine=engine,
+            incarnation=replica.incarnation,
+            decree=state.decree,
+            ballot=state.ballot,
+            last_timestamp_us=state.last_timestamp_us,
+            participation=replica.participation,
+            damage=str(replica.engine_failed or replica.closed or ""),
+        )
+        return self._set_aside(gpid, replica, found)
 
     def forget_accepted(self, gpid: Gpid) -> None:
         """Its table was purged: nothing of it may come to the log any more."""
@@ -205,16 +218,11 @@ class Studies:
         self._recovered[gpid] = found
         return found
 
-    async def _prepare(
+    def _prepared(
         self, adoption: Adoption, table: TableInfo, recovered: RecoveredReplica
-    ) -> int:
-        """Make the replica what the primary has at some decree; return where its log goes on."""
+    ) -> Replica:
+        """Open the replica that was made what the primary has at some decree."""
         gpid = adoption.gpid
-        self._preparing.add(gpid)
-        try:
-            first_decree = await self.learner.copy(adoption, recovered)
-        finally:
-            self._preparing.discard(gpid)
         if recovered.engine is None:
             raise NotReady(f"partition {gpid} was not copied")
         recovered.closed = ""
@@ -223,7 +231,7 @@ class Studies:
         self._closed.pop(gpid, None)
         take_settings(replica, table)
         replica.step_down(Taught(adoption.ballot))
-        return first_decree
+        return replica
 
     # --- What the learner asks of its host ---------------------------------------------
 
@@ -249,7 +257,7 @@ class Studies:
 
     async def join(self, gpid: Gpid, next_decree: int) -> bool:
         """Ask the primary for everything from `next_decree` on; False: copy more log first."""
-        adoption = self._adoptions[gpid]
+        adoption = self._studies[gpid].adoption
         reply = await adoption.peer.request(
             Operation.LEARN_JOIN,
             _JOIN_TIMEOUT_MS,

@@ -26,10 +26,11 @@ class ServerProcess:
         config: str = "",
         prefix: tuple[str, ...] = (),
         role: str = "standalone",
+        address: str = "127.0.0.1:0",
     ) -> None:
         self.role = role
         self.directory = directory
-        self.address = "127.0.0.1:0"
+        self.address = address
         self.http = "127.0.0.1:0" if http else "none"
         self.arguments = arguments
         self.prefix = prefix

@@ -5,17 +5,17 @@ is behind the proxy.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pegaskv
 from pegaskv.client.ranges import ScanOptions
-from tests.cluster.process import ServerProcess
+from tests.cluster.process import running_server
 from tests.cluster.proxy import Proxy, running_proxy
+from tests.cluster.servers import running_servers
 from tests.helpers import poll_until
-from tests.scenarios.processes import ClusterProcess
 
 __all__ = ["Pair", "running_pair"]
 
@@ -23,6 +23,14 @@ _CONFIG = """
 [cluster]
 name = "{name}"
 id = {number}
+"""
+
+
+# Of a side of several servers.
+_FAST = """
+[meta]
+replica_assign_delay_ms = 1000
+balance_settle_ms = 60000
 """
 
 
@@ -86,29 +94,28 @@ async def running_pair(
 
     `replicas`: so many replica servers each, 0 = one server for all.
     """
-    servers: list[Any] = []
-    for number, name in enumerate(("alpha", "beta"), 1):
-        config = _CONFIG.format(name=name, number=number)
-        config += options if name == "alpha" else ""
-        server: Any
-        if replicas:
-            server = ClusterProcess(directory / name, replicas, config=config)
-        else:
-            server = ServerProcess(directory / name, config=config)
-            if name == "beta":
-                # Behind a wildcard clients stay on the address by which they came: the proxy's.
-                server.address = "0.0.0.0:0"
-        servers.append(server)
-    alpha, beta = servers
-    try:
-        for server in servers:
-            server.start()
+    with contextlib.ExitStack() as stack:
+        alpha, beta = (
+            stack.enter_context(_running_side(directory / name, config, replicas=replicas))
+            for name, config in (
+                ("alpha", _CONFIG.format(name="alpha", number=1) + options),
+                ("beta", _CONFIG.format(name="beta", number=2)),
+            )
+        )
         async with _connected(alpha, beta) as pair:
             yield pair
-    finally:
-        for server in servers:
-            if server.running:
-                server.kill()
+
+
+@contextlib.contextmanager
+def _running_side(directory: Path, config: str, *, replicas: int) -> Iterator[Any]:
+    if replicas:
+        with running_servers(directory, replicas, config=config + _FAST) as servers:
+            yield servers
+        return
+    # Behind a wildcard clients stay on the address by which they came: the proxy's.
+    host = "0.0.0.0" if directory.name == "beta" else "127.0.0.1"
+    with running_server(directory, config=config, address=f"{host}:0") as server:
+        yield server
 
 
 @contextlib.asynccontextmanager

@@ -11,9 +11,9 @@ import pytest
 import pegaskv
 from pegaskv.errors import PegasKVError
 from pegaskv.runtime.tasks import TaskScope
+from tests.cluster.servers import META, Servers
 from tests.helpers import pause, poll_until
 from tests.scenarios.pair import Pair, running_pair
-from tests.scenarios.processes import META, ClusterProcess
 
 pytestmark = pytest.mark.process
 
@@ -100,9 +100,7 @@ async def test_replica_servers_of_both_sides_restart_in_turn_and_nothing_waits(
         async with writing(table) as writers:
             await pair.source.admin.add_duplication("t", "beta")
             for cluster in (pair.alpha, pair.beta):
-                member = cluster.members["replica1"]
-                assert member.stop() == 0
-                member.start()
+                cluster.restart("replica1")
             await pair.reach("t", "DS_LOG", within_s=10.0)
             assert await arrives(pair, table, 3.0) < 3.0
         await pair.equal("t")
@@ -112,9 +110,9 @@ async def test_replica_servers_of_both_sides_restart_in_turn_and_nothing_waits(
         assert found.remote_replica_count == 3
 
 
-async def strike(cluster: ClusterProcess, name: str, how: str) -> None:
+async def strike(cluster: Servers, name: str, how: str) -> None:
     """Let one process die, or stand still, and come back."""
-    member = cluster.members[name]
+    member = cluster.by_name[name]
     if how == "SIGSTOP":
         member.signal(signal.SIGSTOP)
         await pause(_STOPPED_S)
@@ -170,12 +168,11 @@ async def test_a_server_that_learned_while_it_was_paused_has_the_log_from_where_
         async with writing(table) as writers:
             await pause(2.0)
         # All that were members go, one after another; others learn in their place.
-        for number in (4, 5, 6):
-            new = pair.alpha.add(f"replica{number}")
-            new.metas = pair.alpha.address
-            new.start()
-        for number in (1, 2, 3):
-            pair.alpha.members[f"replica{number}"].stop()
+        old = pair.alpha.replicas
+        for _ in old:
+            pair.alpha.start(pair.alpha.add())
+        for name in old:
+            pair.alpha.stop(name)
 
             async def whole() -> bool:
                 details = await admin.table_info("t", timeout=20.0)

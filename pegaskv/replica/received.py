@@ -54,6 +54,16 @@ _DEFAULT_TIMEOUT_MS: Final = 30_000
 _LITTLE_BYTES: Final = 8 * 1024
 
 
+class Sent(NamedTuple):
+    """A message of a stream: where it goes, which rows may be its, who sends, what it brings."""
+
+    replica: Replica
+    stream: bytes
+    rows_of: HashClass
+    facts: SourceFacts
+    fields: list[Any]
+
+
 class Ending(NamedTuple):
     """What the last part of a batch brings along."""
 
@@ -94,26 +104,18 @@ class ReceivedHandlers:
 
     def on_duplicate(self, connection: ServerConnection, message: list[Any]) -> None:
         """One batch of a stream; counts once, however often it comes."""
-        replica, stream, rows_of, facts, rest = self._stream(message, 12)
-        steps = self._duplicate(connection, message, replica, stream, rows_of, facts, rest)
+        sent = self._sent(message, 12)
+        steps = self._duplicate(connection, message, sent)
         # What comes later in a stream is compared with what came before.
-        key = (replica.gpid, stream)
-        if self._lane.holds(key) or _is_large(rest[3]):
+        key = (sent.replica.gpid, sent.stream)
+        if self._lane.holds(key) or _is_large(sent.fields[3]):
             self._lane.queue(key, connection, message[0], steps)
         else:
             self._lane.begin(key, connection, message[0], steps, rows=0)
 
-    def _duplicate(
-        self,
-        connection: ServerConnection,
-        message: list[Any],
-        replica: Replica,
-        stream: bytes,
-        rows_of: HashClass,
-        facts: SourceFacts,
-        rest: list[Any],
-    ) -> Steps:
-        previous, last, source_clock_us, flat = rest
+    def _duplicate(self, connection: ServerConnection, message: list[Any], sent: Sent) -> Steps:
+        replica, stream, rows_of, facts, fields = sent
+        previous, last, source_clock_us, flat = fields
         progress, clock_us = replica.proposed.progress.get(stream, (0, 0))
         unbroken = Unbroken(replica)
         operations, newest = yield from parse_batch(
@@ -179,30 +181,22 @@ class ReceivedHandlers:
 
     def on_copy_range(self, connection: ServerConnection, message: list[Any]) -> None:
         """One range of a copy."""
-        replica, stream, rows_of, facts, rest = self._stream(message, 13)
-        if type(rest[3]) is not bool:
+        sent = self._sent(message, 13)
+        if type(sent.fields[3]) is not bool:
             raise InvalidArgument("`overwrite equal` must be true or false")
-        replica.admit_received()
+        sent.replica.admit_received()
         if self._worker.pending >= self._scans_waiting_max:
             raise Busy("too many scans are waiting", details={"retry_after_ms": 50})
         self._lane.queue(
             (connection, message[0]),
             connection,
             message[0],
-            self._copy(connection, message, replica, stream, rows_of, facts, rest),
+            self._copy(connection, message, sent),
         )
 
-    def _copy(
-        self,
-        connection: ServerConnection,
-        message: list[Any],
-        replica: Replica,
-        stream: bytes,
-        rows_of: HashClass,
-        facts: SourceFacts,
-        rest: list[Any],
-    ) -> Steps:
-        start, stop, source_clock_us, overwrite_equal, flat = rest
+    def _copy(self, connection: ServerConnection, message: list[Any], sent: Sent) -> Steps:
+        replica, stream, rows_of, facts, fields = sent
+        start, stop, source_clock_us, overwrite_equal, flat = fields
         rows, newest = yield from parse_page(flat, start, stop, rows_of)
         newest_us = check_clock(source_clock_us, newest, self._clock.wall_us())
         uuid = message[5]
@@ -237,7 +231,7 @@ class ReceivedHandlers:
 
     def on_progress(self, connection: ServerConnection, message: list[Any]) -> None:
         """How far a stream has come here; what is pending does not count."""
-        replica, stream, _, facts, _ = self._stream(message, 8)
+        replica, stream, _, facts, _ = self._sent(message, 8)
         try:
             row = replica.get(PROGRESS_PREFIX + stream)
         except (PegasKVError, OSError) as error:
@@ -252,10 +246,8 @@ class ReceivedHandlers:
         except (PegasKVError, OSError, MemoryError) as error:
             raise as_request_error(replica, error, self._on_corruption) from error
 
-    def _stream(
-        self, message: list[Any], length: int
-    ) -> tuple[Replica, bytes, HashClass, SourceFacts, list[Any]]:
-        """Return the replica, the stream, which rows are its, who sends, and the fields behind.
+    def _sent(self, message: list[Any], length: int) -> Sent:
+        """Return what a message of so many fields is for.
 
         Raises:
             RequestError: the replica does not serve, or takes nothing from there.
@@ -281,7 +273,7 @@ class ReceivedHandlers:
                 )
             break
         stream = progress_key(uuid, source_count, source_index)
-        return replica, stream, rows_of, facts, message[8:]
+        return Sent(replica, stream, rows_of, facts, message[8:])
 
 
 def _not_listed(replica: Replica) -> RequestError:

@@ -444,6 +444,10 @@ class Replica(Follower):
     def refuse_waiting(self) -> None:
         """Take no writes any more, and refuse those that are in no mutation yet."""
         self.available = self.serving = False
+        self._refuse_unproposed()
+        self.shipping.notify()
+
+    def _refuse_unproposed(self) -> None:
         self._unproposed = []
         if self.open is not None:
             self.full.append(self.open)
@@ -451,7 +455,6 @@ class Replica(Follower):
             self.open = None
         while self.full:
             self._refuse(self.full.popleft())
-        self.shipping.notify()
 
     def deactivate(self) -> None:
         """Leave for good; what is in the log stays there, the engine gets nothing more."""
@@ -489,13 +492,7 @@ class Replica(Follower):
 
     def _give_up_pending(self) -> None:
         """Answer who waits: refused if it is in no mutation, unknown if it is (L14)."""
-        self._unproposed = []
-        if self.open is not None:
-            self.full.append(self.open)
-            self.uncommitted_bytes += self.open.size
-            self.open = None
-        while self.full:
-            self._refuse(self.full.popleft())
+        self._refuse_unproposed()
         unknown = Unavailable(
             f"partition {self.gpid} has another primary now; the write may or may not have been "
             "applied",

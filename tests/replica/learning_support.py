@@ -34,7 +34,10 @@ from tests.storage.engine_contract import rows_of
 
 __all__ = [
     "GPID",
+    "LOG",
     "OPTIONS",
+    "READ",
+    "UUID",
     "Leader",
     "Primary",
     "Student",
@@ -47,6 +50,10 @@ __all__ = [
 ]
 
 GPID: Final = Gpid(1, 0)
+READ: Final = Operation.LEARN_READ
+LOG: Final = Operation.LEARN_LOG
+# Of a duplication, as pins name it.
+UUID: Final = "11" * 16
 DATA: Final = Path("/data")
 OPTIONS: Final = LogOptions(log_segment_bytes=16 * 1024)
 

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -23,6 +23,8 @@ from pegaskv.storage.mutation_log import LogRecord
 from pegaskv.storage.options import StorageOptions
 from tests.replica.learning_support import (
     GPID,
+    LOG,
+    READ,
     Primary,
     Student,
     learn,
@@ -33,11 +35,6 @@ from tests.replica.learning_support import (
 )
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.world import Node, World
-
-READ: Final = Operation.LEARN_READ
-LOG: Final = Operation.LEARN_LOG
-UUID: Final = "11" * 16
-
 
 # What is copied, and what is not.
 

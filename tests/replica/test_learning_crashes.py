@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from pegaskv.codec.operations import Operation
 from pegaskv.storage.mutation_log import LogRecord
 from tests.replica.learning_support import (
     GPID,
+    READ,
     Student,
     learn,
     payload_of,
@@ -21,10 +22,6 @@ from tests.replica.learning_support import (
 )
 from tests.simulation.disk import Fault, SimulatedDisk
 from tests.simulation.world import Node, World
-
-READ: Final = Operation.LEARN_READ
-LOG: Final = Operation.LEARN_LOG
-UUID: Final = "11" * 16
 
 
 def check_truth(student: Student) -> None:

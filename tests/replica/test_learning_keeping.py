@@ -1,6 +1,6 @@
 """What a primary keeps for those who learn from it, for how long, and for how many."""
 
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -13,17 +13,15 @@ from pegaskv.base.types import ReplicaStatus
 from pegaskv.codec.operations import Operation
 from tests.replica.learning_support import (
     GPID,
+    LOG,
+    READ,
+    UUID,
     learn,
     play,
     primary_of,
     student_of,
 )
 from tests.simulation.world import Node, World
-
-READ: Final = Operation.LEARN_READ
-LOG: Final = Operation.LEARN_LOG
-UUID: Final = "11" * 16
-
 
 # Pins.
 

@@ -63,21 +63,25 @@ def test_the_log_reaches_back_to_the_checkpoint_after_any_number_of_restarts() -
     play(scenario)
 
 
+def leave_a_gap(server: Server) -> None:
+    """Let the log lack the next decree and have those behind it, which write `ghost`."""
+    replica = server.replica()
+    decree, ballot = replica.machine.committed, replica.machine.ballot
+    row = encode_operation(1, 0, [b"\0\1hghost", b"\0\0\0\0" + bytes(7) + b"\2ghost"])
+    payload = encode_mutation(1, [row])
+    server.log.append(
+        [
+            LogRecord(1, 0, replica.incarnation, ballot, each, each - 1, 1, payload)
+            for each in range(decree + 2, decree + 6)
+        ]
+    )
+
+
 def test_what_lay_behind_an_accepted_gap_stays_away_when_decrees_are_used_again() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life, first=True)
         await server.set(b"a", b"1")
-        replica = server.replica()
-        decree, ballot = replica.machine.committed, replica.machine.ballot
-        row = encode_operation(1, 0, [b"\0\1hghost", b"\0\0\0\0" + bytes(7) + b"\2ghost"])
-        payload = encode_mutation(1, [row])
-        # The log lacks the next decree and has those behind it.
-        server.log.append(
-            [
-                LogRecord(1, 0, replica.incarnation, ballot, each, each - 1, 1, payload)
-                for each in range(decree + 2, decree + 6)
-            ]
-        )
+        leave_a_gap(server)
         await server.stop()
         server = Server(life)
         await server.start()
@@ -293,16 +297,7 @@ def test_an_accepted_gap_stays_accepted_after_a_crash_before_anything_was_writte
     async def gap(world: World, life: Life) -> None:
         server = await opened(life, first=True)
         await server.set(b"a", b"1")
-        replica = server.replica()
-        decree, ballot = replica.machine.committed, replica.machine.ballot
-        row = encode_operation(1, 0, [b"\0\1hghost", b"\0\0\0\0" + bytes(7) + b"\2ghost"])
-        payload = encode_mutation(1, [row])
-        server.log.append(
-            [
-                LogRecord(1, 0, replica.incarnation, ballot, each, each - 1, 1, payload)
-                for each in range(decree + 2, decree + 6)
-            ]
-        )
+        leave_a_gap(server)
         await server.stop()
 
     async def accepted(world: World, life: Life) -> None:

@@ -349,7 +349,12 @@ class GroupMeta:
                     one for each in partitions for one in (each.primary or "", *each.secondaries)
                 }
                 push = TablePush(
-                    table, partitions, first, addresses=self._addresses_of(sorted(members))
+                    table,
+                    partitions,
+                    first,
+                    addresses=self._addresses_of(sorted(members)),
+                    # Its successor must not lead by what came too late.
+                    process=self.store.processes.get(node_id, ""),
                 )
                 self._scope.start(f"configure {node_id}", self._configure(door, push, node_id))
 

@@ -30,6 +30,7 @@ class ReadLine:
         self._lines: dict[ServerConnection, deque[tuple[_Work, _Done]]] = {}
         self._under_way = 0
         self._waiting = 0
+        self._stopped = False
 
     @property
     def pending(self) -> int:
@@ -38,9 +39,17 @@ class ReadLine:
 
     def submit(self, connection: ServerConnection, work: _Work, done: _Done) -> None:
         """Run `work` in the thread when it is the connection's turn; then `done` on the loop."""
+        if self._stopped:
+            return
         self._waiting += 1
         self._lines.setdefault(connection, deque()).append((work, done))
         self._go_on()
+
+    def stop(self) -> None:
+        """Give the thread nothing more, since it is about to end: who waits has gone by now."""
+        self._stopped = True
+        self._lines.clear()
+        self._waiting = 0
 
     def _go_on(self) -> None:
         while self._lines and self._under_way < _UNDER_WAY_MAX:

@@ -264,6 +264,7 @@ class ReplicaStub:
                 await self._clock.sleep_ms(5)
         unsynced = self._unsynced
         await self._scope.close()
+        self._workers.reads.stop()
         for replica in self._replicas.values():
             await self._close_engine(replica.engine)
         for recovered in self._recovered.values():

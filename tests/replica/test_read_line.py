@@ -68,3 +68,19 @@ def test_a_read_that_is_asked_for_by_an_answer_has_its_turn() -> None:
         thread.step()
     assert pages == list(range(1, 51))
     assert line.pending == 0
+
+
+def test_once_it_is_stopped_the_thread_is_given_nothing_more() -> None:
+    thread: Any = Thread()
+    line = ReadLine(thread)
+    ended: list[int] = []
+    for number in range(5):
+        connection: Any = number
+        line.submit(connection, lambda n=number: n, lambda found, _: ended.append(found))  # type: ignore[misc]
+    line.stop()
+    line.submit(connection, lambda: 5, lambda found, _: ended.append(found))
+    assert line.pending == len(thread.given) == 2
+    while thread.given:
+        thread.step()
+    assert ended == [0, 1]
+    assert line.pending == 0

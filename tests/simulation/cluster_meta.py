@@ -123,6 +123,8 @@ class GroupMeta:
         self._disk_full: set[str] = set()
         self._leaving: set[str] = set()
         self._pushing: dict[str, asyncio.Event] = {}
+        # Whose push was lost while nothing was heard of them.
+        self._untold: set[str] = set()
         self._amnesiac: set[tuple[str, Gpid]] = set()
 
     async def start(self) -> None:
@@ -177,6 +179,9 @@ class GroupMeta:
     def beacon(self, beacon: NodeBeacon) -> bool:
         """A node is alive."""
         self._heard_ms[beacon.node_id] = self._clock.monotonic_ms()
+        if beacon.node_id in self._untold:
+            self._untold.discard(beacon.node_id)
+            self._poke(beacon.node_id)
         if beacon.disk_full:
             self._disk_full.add(beacon.node_id)
         else:
@@ -365,6 +370,8 @@ class GroupMeta:
             if node_id in self._alive():
                 await self._clock.sleep_ms(300)
                 self._poke(node_id)
+            else:
+                self._untold.add(node_id)
             return
         for each in push.partitions:
             if each.primary == node_id:

@@ -145,10 +145,28 @@ class SimulatedNetwork:
         self._wake()
 
     def heal_all(self) -> None:
-        """Undo every cut and every slowness."""
+        """Undo every cut and every slowness, and let go what is held."""
         for link in self._links.values():
             link.cut = False
             link.bytes_per_s = None
+        for connection in self.connections.values():
+            connection.sides[0].out.held = False
+        self._wake()
+
+    def hold(self, source: str, target: str) -> None:
+        """Let nothing more through on the connections that `source` has made to `target`.
+
+        Those that it makes from now on are as ever, so that they overtake what is held.
+        """
+        for connection in self.connections.values():
+            if connection.hosts == (source, target):
+                connection.sides[0].out.held = True
+
+    def release(self, source: str, target: str) -> None:
+        """Let what is held go on, though its sender may be gone."""
+        for connection in self.connections.values():
+            if connection.hosts == (source, target):
+                connection.sides[0].out.held = False
         self._wake()
 
     def isolate(self, address: str) -> None:

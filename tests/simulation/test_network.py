@@ -109,6 +109,31 @@ def test_a_slow_link_takes_time_for_each_byte() -> None:
         world.run(main(world))
 
 
+def test_what_is_held_is_overtaken_by_a_new_connection_and_outlives_its_sender() -> None:
+    async def main(world: World) -> None:
+        pair = Pair(world)
+        client, accepted = await pair.open()
+        here, there = pair.client.address, pair.server.address
+        world.network.hold(here, there)
+        write(client, b"held")
+        write(accepted, b"the other way")
+        await client.until(lambda: client.data == b"the other way")
+        pair.client.crash(power=False)
+        pair.client.spawn()
+        write(await pair.connect(), b"new")
+        await world.until(lambda: len(pair.accepted) == 2 and pair.accepted[1].data == b"new")
+        await world.sleep_ms(10_000)
+        assert accepted.calls == ["made"]
+        assert accepted.data == b""
+        world.network.release(here, there)
+        await accepted.until(lambda: accepted.data == b"held")
+        await accepted.until(lambda: "lost" in accepted.calls)
+
+    for seed in SEEDS:
+        with World(seed) as world:
+            world.run(main(world))
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_a_cut_holds_bytes_back_until_it_heals(both: bool) -> None:
     async def main(world: World) -> None:

@@ -120,6 +120,8 @@ class Pipe:
         # Bytes on the wire or unread; and those read whose acknowledgement does not get through.
         self._in_flight = 0
         self._withheld = 0
+        # Stalls by itself, whatever the network lets through.
+        self.held = False
 
     @property
     def room(self) -> int:
@@ -227,7 +229,7 @@ class Pipe:
             self._source.on_room()
 
     def _passes(self) -> bool:
-        return self._network.passes(self._source.host, self._target.host)
+        return not self.held and self._network.passes(self._source.host, self._target.host)
 
 
 class Side(asyncio.Transport):

@@ -297,6 +297,24 @@ class Watch:
                     )
                 if machine.status is _PRIMARY:
                     self._look_at_members(life, gpid, machine)
+        self._look_at_leases()
+
+    def _look_at_leases(self) -> None:
+        """At no moment may two servers serve a partition, whether somebody asks them or not."""
+        serving: dict[Any, tuple[Life, Replica]] = {}
+        for life, server in self._servers():
+            now_ms = life.clock.monotonic_ms()
+            for gpid, replica in server.replicas.items():
+                # One that stands still, or has not looked yet, knows when it goes on.
+                if not replica.serving or not replica.lease.valid(now_ms):
+                    continue
+                owner, rival = serving.setdefault(gpid, (life, replica))
+                if rival is not replica:
+                    self.blame(
+                        f"P9 {Gpid(*gpid)}: {owner.name} has leases for ballot "
+                        f"{rival.machine.ballot}, and {life.name} for ballot "
+                        f"{replica.machine.ballot}"
+                    )
 
     def _look_at_members(self, life: Life, gpid: Any, machine: ReplicaMachine) -> None:
         for owner, other in self._servers():

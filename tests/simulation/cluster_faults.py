@@ -13,7 +13,9 @@ from random import Random
 from typing import Any, Final, Protocol
 
 from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus
-from tests.simulation.cluster_servers import Machine
+from pegaskv.codec.messages_meta import ProposalKind
+from tests.simulation.cluster_aimed import AIMED, Aim
+from tests.simulation.cluster_servers import Machine, membership_of, stub_of
 from tests.simulation.disk import Fault
 from tests.simulation.world import World
 
@@ -75,12 +77,13 @@ class Nemesis:
         # What a fault has left running.
         self.under_way: list[asyncio.Task[None]] = []
         self._latency_us: dict[tuple[str, str], int] = {}
+        self._aim = Aim(ground, random)
         self.done: Counter[str] = Counter()
 
     async def strike(self) -> None:
         """Do one fault, and what undoes it."""
         kind = self._random.choice(self._kinds)
-        if await _ACTIONS[kind](self):
+        if await (self._aim.strike(kind) if kind in AIMED else _ACTIONS[kind](self)):
             self.done[kind] += 1
 
     # Whom.
@@ -380,8 +383,9 @@ class Nemesis:
                 await world.sleep_ms(random.choice([50, 1_000, 7_000]))
                 network.heal(mine, others)
 
-    def on_proposed(self, proposer_id: str, node_id: str) -> None:
+    def on_proposed(self, kind: ProposalKind, proposer_id: str, node_id: str) -> None:
         """A server asks for a change; in an ambush that may not get through for a while."""
+        self._aim.on_proposed(kind, proposer_id, node_id)
         self._proposals.append((proposer_id, node_id))
         if self._lurking and self._random.random() < 0.5:
             metas = self._ground.meta.node.address
@@ -413,23 +417,8 @@ class Nemesis:
             self._world.network.link(first, second).latency_us = latency_us
 
 
-def stub_of(machine: Machine) -> Any:
-    """The replica server's stub, once its replicas were recovered; None before."""
-    process = machine.process
-    part = getattr(process, "_replicas", None)
-    if part is None or not machine.alive:
-        return None
-    return part.stub if part.stub._front is not None else None
-
-
 def _proposes(stub: Any) -> bool:
     return bool(membership_of(stub)._proposing)
-
-
-def membership_of(stub: Any) -> Any:
-    """Who watches the members in a stub."""
-    roles = getattr(stub, "_roles", None)
-    return stub._membership if roles is None else roles.membership
 
 
 def _is_sound(machine: Machine | None, gpid: Gpid) -> bool:

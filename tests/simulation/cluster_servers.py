@@ -25,7 +25,16 @@ from tests.simulation.disk import Fault, SimulatedDisk
 from tests.simulation.servers import tiny_log
 from tests.simulation.world import Life, Node, SimulatedWorker, World
 
-__all__ = ["DATA", "PORT", "Machine", "Settings", "meta_machine", "replica_machine"]
+__all__ = [
+    "DATA",
+    "PORT",
+    "Machine",
+    "Settings",
+    "membership_of",
+    "meta_machine",
+    "replica_machine",
+    "stub_of",
+]
 
 PORT: Final = 34_601
 DATA: Final = Path("/data")
@@ -246,3 +255,18 @@ def replica_machine(world: World, name: str, settings: Settings, metas: str) -> 
         )
 
     return Machine(world, name, make)
+
+
+def stub_of(machine: Machine) -> Any:
+    """The replica server's stub, once its replicas were recovered; None before."""
+    process = machine.process
+    part = getattr(process, "_replicas", None)
+    if part is None or not machine.alive:
+        return None
+    return part.stub if part.stub._front is not None else None
+
+
+def membership_of(stub: Any) -> Any:
+    """Who watches the members in a stub."""
+    roles = getattr(stub, "_roles", None)
+    return stub._membership if roles is None else roles.membership

@@ -1,9 +1,10 @@
 """What a seed of a cluster plays, and what came of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+from tests.simulation.cluster_aimed import AIMED
 from tests.simulation.cluster_faults import KINDS
 
 __all__ = ["ClusterRun", "Story", "TableStory"]
@@ -56,6 +57,13 @@ class Story:
             between_ms=random.choice([100, 500, 1_000, 3_000]),
             kinds=tuple(sorted(random.sample(kinds, count))),
         )
+
+    def with_aim(self, random: Random) -> "Story":
+        """Mostly the same; now and then with faults that are aimed as well."""
+        if random.random() < 0.7:
+            return self
+        aimed = random.sample(sorted(AIMED), random.choice([1, 1, 2]))
+        return replace(self, kinds=tuple(sorted({*self.kinds, *aimed})))
 
 
 @dataclass

@@ -20,6 +20,7 @@ import pytest
 import xxhash
 
 from pegaskv.base.types import Gpid, ReplicaStatus
+from pegaskv.codec.messages_meta import ProposalKind
 from pegaskv.codec.mutations import OperationKind, decode_mutation
 from pegaskv.replica import machine as machines
 from pegaskv.replica import recovery, stub
@@ -81,7 +82,7 @@ class Watch:
         # Each living server's life, with its `ReplicaStub`.
         self._nodes = nodes
         self.wrong: list[str] = []
-        self.on_proposed: Callable[[str, str], None] = lambda proposer, node_id: None
+        self.on_proposed: Callable[[ProposalKind, str, str], None] = lambda kind, proposer, of: None
         self.reached = Reached()
         self.ledgers: dict[Gpid, Ledger] = {}
         self._primaries: dict[tuple[Gpid, int], str] = {}
@@ -441,7 +442,7 @@ class Watch:
             proposed = propose(membership, replica, kind, *rest, **named)
             if proposed:
                 self.reached.proposals[kind.name.lower()] += 1
-                self.on_proposed(membership._node_id, rest[0])
+                self.on_proposed(kind, membership._node_id, rest[0])
             return proposed
 
         def opening(replica: Replica, size: int = 0) -> Any:

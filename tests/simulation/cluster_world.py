@@ -33,9 +33,16 @@ from tests.simulation.cluster_clients import (
     open_client,
     steady_key,
 )
-from tests.simulation.cluster_faults import KINDS, Nemesis, membership_of, stub_of
+from tests.simulation.cluster_faults import KINDS, Nemesis
 from tests.simulation.cluster_meta import GroupStore, group_meta_machine
-from tests.simulation.cluster_servers import Machine, Settings, meta_machine, replica_machine
+from tests.simulation.cluster_servers import (
+    Machine,
+    Settings,
+    membership_of,
+    meta_machine,
+    replica_machine,
+    stub_of,
+)
 from tests.simulation.cluster_story import ClusterRun, Story, TableStory
 from tests.simulation.cluster_watch import Watch
 from tests.simulation.disk import SimulatedDisk
@@ -539,7 +546,9 @@ def _check_lines(stub: Any) -> None:
 def story_of(seed: int, *, group: bool = False) -> Story:
     """What a seed plays when nobody says otherwise."""
     with World(seed) as world:
-        return Story.draw(world.random("story"), _GROUP_KINDS if group else KINDS)
+        story = Story.draw(world.random("story"), _GROUP_KINDS if group else KINDS)
+        # Drawn apart: the rest of a seed's story does not hang on it.
+        return story.with_aim(world.random("aim"))
 
 
 def simulate_cluster(seed: int, story: Story | None = None, **overrides: Any) -> ClusterRun:

@@ -26,8 +26,8 @@ from pegaskv.server.config import ClusterOptions, Config, MembershipOptions
 from pegaskv.server.meta_server import MetaServer
 from pegaskv.server.replica_server import ReplicaServer
 from pegaskv.storage.memory import MemoryFactory
-from tests.simulation.cluster_faults import Nemesis, stub_of
-from tests.simulation.cluster_servers import DATA, Machine, Settings, _seams
+from tests.simulation.cluster_faults import Nemesis
+from tests.simulation.cluster_servers import DATA, Machine, Settings, _seams, stub_of
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.duplication_sides import Side
 from tests.simulation.duplication_world import TABLE, DuplicationRun, Play, Story
@@ -277,7 +277,7 @@ class ClustersPlay(Play):
         ) -> bool:
             proposed = real(membership, replica, kind, node_id, **more)
             for cluster in (self.a, self.b) if proposed else ():
-                cluster.nemesis.on_proposed(membership._node_id, node_id)
+                cluster.nemesis.on_proposed(kind, membership._node_id, node_id)
             return proposed
 
         with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from typing import Final
 
 import pytest
 
+from tests.simulation.cluster_aimed import AIMED
 from tests.simulation.cluster_faults import KINDS
 from tests.simulation.cluster_shrink import shrink
 from tests.simulation.cluster_world import (
@@ -66,9 +67,16 @@ def _stress(seed: int) -> Story:
     )
 
 
+@pytest.mark.parametrize("kind", AIMED)
+def test_groups_keep_what_they_promise_in_what_is_aimed_at_them(kind: str) -> None:
+    run = simulate_group(0, replace(_stress(0), kinds=(kind,), seconds=20))
+    assert run.wrong == []
+    assert run.faults[kind]
+
+
 def test_every_kind_of_fault_is_drawn_by_some_seed() -> None:
     drawn = {kind for seed in range(200) for kind in story_of(seed).kinds}
-    assert drawn == set(KINDS)
+    assert drawn == {*KINDS, *AIMED}
 
 
 _TELL: Final = (

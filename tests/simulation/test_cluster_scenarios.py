@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import pytest
 
+from pegaskv.codec.messages_meta import ProposalKind
 from pegaskv.replica.events import Taught
 from pegaskv.replica.machine import ReplicaMachine
 from tests.simulation.cluster_servers import Machine
@@ -88,7 +89,7 @@ def test_what_a_learner_has_acknowledged_is_not_learned_anew_while_it_is_being_u
                 world.network.heal(primary.node.address, meta)
             return effects
 
-        def on_proposed(proposer_id: str, node_id: str) -> None:
+        def on_proposed(_: ProposalKind, proposer_id: str, node_id: str) -> None:
             if node_id == play.node_id(learner) and play.node_id(primary) == proposer_id:
                 proposed.append(node_id)
                 world.network.cut(primary.node.address, meta, both=False)

@@ -22,6 +22,14 @@ QUICK: Final = (
     "the lease is not looked at after the read",
     "one secondary need not acknowledge",
     "too few members take writes",
+    # By faults that are aimed at them.
+    "the meta server does not compare ballots",
+    "a process that has ended proposes",
+    "a primary is believed before the meta server",
+    "a claim that is open still acknowledges",
+    "an upgrade obeys the old configuration only",
+    "the history ignores ballots",
+    "records of an old incarnation are replayed",
 )
 _WORLDS: Final = {"group": simulate_group, "cluster": simulate_cluster}
 
@@ -42,7 +50,7 @@ def test_a_planted_mistake_of_replication_is_found(
     """One seed of each is known to find it; when the worlds have changed, look for another."""
     plant = PLANTS[name]
     plant.put_back(monkeypatch)
-    for seed in (plant.seed or 0, *range(SEEDS)):
+    for seed in (plant.seed, *range(SEEDS)):
         if verdict(name, plant, seed):
             return
     pytest.fail(f"{name}: not found in {SEEDS} seeds")
@@ -54,7 +62,7 @@ def test_the_page_on_testing_has_each_mistake_of_replication() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [name for name, plant in PLANTS.items() if plant.seed is not None])
+@pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_mistake_of_replication_is_found_from_the_first_seed_on(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ class Studies:
             if before.adoption.ballot >= ballot:
                 return before.adoption.ballot == ballot
             before.task.cancel()
+        self._begin_anew(gpid, ballot)
         assert configuration.primary is not None
         peer: Any = self._peers.peer(configuration.primary)
         study = _Study(
@@ -116,6 +117,20 @@ class Studies:
         study.task = self._scope.start(f"learn {gpid}", self._run(study, table))
         self._studies[gpid] = study
         return True
+
+    def _begin_anew(self, gpid: Gpid, ballot: int) -> None:
+        """Acknowledge nothing more of what was learned under this very ballot.
+
+        The primary has asked again before it heard that the study before has joined. Whatever it
+        is told now it takes for that study's, and would make a member of one that begins anew.
+        """
+        replica = self._replicas.get(gpid)
+        if replica is None:
+            return
+        machine = replica.machine
+        if machine.status is ReplicaStatus.POTENTIAL_SECONDARY and machine.ballot == ballot:
+            self._note_owed(gpid, ballot, replica)
+            replica.step_down(Deactivated())
 
     def end(self, gpid: Gpid) -> None:
         """The replica has another role now."""

@@ -5,10 +5,12 @@ from typing import Any, Final
 
 import pytest
 
+from pegaskv.base.types import Gpid
 from pegaskv.codec.messages_meta import ProposalKind
 from pegaskv.replica.events import Taught
 from pegaskv.replica.machine import ReplicaMachine
-from tests.simulation.cluster_servers import Machine
+from pegaskv.replica.studies import Studies
+from tests.simulation.cluster_servers import Machine, stub_of
 from tests.simulation.cluster_world import Play, Story, TableStory, simulate_group
 from tests.simulation.loop import OWNER
 
@@ -112,6 +114,62 @@ def test_what_a_learner_has_acknowledged_is_not_learned_anew_while_it_is_being_u
     tell(monkeypatch, scenario, seed)
     assert proposed
     assert taught == []
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_learner_that_is_asked_again_is_upgraded_only_by_what_it_learns_then(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """It joins late, its primary has asked once more, and that arrives behind the join.
+
+    What it acknowledges in the turn before it begins anew would make it a member.
+    """
+    taught: list[int] = []
+    proposed: list[int] = []
+
+    async def scenario(play: Play, patch: pytest.MonkeyPatch) -> None:
+        world = play.world
+        primary, [learner, _] = members(play)
+        hosts = primary.node.address, learner.node.address
+        join, step = Studies.join, ReplicaMachine.step
+
+        async def joined(studies: Studies, gpid: Gpid, next_decree: int) -> bool:
+            if len(taught) == 1:
+                world.network.hold(*hosts)
+                # Longer than a primary waits before it asks again.
+                await world.sleep_ms(3_400)
+            return await join(studies, gpid, next_decree)
+
+        def stepped(machine: ReplicaMachine, event: Any) -> Any:
+            effects = step(machine, event)
+            if isinstance(event, Taught) and _is_on(learner):
+                taught.append(len(proposed))
+            return effects
+
+        def on_proposed(kind: ProposalKind, proposer_id: str, node_id: str) -> None:
+            if kind is ProposalKind.UPGRADE:
+                proposed.append(len(taught))
+
+        def opened() -> bool:
+            [replica] = stub_of(primary)._replicas.values()
+            stream = replica.streams.get(play.node_id(learner))
+            return stream is not None and stream.opened
+
+        patch.setattr(Studies, "join", joined)
+        patch.setattr(ReplicaMachine, "step", stepped)
+        learner.crash(power=False)
+        await world.until(lambda: count(play) == 2, what="the removal")
+        play.watch.on_proposed = on_proposed
+        learner.start()
+        await world.until(opened, what="the join")
+        await world.sleep_ms(play.random.choice([1, 20, 100]))
+        world.network.release(*hosts)
+        await world.until(lambda: count(play) == 3, what="the upgrade")
+
+    tell(monkeypatch, scenario, seed)
+    # It was taught twice before anybody asked for its upgrade.
+    assert taught == [0, 0]
+    assert set(proposed) == {2}
 
 
 def _is_on(machine: Machine) -> bool:

@@ -427,13 +427,13 @@ PLANTS: Final[dict[str, Plant]] = {
         _leave_one_secondary_out, ("kill", "cut"), _THREE, seed=0
     ),
     "the primary's own log counts before its sync": Plant(
-        _count_the_own_log_before_its_sync, ("power", "slow disk"), _THREE | _BUSY, seed=3
+        _count_the_own_log_before_its_sync, ("power", "slow disk"), _THREE | _BUSY, seed=2
     ),
     "a secondary acknowledges before its sync": Plant(
         _acknowledge_records_before_the_sync, ("power",), _THREE, seed=3
     ),
     "records of a lower ballot are acknowledged": Plant(
-        _take_records_of_any_ballot, ("isolate", "cut", "pause"), _TWO | _BUSY, seed=3
+        _take_records_of_any_ballot, ("isolate", "cut", "pause"), _TWO | _BUSY, seed=4
     ),
     "who is idle does not learn the commit point": Plant(_forget_to_tell_the_commit_point, seed=0),
     "a primary that was deposed asks to try again": Plant(
@@ -450,7 +450,10 @@ PLANTS: Final[dict[str, Plant]] = {
         _go_on_in_the_old_role, ("kill",), _THREE, seed=0
     ),
     "a new primary serves before its barrier": Plant(
-        _serve_before_the_barrier, ("isolate", "kill", "slow disk"), _TWO | _BUSY, seed=10
+        _serve_before_the_barrier,
+        ("kill", "slow disk", "two histories"),
+        _THREE | _BUSY,
+        seed=3,
     ),
     "a new primary drops its tail": Plant(
         _propose_nothing_again, ("kill", "isolate", "storm"), _THREE | _BUSY, seed=0
@@ -493,7 +496,7 @@ PLANTS: Final[dict[str, Plant]] = {
         _promote_early, ("kill", "cut", "wipe"), _THREE | _BUSY, seed=0
     ),
     "an upgrade obeys the old configuration only": Plant(
-        _obey_the_old_configuration_only, ("silent newcomer",), _THREE | _BUSY, seed=0
+        _obey_the_old_configuration_only, ("silent newcomer",), _THREE | _BUSY, seed=1
     ),
     "what is not committed is taught": Plant(
         _teach_what_is_not_committed, ("kill", "cut", "wipe"), _THREE | _BUSY, seed=0
@@ -506,7 +509,7 @@ PLANTS: Final[dict[str, Plant]] = {
         plants_standalone.PLANTS["a torn tail is taken for data"].put_back,
         ("power",),
         _THREE_OS,
-        seed=0,
+        seed=5,
     ),
     "the history ignores ballots": Plant(
         _take_records_in_the_order_of_decrees, ("two histories",), _THREE | _BUSY, seed=0
@@ -515,7 +518,7 @@ PLANTS: Final[dict[str, Plant]] = {
         _replay_old_incarnations, ("two histories",), _THREE | _BUSY, seed=0
     ),
     "a power cut is forgotten": Plant(
-        _forget_that_memory_was_lost, ("power",), _THREE_OS | _BUSY, seed=3
+        _forget_that_memory_was_lost, ("power",), _THREE_OS | _BUSY, seed=0
     ),
     # The canary.
     "records are acknowledged and dropped": Plant(_acknowledge_what_is_dropped, seed=0),

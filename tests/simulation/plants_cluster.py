@@ -433,7 +433,7 @@ PLANTS: Final[dict[str, Plant]] = {
         _acknowledge_records_before_the_sync, ("power",), _THREE, seed=3
     ),
     "records of a lower ballot are acknowledged": Plant(
-        _take_records_of_any_ballot, ("isolate", "cut", "pause"), _TWO | _BUSY, seed=4
+        _take_records_of_any_ballot, ("isolate", "cut", "pause"), _TWO | _BUSY, seed=3
     ),
     "who is idle does not learn the commit point": Plant(_forget_to_tell_the_commit_point, seed=0),
     "a primary that was deposed asks to try again": Plant(
@@ -489,7 +489,7 @@ PLANTS: Final[dict[str, Plant]] = {
         _acknowledge_while_claiming, ("late answer",), _TWO | _BUSY, seed=0
     ),
     "a primary serves while it hands over": Plant(
-        _serve_while_handing_over, ("ambush", "stop"), _THREE | _BUSY, seed=4
+        _serve_while_handing_over, ("ambush", "stop"), _THREE | _BUSY, seed=0
     ),
     # Learning.
     "a learner is promoted early": Plant(
@@ -509,7 +509,7 @@ PLANTS: Final[dict[str, Plant]] = {
         plants_standalone.PLANTS["a torn tail is taken for data"].put_back,
         ("power",),
         _THREE_OS,
-        seed=5,
+        seed=14,
     ),
     "the history ignores ballots": Plant(
         _take_records_in_the_order_of_decrees, ("two histories",), _THREE | _BUSY, seed=0

@@ -66,7 +66,8 @@ class DuplicationService:
         self._scope = scope
         self._held = HeldLog(clock, options.max_log_bytes_held, free_bytes, self._held_now)
         self._runs: dict[tuple[Gpid, bytes], tuple[PartitionRun, asyncio.Task[None]]] = {}
-        self._tables: dict[int, str] = {}
+        # The newest push of each table.
+        self._pushes: dict[int, TablePush] = {}
         # When somebody first saw that a source partition serves nobody.
         self._closed_since: dict[Gpid, int] = {}
         # The newest report of each run, and who waits for it to be stored.
@@ -78,15 +79,22 @@ class DuplicationService:
     # --- Orders --------------------------------------------------------------------------
 
     async def configure(self, push: TablePush) -> None:
-        """Take a table's orders; returns when they are known here."""
+        """Take a table's orders; returns when they are known here.
+
+        Several pushes of a table may be under way, and an older one may have waited for its
+        partitions for longer: what has begun to serve since gets the newest orders.
+        """
         table = push.table
-        self._tables[table.table_id] = table.name
         if push.purged:
             for gpid, uuid in [key for key in self._runs if key[0].table_id == table.table_id]:
                 await self._end(gpid, uuid)
                 self._closed_since.pop(gpid, None)
+            self._pushes.pop(table.table_id, None)
             return
-        for order in push.duplications:
+        newest = self._pushes.get(table.table_id, push)
+        if table.version >= newest.table.version:
+            newest = self._pushes[table.table_id] = push
+        for order in newest.duplications:
             stored = {one.index: one for one in order.progress}
             for index in range(table.partition_count):
                 gpid = Gpid(table.table_id, index)
@@ -202,7 +210,7 @@ class DuplicationService:
         sums: dict[Labels, dict[str, float]] = {}
         for (gpid, _), (run, _) in sorted(self._runs.items(), key=lambda item: item[0]):
             labels: Labels = (
-                ("table", self._tables.get(gpid.table_id, str(gpid.table_id))),
+                ("table", self._pushes[gpid.table_id].table.name),
                 ("remote_cluster", run.order.remote_cluster),
                 ("dupid", str(run.order.dupid)),
             )

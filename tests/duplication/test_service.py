@@ -109,3 +109,33 @@ async def test_what_was_left_out_before_a_restart_is_counted_on() -> None:
         assert found["pegaskv_duplication_bytes_held"] == {labels: 10}
         assert service.state(GPID, b"u" * 16)["skipped"] == 7
         await service.stop()
+
+
+async def test_a_push_that_took_longer_than_a_newer_one_brings_no_old_orders() -> None:
+    async with TaskScope("test") as scope:
+        replicas = Replicas()
+        service = service_over(replicas, scope)
+
+        def push(version: int, remote: str) -> TablePush:
+            table = TableInfo(1, "t", TableStatus.AVAILABLE, 1, 1, {}, version=version)
+            return TablePush(table, duplications=(DuplicationOrder(1, b"u" * 16, remote),))
+
+        def remotes() -> list[str]:
+            (bytes_held,) = [
+                metric
+                for metric in service.metrics()
+                if metric.name == "pegaskv_duplication_bytes_held"
+            ]
+            return [dict(labels)["remote_cluster"] for labels, _ in bytes_held.samples]
+
+        await service.configure(push(7, "newer"))
+        assert remotes() == []
+        # What it waited for: the partition serves now, and gets the newest orders there are.
+        replicas.primary = Source()
+        await service.configure(push(6, "older"))
+        assert remotes() == ["newer"]
+        await service.configure(push(6, "older"))
+        assert remotes() == ["newer"]
+        await service.configure(push(8, "newest"))
+        assert remotes() == ["newest"]
+        await service.stop()

@@ -106,6 +106,17 @@ TARGETS: Final = (
         Target("replication", f"server CPU of a set, {how} tasks", _ONE, 3.2, 2.5, at_most=True)
         for how in ("os, 50", "os, 200", "fsync, 50", "fsync, 200")
     ),
+    *(
+        Target(
+            "replication",
+            f"CPU of a set, {how} tasks, client and servers",
+            _ONE,
+            3.2,
+            2.5,
+            at_most=True,
+        )
+        for how in ("os, 50", "fsync, 50")
+    ),
     Target("replication", "server CPU of a get, os, 50 tasks", _ONE, 1.15, 1.05, at_most=True),
     Target("replication", "set, os, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True, why=_MANY),
     Target("replication", "set, fsync, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),

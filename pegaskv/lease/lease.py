@@ -37,9 +37,12 @@ class PrimaryLease:
 
     def acknowledged(self, member: str, sent_ms: int) -> None:
         """`member` has acknowledged what was sent at `sent_ms`; strangers are ignored."""
-        if sent_ms > self._sent.get(member, FOR_EVER):
+        before = self._sent.get(member, FOR_EVER)
+        if sent_ms > before:
             self._sent[member] = sent_ms
-            self._look()
+            if before + self._lease_ms <= self.until:
+                # It was the oldest.
+                self._look()
 
     def valid(self, now_ms: int) -> bool:
         """Whether this primary may serve at `now_ms`."""

@@ -86,6 +86,11 @@ class Peer:
         connection = self._connection
         return connection is not None and connection.submit(fields, done, size)
 
+    def flush(self) -> None:
+        """Send what was submitted now and not when the turn ends."""
+        if self._connection is not None:
+            self._connection.flush()
+
     async def request(self, operation: int, timeout_ms: int, *fields: Any) -> list[Any]:
         """Return the fields of the reply, after its status. Not for the hot path.
 

@@ -211,6 +211,10 @@ class PeerConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was submitted, without waiting for the end of the turn."""
         if self._out and not self.closed:
             self._write_out()
 

@@ -50,6 +50,10 @@ class Peer(Protocol):
         """
         ...
 
+    def flush(self) -> None:
+        """Send what was submitted now, for whoever knows that this turn brings no more."""
+        ...
+
     async def request(self, operation: int, timeout_ms: int, *fields: Any) -> list[Any]:
         """Return the fields of the reply, after its status. Not for the hot path.
 

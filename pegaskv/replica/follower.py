@@ -127,7 +127,8 @@ class Follower(Applying):
             if record.incarnation != self.incarnation:
                 record = record._replace(incarnation=self.incarnation)
             taken.append(record)
-        self.follow(record.committed)
+        if record.committed > machine.prepared.committed:
+            self.follow(record.committed)
         return True
 
     def follow(self, committed: int) -> None:

@@ -447,13 +447,15 @@ class Front:
         # A dictionary, since the order of a set of objects differs from run to run.
         touched: dict[ServerConnection, None] = {}
         now_ms = self._now_ms()
+        moved: list[Replica] = []
         for replica, decree in logged:
             replica.commit(decree)
-            replica.take_committed(touched, now_ms)
+            if replica.take_committed(touched, now_ms):
+                moved.append(replica)
         for connection in touched:
             connection.flush()
         if self._round:
-            self._look_at_round(replica for replica, _ in logged)
+            self._look_at_round(moved)
         for replica, decree in logged:
             shipping = replica.shipping
             if shipping.pinned:

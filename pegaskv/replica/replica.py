@@ -376,12 +376,15 @@ class Replica(Follower):
         """The log has everything up to `decree`; `take_committed` follows in the same turn."""
         self.machine.logged(decree)
 
-    def take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> None:
-        """Hand over what the machine has committed; answer into `touched` who was not."""
+    def take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> bool:
+        """Hand over what the machine has committed; answer into `touched` who was not.
+
+        False: all that is under way waits for members still, so nothing is new.
+        """
         committed = self.machine.prepared.committed
         in_flight = self.in_flight
         if in_flight and in_flight[0].decree > committed:
-            return
+            return False
         last: ServerConnection | None = None
         while in_flight and in_flight[0].decree <= committed:
             batch = in_flight.popleft()
@@ -410,6 +413,7 @@ class Replica(Follower):
         if self._begins_to_serve and self.machine.serving:
             self._begins_to_serve = False
             self._open_for_clients()
+        return True
 
     def _look_whether_to_serve(self) -> None:
         self.serving = (

@@ -162,6 +162,8 @@ class Line:
                 continue
             data = body if body and count == len(out.records) else encode_records(out.records)
             self._prepare(out.last, data)
+        # A tick has one message for each durability: what else comes goes with the next one.
+        self.peer.flush()
 
     def _send_in_parts(self, out: _Outgoing) -> None:
         """Send what is large in several messages, each partition's records in one of them.

@@ -67,6 +67,9 @@ class Member:
             assert operation == Operation.PREPARE
             done([1, 0, []])
 
+    def flush(self) -> None:
+        """All is taken as it comes."""
+
     async def request(self, operation: int, timeout_ms: int, *fields: Any) -> list[Any]:
         if operation == Operation.LEARN_BEGIN and self.teaches:
             # Nothing is copied, and the log goes on from its beginning.

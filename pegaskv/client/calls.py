@@ -129,6 +129,8 @@ class Calls:
         self.route: Route | None = None
         # The last one that a meta server told.
         self.known: Route | None = None
+        # When that was asked for.
+        self._asked_ms = -1
         self._resolver = resolver
         self._refreshing = SharedAttempt[Route](pool.clock)
         self._pace = Pace(pool.random)
@@ -161,7 +163,8 @@ class Calls:
             if wait_ms >= remaining:
                 raise Timeout(f"{what}: it was asked for a moment ago")
             await self.clock.sleep_ms(wait_ms)
-        self._pace.on_asked(now_ms=self.clock.monotonic_ms())
+        asked_ms = self.clock.monotonic_ms()
+        self._pace.on_asked(now_ms=asked_ms)
         fields, asked = await self._resolver.ask(
             Operation.QUERY_CONFIG,
             (self.name,),
@@ -179,6 +182,7 @@ class Calls:
             if known is not None:
                 self._leave_silent(known, self.known)
         assert self.known is not None
+        self._asked_ms = asked_ms
         self.route = self.known
         return self.route
 
@@ -275,6 +279,8 @@ class Calls:
         deadline = self.deadline(call)
         back_off = BackOff(self.pool.random)
         route: Route | None = self.route
+        address = ""
+        sent_ms = deadline.ends_ms - deadline.timeout_ms
         looked_again = False
         while True:
             try:
@@ -283,6 +289,7 @@ class Calls:
                 else:
                     if route is None:
                         route = await self.looked_up(None, deadline)
+                    sent_ms = self.clock.monotonic_ms()
                     reply, address = await self._attempt(call, route, deadline)
                 if type(reply) is not list:
                     reply = await self._waited_for(call, reply, deadline)
@@ -300,6 +307,15 @@ class Calls:
                 if route.table_id == stale.table_id or call.table_id is not None:
                     raise last
                 continue
+            if advice is Advice.ELSEWHERE and not looked_again:
+                looked_again = True
+                if self._asked_ms >= sent_ms:
+                    # Of many calls together the first has asked for all.
+                    route = self.route
+                elif not _leads_elsewhere(call, route, address):
+                    route = await self._refreshed(call, route, deadline, last)
+                if _leads_elsewhere(call, route, address):
+                    continue
             if advice not in (Advice.AGAIN, Advice.REFRESH):
                 raise self._final(call, last)
             pause_ms = back_off.next_ms(
@@ -482,3 +498,13 @@ def malformed(call: Call, what: str) -> Unavailable:
         hint=_UNKNOWN_HINT if call.is_write else "is it a pegaskv server of another version?",
         maybe_applied=call.is_write,
     )
+
+
+def _leads_elsewhere(call: Call, route: Route | None, address: str) -> bool:
+    """Whether by this route another node than that at `address` serves.
+
+    Who keeps a partition closed, since it may lack something, says so too when another one leads
+    by now: it need not have heard of that.
+    """
+    node = None if route is None else route.nodes[call.key_hash & route.mask]
+    return isinstance(node, Node) and node.address != address

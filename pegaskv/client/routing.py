@@ -1,7 +1,7 @@
 """pure: which node serves a partition, and what an error says about that.
 
 The table below is the whole policy of repeating: each kind of error is given
-up, repeated after a pause, or repeated with fresh routing. A write is repeated
+up, repeated after a pause, or repeated with fresh routing, always or once. A write is repeated
 only when it was certainly not applied, or when the caller said that he accepts
 the risk (`retry_unknown`); reads are repeated freely.
 """
@@ -18,6 +18,7 @@ from pegaskv.base.errors import (
     NotPrimary,
     NotReady,
     NotServing,
+    PartitionClosed,
     RequestError,
     TableNotFound,
     Timeout,
@@ -40,6 +41,8 @@ class Advice(Enum):
     REFRESH = auto()
     # The node does not know the table's id: look once whether the name has another by now.
     REFRESH_ONCE = auto()
+    # The node keeps the partition closed: look once whether another one serves it by now.
+    ELSEWHERE = auto()
 
 
 # Errors that are not here are given up.
@@ -53,6 +56,7 @@ ADVICE: Final[dict[type[RequestError], Advice]] = {
     BusyCreating: Advice.AGAIN,
     BusyDropping: Advice.AGAIN,
     TableNotFound: Advice.REFRESH_ONCE,
+    PartitionClosed: Advice.ELSEWHERE,
     # Only when nothing is at stake, see `advise`.
     Unavailable: Advice.REFRESH,
     Timeout: Advice.REFRESH,

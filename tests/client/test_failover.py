@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from pegaskv.base.errors import Busy, InvalidArgument, NotReady, NotServing, Timeout, Unavailable
+from pegaskv.base.errors import (
+    Busy,
+    InvalidArgument,
+    NotReady,
+    NotServing,
+    PartitionClosed,
+    Timeout,
+    Unavailable,
+)
 from pegaskv.client import Client, Table
 from pegaskv.client.connection import SILENT_MS
 from pegaskv.codec.operations import Operation
@@ -431,3 +439,47 @@ def test_a_client_whose_own_loop_stalls_thinks_nobody_silent(seed: int) -> None:
         assert len(server.seen(Operation.GET)) == before + 1
 
     in_cluster(play, seed=seed)
+
+
+def test_who_keeps_a_partition_closed_is_left_for_the_one_that_leads_it_by_now() -> None:
+    """It lost power, and has not heard that a member took its place."""
+
+    async def play(cluster: FakeCluster, _: Client, table: Table) -> None:
+        closed = PartitionClosed("it may lack what it acknowledged")
+        for operation in (Operation.SET, Operation.GET, Operation.SCAN):
+            cluster.servers[0].faults.append(Fault(operation, closed, times=1_000))
+        key, others = cluster.key(0), [(cluster.key(0, number), "s") for number in range(5)]
+        # As long as it is the one that should lead, its word is final; all that ask share one look.
+        asked = cluster.routing_questions
+        for _ in range(3):
+            await cluster.world.sleep_ms(10)
+            with pytest.raises(PartitionClosed):
+                await table.set(key, "s", "v")
+        await cluster.world.sleep_ms(10)
+        assert cluster.routing_questions == asked + 3
+        reads = [begin(table.get(*other)) for other in others]
+        for read in reads:
+            with pytest.raises(PartitionClosed):
+                await read
+        assert cluster.routing_questions == asked + 4
+        cluster.move(0, 1)
+        began_ms = cluster.world.now_ms
+        await table.set(key, "s", "w")
+        assert await table.get(key, "s") == b"w"
+        assert (await table.scan(key).next_page())[0]
+        assert cluster.world.now_ms - began_ms < 1_000
+
+    in_cluster(play)
+
+
+def test_a_partition_that_is_closed_everywhere_is_said_to_be_closed() -> None:
+    async def play(cluster: FakeCluster, _: Client, table: Table) -> None:
+        for server in cluster.servers:
+            server.faults.append(Fault(Operation.GET, PartitionClosed("lost"), times=1_000))
+        cluster.move(0, 1)
+        asked = len(cluster.servers[0].seen(Operation.GET))
+        with pytest.raises(PartitionClosed, match="lost"):
+            await table.get(cluster.key(0), "s")
+        assert len(cluster.servers[0].seen(Operation.GET)) == asked + 1
+
+    in_cluster(play)

@@ -76,7 +76,9 @@ def test_advice_agrees_with_what_the_errors_say_of_themselves() -> None:
             assert advice is Advice.REFRESH, name
         elif cls.retryable and cls is not errors.ForwardToOthers:
             assert advice is Advice.AGAIN, name
-        elif cls not in (Timeout, Unavailable, errors.TableNotFound, errors.ForwardToOthers):
+        elif cls in (errors.TableNotFound, errors.PartitionClosed):
+            assert advice in (Advice.REFRESH_ONCE, Advice.ELSEWHERE), name
+        elif cls not in (Timeout, Unavailable, errors.ForwardToOthers):
             assert advice is Advice.GIVE_UP, name
         checked += 1
     assert checked > 20

@@ -146,8 +146,7 @@ class Proposals:
         proposer, node_id, others = proposal.proposer, proposal.node_id, record.secondaries
         match proposal.kind:
             case ProposalKind.CLAIM:
-                replica = self._host.nodes.replica(proposer, record.gpid)
-                if proposer not in others or (replica is not None and replica.amnesiac):
+                if proposer not in others or self._may_lack(proposer, record):
                     return None
                 return _Next(proposer, _without(others, proposer), (proposer,))
             case ProposalKind.REMOVE:
@@ -161,8 +160,16 @@ class Proposals:
             case ProposalKind.HANDOVER:
                 if record.primary != proposer or node_id not in others:
                     return None
+                if self._may_lack(node_id, record):
+                    # Its primary has not noticed yet that it began anew, and has all of it.
+                    return None
                 kept = (proposer,) if proposal.keep else ()
                 return _Next(node_id, (*_without(others, node_id), *kept), (node_id,))
+
+    def _may_lack(self, node_id: str, record: PartitionRecord) -> bool:
+        """Whether a member has said that it may lack what it acknowledged."""
+        replica = self._host.nodes.replica(node_id, record.gpid)
+        return replica is not None and replica.amnesiac
 
     def _may_join(self, record: PartitionRecord, node_id: str) -> bool:
         if not node_id or node_id in record.members or len(record.members) >= REPLICA_COUNT_MAX:

@@ -51,6 +51,8 @@ _BENEFIT_MS: Final = 1_500
 # How soon a member, or a learner, that did not adopt its primary is asked again.
 _RETRY_MS: Final = 200
 _LEARNER_RETRY_MS: Final = 3_000
+# How often is looked, at least, whether all that is under way is done.
+_DRAIN_MS_MAX: Final = 16
 # How long a member may go without knowing the commit point.
 _TELL_S: Final = 0.005
 
@@ -462,15 +464,29 @@ class Membership:
     async def _hand_over(self, replica: Replica, node_id: str, *, keep: bool) -> None:
         ballot = replica.machine.ballot
         give_up_at = self._clock.monotonic_ms() + self._options.grace_ms
-        while replica.in_flight or replica.full or replica.open is not None:
-            await self._clock.sleep_ms(2)
+        asked_ms: int | None = None
+        pause_ms = 1
+        while True:
+            if not (replica.in_flight or replica.full or replica.open is not None):
+                stream = replica.streams.get(node_id)
+                if stream is None or stream.learner:
+                    break
+                if asked_ms is None:
+                    # It may be gone since it last answered, or have lost what it had: only who
+                    # answers that it follows can go on.
+                    asked_ms = self._clock.monotonic_ms()
+                    stream.line.beacon([stream])
+                if stream.opened and stream.leased_ms >= asked_ms:
+                    if self._propose(replica, ProposalKind.HANDOVER, node_id, keep=keep):
+                        return
+                    break
+            pause_ms = min(2 * pause_ms, _DRAIN_MS_MAX)
+            await self._clock.sleep_ms(pause_ms)
             if not replica.draining or replica.machine.ballot != ballot:
                 return
             if self._clock.monotonic_ms() > give_up_at:
-                replica.set_leased(replica.leased, draining=False)
-                return
-        if not self._propose(replica, ProposalKind.HANDOVER, node_id, keep=keep):
-            replica.set_leased(replica.leased, draining=False)
+                break
+        replica.set_leased(replica.leased, draining=False)
 
     def _propose(
         self, replica: Replica, kind: ProposalKind, node_id: str, *, keep: bool = False

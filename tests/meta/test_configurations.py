@@ -193,6 +193,25 @@ def test_a_node_that_may_lack_what_it_acknowledged_cannot_claim(cluster: Calm) -
     assert stored.primary == "n1"
 
 
+def test_nothing_is_handed_over_to_a_node_that_may_lack_what_it_acknowledged(
+    cluster: Calm,
+) -> None:
+    """Its primary may not have noticed yet that it was away; alone it would lead with what it has.
+
+    Once it has learned everything anew it is like any other.
+    """
+    cluster.propose(asked(cluster, "n1", REMOVE, "n3"))
+    cluster.servers["n2"].start(amnesiac=True)
+    cluster.join(cluster.servers["n2"])
+    for keep in (False, True):
+        [(stored, _)] = cluster.propose(asked(cluster, "n1", HANDOVER, "n2", keep=keep))
+        assert (stored.primary, stored.secondaries) == ("n1", ("n2",))
+    cluster.propose(asked(cluster, "n1", REMOVE, "n2"))
+    cluster.propose(asked(cluster, "n1", UPGRADE, "n2"))
+    [(stored, _)] = cluster.propose(asked(cluster, "n1", HANDOVER, "n2"))
+    assert (stored.primary, stored.secondaries) == ("n2", ())
+
+
 def test_a_partition_that_was_dropped_for_good_is_refused(cluster: Calm) -> None:
     cluster.ask(drop(cluster.next_id(), "t", reserve=0))
     proposal = asked(cluster, "n2", CLAIM)

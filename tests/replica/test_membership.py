@@ -14,6 +14,7 @@ from pegaskv.replica.membership import LOOK_MS
 from pegaskv.storage.log_options import LogOptions
 from tests.replica.members_world import GroupServer, led
 from tests.replica.stub_world import play
+from tests.simulation.cluster_servers import membership_of
 from tests.simulation.world import Life, World
 
 OK, FEW = 0, NotEnoughMembers.code
@@ -62,6 +63,42 @@ def test_a_primary_that_hears_nobody_lets_the_others_go_on_before_it_goes_on_alo
         assert asked == [REMOVE, "c"]
         assert then_ms - asked_ms <= LATE_MS
         assert await server.get(b"s") == b"v"
+
+    play(scenario)
+
+
+# Whom it hands over to.
+
+
+def test_a_partition_is_handed_over_only_to_one_that_answers_after_the_last_write() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        server.silence("b")
+        replica = server.replica()
+        began_ms = life.clock.monotonic_ms()
+        membership_of(server.stub).hand_over(replica, "b", keep=True)
+        await world.until(lambda: bool(server.meta.asked) or not replica.draining)
+        # It is not led by who may be gone: it goes as every member that is silent.
+        assert [each[1:] for each in server.meta.asked] == [(REMOVE, "b")]
+        assert life.clock.monotonic_ms() - began_ms >= LEASE.prepare_timeout_ms
+        await world.until(lambda: replica.machine.secondaries == ("c",))
+        membership_of(server.stub).hand_over(replica, "c", keep=True)
+        await world.until(lambda: len(server.meta.asked) == 2)
+        assert server.meta.asked[1][1:] == (ProposalKind.HANDOVER, "c")
+
+    play(scenario)
+
+
+def test_who_hands_over_to_one_that_never_answers_takes_writes_again() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        server.meta.away = True
+        server.silence("b")
+        replica = server.replica()
+        membership_of(server.stub).hand_over(replica, "b", keep=True)
+        assert replica.draining
+        await world.until(lambda: not replica.draining)
+        assert not server.meta.asked
 
     play(scenario)
 

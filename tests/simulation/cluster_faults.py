@@ -426,7 +426,10 @@ def _is_sound(machine: Machine | None, gpid: Gpid) -> bool:
         return False
     stub = stub_of(machine)
     replica = None if stub is None else stub._replicas.get(tuple(gpid))
-    return replica is not None and not replica.closed and replica.machine.status in _MEMBERS
+    if replica is None or replica.closed or replica.machine.status not in _MEMBERS:
+        return False
+    # What it asks for may be that the others go on without it.
+    return not replica.draining and gpid not in membership_of(stub)._proposing
 
 
 _ACTIONS: Final[dict[str, Callable[[Nemesis], Awaitable[bool]]]] = {

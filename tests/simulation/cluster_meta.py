@@ -125,7 +125,7 @@ class GroupMeta:
         self._pushing: dict[str, asyncio.Event] = {}
         # Whose push was lost while nothing was heard of them.
         self._untold: set[str] = set()
-        self._amnesiac: set[tuple[str, Gpid]] = set()
+        self._amnesiac: set[tuple[str | None, Gpid]] = set()
 
     async def start(self) -> None:
         """Listen, and look after partitions."""
@@ -209,9 +209,11 @@ class GroupMeta:
         if stored is None:
             raise TableNotFound(f"no partition {gpid}")
         known = store.processes.get(proposal.proposer) == proposal.process
-        refused = proposal.kind is ProposalKind.CLAIM and (
-            (proposal.proposer, gpid) in self._amnesiac
-        )
+        leads = {
+            ProposalKind.CLAIM: proposal.proposer,
+            ProposalKind.HANDOVER: proposal.node_id,
+        }.get(proposal.kind)
+        refused = (leads, gpid) in self._amnesiac
         following = next_configuration(stored, proposal) if known and not refused else None
         if following is not None:
             store.store(following)

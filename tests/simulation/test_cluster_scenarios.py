@@ -1,6 +1,7 @@
 """Courses of events in a cluster that seeds hardly ever draw, each told step by step."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -11,7 +12,14 @@ from pegaskv.replica.events import Taught
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.studies import Studies
 from tests.simulation.cluster_servers import Machine, stub_of
-from tests.simulation.cluster_world import Play, Story, TableStory, simulate_group
+from tests.simulation.cluster_world import (
+    ClusterRun,
+    Play,
+    Story,
+    TableStory,
+    simulate_cluster,
+    simulate_group,
+)
 from tests.simulation.loop import OWNER
 
 STORY: Final = Story(
@@ -25,12 +33,15 @@ STORY: Final = Story(
     between_ms=100,
     kinds=("kill",),
 )
+OS_STORY: Final = replace(STORY, tables=(TableStory(3, 1, "os"),))
 
 
 def tell(
     monkeypatch: pytest.MonkeyPatch,
     scenario: Callable[[Play, pytest.MonkeyPatch], Awaitable[None]],
     seed: int,
+    story: Story = STORY,
+    simulate: Callable[[int, Story], ClusterRun] = simulate_group,
 ) -> None:
     """Play `scenario` in the place of random faults; the rest is as ever.
 
@@ -47,7 +58,7 @@ def tell(
         told.append(seed)
 
     monkeypatch.setattr(Play, "_safety_phase", safety_phase)
-    run = simulate_group(seed, STORY)
+    run = simulate(seed, story)
     assert run.wrong == [], f"seed {seed}"
     assert told == [seed]
     assert run.done > 20
@@ -208,3 +219,34 @@ def test_a_process_that_stands_still_as_soon_as_it_leads_answers_nothing_old(
 
     tell(monkeypatch, scenario, 3)
     assert stalled
+
+
+@pytest.mark.parametrize("simulate", [simulate_group, simulate_cluster])
+@pytest.mark.parametrize("pause_ms", [0, 1, 53, 300])
+def test_who_stops_hands_nothing_over_to_one_that_has_just_lost_power(
+    monkeypatch: pytest.MonkeyPatch,
+    simulate: Callable[[int, Story], ClusterRun],
+    pause_ms: int,
+) -> None:
+    """Of two members one has lost what it had not synced: led by it alone, that would be gone."""
+
+    async def scenario(play: Play, patch: pytest.MonkeyPatch) -> None:
+        world = play.world
+        primary, [gone, other] = members(play)
+        gone.crash(power=False)
+        await world.until(lambda: count(play) == 2, what="the removal")
+        await world.sleep_ms(500)
+        other.crash(power=True)
+        play.on_power_cut(other)
+        other.start()
+        await world.sleep_ms(pause_ms)
+        primary.stop()
+        await world.until(lambda: not primary.alive, what="the stop")
+        [stored] = play.configurations().values()
+        assert play.node_id(primary) in (stored.primary, *stored.secondaries)
+        await world.sleep_ms(500)
+        primary.start()
+        gone.start()
+        await world.sleep_ms(3_000)
+
+    tell(monkeypatch, scenario, 3, OS_STORY, simulate)

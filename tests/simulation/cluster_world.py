@@ -61,6 +61,8 @@ _PRIMARY: Final = ReplicaStatus.PRIMARY
 # After everything has healed: all partitions take writes, and have all their members.
 SERVED_WITHIN_MS: Final = 30_000
 COMPLETE_WITHIN_MS: Final = 150_000
+# After that all that is committed is known to all members.
+_REST_MS: Final = 1_500
 _LOOK_MS: Final = 40
 # The meta server of a group does not know operators.
 _GROUP_KINDS: Final = tuple(kind for kind in KINDS if kind != "join")
@@ -473,7 +475,7 @@ class Play:
 
     async def _quiesce(self) -> None:
         """The members of each partition hold the same rows, at the same decree."""
-        await self.world.sleep_ms(1_500)
+        await self._rest()
         found: dict[Gpid, dict[str, Any]] = {}
         for life, stub in self._living():
             for gpid, replica in stub._replicas.items():
@@ -499,6 +501,19 @@ class Play:
                 elif rows[1] != expected[1]:
                     differing = sorted({*rows[1]} ^ {*expected[1]})[:4]
                     self.run.wrong.append(f"{gpid}: {first} and {name} differ: {differing}")
+
+    async def _rest(self) -> None:
+        """Let some time pass in which no configuration changes.
+
+        What was asked for before all was well may be stored long after that.
+        """
+        for _ in range(COMPLETE_WITHIN_MS // _REST_MS):
+            before = dict(self.configurations())
+            await self.world.sleep_ms(_REST_MS)
+            if self.configurations() == before and not self._lacking():
+                return
+        if not self.run.wrong:
+            self.run.wrong.append(f"it does not come to rest; {self._describe()}")
 
     def _judge(self) -> None:
         run = self.run

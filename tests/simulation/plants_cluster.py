@@ -489,7 +489,7 @@ PLANTS: Final[dict[str, Plant]] = {
         _acknowledge_while_claiming, ("late answer",), _TWO | _BUSY, seed=0
     ),
     "a primary serves while it hands over": Plant(
-        _serve_while_handing_over, ("ambush", "stop"), _THREE | _BUSY, seed=0
+        _serve_while_handing_over, ("ambush", "stop"), _THREE | _BUSY, seed=10
     ),
     # Learning.
     "a learner is promoted early": Plant(
@@ -509,7 +509,7 @@ PLANTS: Final[dict[str, Plant]] = {
         plants_standalone.PLANTS["a torn tail is taken for data"].put_back,
         ("power",),
         _THREE_OS,
-        seed=14,
+        seed=34,
     ),
     "the history ignores ballots": Plant(
         _take_records_in_the_order_of_decrees, ("two histories",), _THREE | _BUSY, seed=0

@@ -30,6 +30,8 @@ __all__ = ["RemoteCluster", "RemoteClusters", "uuids_in"]
 _PROBE_MS: Final = 1_000
 _PROBE_TIMEOUT_MS: Final = 2_000
 _ALIVE_MS: Final = 1_000
+# A connection on which nothing was heard for so long does not live on when others are tried.
+_SILENT_MS: Final = 2_000
 _HEAVY_BYTES: Final = 4_096
 
 
@@ -96,7 +98,7 @@ class RemoteCluster:
         self._probing = True
         # A link that was cut may stay silent for long after it has healed.
         for connection in list(self._pool.connections):
-            if connection.silent_ms >= _PROBE_TIMEOUT_MS:
+            if connection.silent_ms >= _SILENT_MS:
                 connection.close("the cluster did not answer")
         self._scope.start(f"probe of {self.metas}", self._probe())
 

@@ -31,8 +31,7 @@ _log = logging.getLogger(__name__)
 _SHORT_PAUSE_S: Final = 0.05
 _SHORT_TRIES: Final = 200
 # How long committed rows may wait for others to share a write to the engine: with many partitions
-# few of them have a full write after less, and such a write costs as much as ten requests. With
-# 256 partitions of three replicas half a second is a fifth of the work less than a tenth of one.
+# few of them have a full write after less, and such a write costs as much as ten requests.
 _APPLY_AFTER_S: Final = 0.5
 # So many of them are written in one turn of the loop, which takes about a millisecond.
 _APPLIED_PER_TURN: Final = 8
@@ -155,7 +154,7 @@ class Front:
         if self._dirty and not self._round and not self._scheduled:
             # Who waited for this; there is never more than one tick of a partition under way.
             # In the turn after the next: the loop looks once more at what has arrived meanwhile,
-            # which is a third of all that the tick takes under load, and costs nothing else.
+            # and whoever has just been answered may have sent the next.
             self._scheduled = True
             self.call_soon(self._schedule)
 

@@ -53,7 +53,7 @@ _RETRY_MS: Final = 200
 _LEARNER_RETRY_MS: Final = 3_000
 # How often is looked, at least, whether all that is under way is done.
 _DRAIN_MS_MAX: Final = 16
-# How long a member may go without knowing the commit point.
+# Who has been told nothing for so long is told; a member knows the commit point after twice that.
 _TELL_S: Final = 0.005
 
 

@@ -158,6 +158,28 @@ def test_messages_of_one_turn_leave_as_one_frame_in_their_order() -> None:
     run(main)
 
 
+def test_who_knows_that_a_turn_brings_no_more_sends_at_once() -> None:
+    async def main(world: World, asking: Asking, server: Listening) -> None:
+        def sent() -> float:
+            values = {one.name: one.samples[0][1] for one in asking.peers.metrics()}
+            return values["pegaskv_peers_sent_bytes_total"]
+
+        peer = await asking.connected(server)
+        replies: Replies = []
+        before = sent()
+        assert peer.submit((ECHO, 0, 1), replies.append)
+        assert sent() == before
+        peer.flush()
+        once = sent()
+        assert once > before
+        # And not a second time when the turn ends.
+        await world.until(lambda: len(replies) == 1)
+        assert sent() == once
+        assert [message[3] for message in server.seen] == [1]
+
+    run(main)
+
+
 def test_a_turn_that_has_too_much_for_a_frame_sends_several() -> None:
     async def main(world: World, asking: Asking, server: Listening) -> None:
         peer = await asking.connected(server)

@@ -37,6 +37,8 @@ class Member:
         self.ahead_us = 0
         # What it was sent and has not answered.
         self.held: deque[tuple[int, Callable[[list[Any] | None], None], int]] = deque()
+        # When it heard a beacon, and of each partition in it the commit point.
+        self.heard: list[tuple[int, list[int]]] = []
         self._clock = clock
 
     @property
@@ -46,6 +48,8 @@ class Member:
     def submit(
         self, fields: tuple[Any, ...], done: Callable[[list[Any] | None], None], size: int = 0
     ) -> bool:
+        if fields[0] == Operation.BEACON:
+            self.heard.append((self._clock.monotonic_ms(), fields[2][3::4]))
         self.held.append((fields[0], done, size))
         if not self.silent:
             asyncio.get_running_loop().call_later(_ANSWER_S, self._answer_next)

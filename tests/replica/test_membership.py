@@ -22,6 +22,8 @@ REMOVE = ProposalKind.REMOVE
 LEASE = LeaseOptions()
 # How much later than promised the watch may look, and a tick and an answer come.
 LATE_MS = 2 * LOOK_MS
+# After a commit, if no records tell.
+TOLD_WITHIN_MS = 10
 # What a primary that hears nobody leaves the others to go on without it, beyond the grace.
 BENEFIT_MS = 1_500
 
@@ -63,6 +65,42 @@ def test_a_primary_that_hears_nobody_lets_the_others_go_on_before_it_goes_on_alo
         assert asked == [REMOVE, "c"]
         assert then_ms - asked_ms <= LATE_MS
         assert await server.get(b"s") == b"v"
+
+    play(scenario)
+
+
+# What it tells.
+
+
+def test_members_hear_of_each_commit_by_records_or_soon_without() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        replica = server.replica()
+        heard = [server.members.peer(each).heard for each in ("b", "c")]
+        for number in range(40):
+            # So that the last write is anywhere between two looks at who was told.
+            for _ in range(number % 10 + 1):
+                assert (await server.answer(write(server)))[0] == OK
+            committed_ms = life.clock.monotonic_ms()
+            committed = replica.machine.committed
+            await world.sleep_ms(LOOK_MS)
+            for beacons in heard:
+                told_ms = min(at_ms for at_ms, commits in beacons if committed in commits)
+                assert told_ms - committed_ms <= TOLD_WITHIN_MS
+
+    play(scenario)
+
+
+def test_members_that_get_records_all_the_time_are_told_by_these_alone() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await led(life, ("b", "c"))
+        await world.sleep_ms(LOOK_MS)
+        beacons = server.members.peer("b").heard
+        began_ms, before = life.clock.monotonic_ms(), len(beacons)
+        while life.clock.monotonic_ms() - began_ms < 5 * LEASE.beacon_interval_ms:
+            assert (await server.answer(write(server)))[0] == OK
+        # What is left are those that leases need.
+        assert len(beacons) - before <= 6
 
     play(scenario)
 

@@ -222,6 +222,20 @@ def test_a_stop_that_could_not_sync_an_os_table_is_no_clean_one() -> None:
     play(scenario)
 
 
+def test_a_stop_writes_what_waits_for_others_to_share_a_write() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        assert (await server.ask(Operation.SET, b"h", b"s", b"v", 0))[0] == 0
+        # It would wait for half a second.
+        assert server.replica().unapplied
+        began_ms = life.clock.monotonic_ms()
+        await server.stop()
+        assert life.clock.monotonic_ms() - began_ms < 100
+        assert not server.replica().unapplied
+
+    play(scenario)
+
+
 def test_a_stop_syncs_what_os_tables_wrote_before_anything_is_closed() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)

@@ -156,12 +156,7 @@ class Aim:
             return False
         _, secondary, metas = self._darken(cast)
         network = self._network
-        claimed = await self._proposed(
-            ProposalKind.CLAIM,
-            cast.secondaries[0],
-            _CLAIM_MS,
-            lambda _: network.cut(metas, secondary, both=False),
-        )
+        claimed = await self._claim_unanswered(cast, secondary, metas)
         await self._meet_again(cast, _MISTAKE_MS, lambda: network.heal(metas, secondary))
         return claimed
 
@@ -172,12 +167,7 @@ class Aim:
             return False
         _, secondary, metas = self._darken(cast)
         network, claimer = self._network, cast.secondaries[0]
-        claimed = await self._proposed(
-            ProposalKind.CLAIM,
-            claimer,
-            _CLAIM_MS,
-            lambda _: network.cut(metas, secondary, both=False),
-        )
+        claimed = await self._claim_unanswered(cast, secondary, metas)
         if claimed:
             await self._until(lambda: self._leads(claimer, cast.gpid), 2_000)
             network.cut(metas, secondary)
@@ -201,6 +191,15 @@ class Aim:
             claimed = self._crash(claimer)
         await self._meet_again(cast, _CLAIM_MS, lambda: network.release(secondary, metas))
         return claimed
+
+    async def _claim_unanswered(self, cast: _Cast, secondary: str, metas: str) -> bool:
+        """The first secondary claims, and is cut off from the answer."""
+        return await self._proposed(
+            ProposalKind.CLAIM,
+            cast.secondaries[0],
+            _CLAIM_MS,
+            lambda _: self._network.cut(metas, secondary, both=False),
+        )
 
     async def _meet_again(
         self, cast: _Cast, limit_ms: int, let_through: Callable[[], None]

@@ -1,5 +1,6 @@
 """What holds for every test: the loop they run on, which are left out, how much chance they try."""
 
+import gc
 import os
 import shlex
 import signal
@@ -91,3 +92,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at thousands of tests in each of them."""
+    gc.collect()
+    gc.freeze()

@@ -20,14 +20,14 @@ import errno
 import gc
 import logging
 import os
-import platform
 import resource
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import uvloop
 
 from pegaskv.base.errors import (
     ConfigurationError,
@@ -90,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(ExitStatus.USAGE, error, style)
     set_up_logs(level=config.log.level, style=style)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    import uvloop
-
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             serving = _serve(
@@ -226,9 +224,10 @@ def _raise_file_limit() -> int:
 
 
 def _version() -> str:
+    python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"pegaskv {VERSION} (protocol {PROTOCOL_VERSION}, data format {DATA_FORMAT}, "
-        f"Python {platform.python_version()}, uvloop {version('uvloop')})"
+        f"Python {python}, uvloop {uvloop.__version__})"
     )
 
 

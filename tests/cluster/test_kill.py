@@ -90,7 +90,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("rounds", [6, pytest.param(30, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.soak)])
 async def test_no_acknowledged_write_is_lost_by_kill_9(server: ServerProcess, rounds: int) -> None:
     rng = random.Random(0)
     async with pegaskv.connect(server.address, timeout=20.0) as client:

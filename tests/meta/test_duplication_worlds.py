@@ -289,7 +289,7 @@ class World:
             self.seen["listed"] += 1
 
 
-@pytest.mark.parametrize("seeds", groups(4, soak=16))
+@pytest.mark.parametrize("seeds", groups(2, soak=16))
 def test_any_requests_crashes_and_lost_messages_end_in_order(seeds: int) -> None:
     seen: Counter[str] = Counter()
     for seed in range(seeds * 10, seeds * 10 + 10):

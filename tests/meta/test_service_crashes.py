@@ -122,7 +122,7 @@ def play(seed: int, io: int | None, fault: Fault, *, power: bool) -> Run:
     return run
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("power", [True, False])
 @pytest.mark.parametrize("fault", [Fault.KILL_BEFORE, Fault.KILL_TORN, Fault.KILL_AFTER])
 def test_a_crash_at_every_io_leaves_what_was_answered_and_finishes_the_rest(
@@ -180,7 +180,7 @@ def test_an_error_at_every_io_is_survived_in_the_same_process(fault: Fault) -> N
     whole = play(0, None, fault, power=False)
     failed = 0
     begin = whole.start_ios + [Fault.FAIL, Fault.FULL, Fault.TEAR].index(fault)
-    for io in range(begin, whole.ios - 2, 3):
+    for io in range(begin, whole.ios - 2, 5):
         operator = Operator()
 
         async def main(world: World, io: int = io, operator: Operator = operator) -> None:

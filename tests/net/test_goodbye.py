@@ -49,7 +49,7 @@ async def test_writes_under_way_when_a_server_stops_are_all_answered() -> None:
             table = await clients[number % 4].table("t")
             while True:
                 try:
-                    await table.set("h", "s", "v", timeout=10.0)
+                    await table.set("h", "s", "v", timeout=3.0)
                 except Unavailable as error:
                     counts["unknown" if error.maybe_applied else "refused"] += 1
                     return

@@ -139,7 +139,7 @@ def rows_left(side: Side) -> list[tuple[bytes, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("group", groups(4, soak=16))
+@pytest.mark.parametrize("group", groups(2, soak=16))
 def test_two_clusters_end_as_the_last_writers_left_them(group: int) -> None:
     seen = dict.fromkeys(("rewound", "lost", "crashes"), 0)
     for seed in range(group * 12, group * 12 + 12):

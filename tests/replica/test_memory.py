@@ -45,7 +45,7 @@ async def opened(life: Life, *, first: bool, durability: str) -> Server:
 
 
 @pytest.mark.parametrize("durability", ["fsync", "os"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_ticks_without_memory_are_made_again_and_lose_nothing(
     seed: int, durability: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +112,7 @@ def test_when_memory_never_comes_the_server_ends_and_does_not_wait_for_ever(
     play(scenario)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_write_without_memory_is_in_the_batch_whole_or_not_at_all(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

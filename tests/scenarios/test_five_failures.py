@@ -23,6 +23,9 @@ RECOVERED_S = 5.0
 # While it lasts, it is shown.
 SHOWN_S = 2.0
 
+# Every run plays their like in virtual time: tests/simulation.
+SOAK = pytest.mark.soak
+
 
 @pytest.fixture(
     params=[
@@ -80,6 +83,7 @@ async def acquainted(pair: Pair) -> None:
     await pair.reach("earlier", "DS_LOG", within_s=RECOVERED_S)
 
 
+@SOAK
 async def test_a_lost_reply_to_the_first_call_is_no_foreign_table(pair: Pair) -> None:
     await fill(pair, "t", 100)
     await acquainted(pair)
@@ -104,6 +108,7 @@ async def test_both_ways_cut_and_healed_goes_on_by_itself(pair: Pair) -> None:
     await pair.equal("t")
 
 
+@SOAK
 async def test_a_target_killed_between_create_and_reply_goes_on(pair: Pair) -> None:
     await fill(pair, "t", 100)
     await acquainted(pair)
@@ -142,6 +147,7 @@ async def test_a_foreign_table_is_named_and_not_touched(pair: Pair) -> None:
 # Added twice.
 
 
+@SOAK
 async def test_adding_again_in_any_phase_changes_nothing_and_shows_what_is_there(
     pair: Pair,
 ) -> None:
@@ -174,6 +180,7 @@ async def test_adding_again_in_any_phase_changes_nothing_and_shows_what_is_there
         await admin.add_duplication("u", "beta", "t_copy")
 
 
+@SOAK
 async def test_two_who_add_at_once_make_one(pair: Pair) -> None:
     await fill(pair, "t", 10)
     outcomes: list[str] = []
@@ -200,9 +207,9 @@ async def test_two_who_add_at_once_make_one(pair: Pair) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        pytest.param(0, marks=pytest.mark.soak),
+        pytest.param(0, marks=SOAK),
         2,
-        pytest.param(3_000, marks=pytest.mark.soak),
+        pytest.param(3_000, marks=SOAK),
     ],
 )
 async def test_killed_three_times_in_each_phase_it_goes_on(pair: Pair, rows: int) -> None:
@@ -257,11 +264,11 @@ async def test_the_last_write_before_silence_arrives_like_any_other(pair: Pair) 
     ("partitions", "rows", "within_s"),
     [
         (8, 0, 2.0),
-        (8, 1, 2.0),
+        pytest.param(8, 1, 2.0, marks=SOAK),
         (8, 2, 2.0),
-        (64, 0, 6.0),
-        pytest.param(64, 1, 6.0, marks=pytest.mark.soak),
-        pytest.param(64, 2, 6.0, marks=pytest.mark.soak),
+        pytest.param(64, 0, 6.0, marks=SOAK),
+        pytest.param(64, 1, 6.0, marks=SOAK),
+        pytest.param(64, 2, 6.0, marks=SOAK),
     ],
 )
 async def test_an_empty_or_tiny_table_is_there_at_once(
@@ -273,6 +280,7 @@ async def test_an_empty_or_tiny_table_is_there_at_once(
     await pair.equal("t")
 
 
+@SOAK
 async def test_a_table_whose_rows_are_all_gone_is_empty_there(pair: Pair) -> None:
     table = await fill(pair, "t", 20)
     await table.batch_delete([(b"h%d" % n, b"s") for n in range(20)])
@@ -288,6 +296,7 @@ async def test_a_table_whose_rows_are_all_gone_is_empty_there(pair: Pair) -> Non
     assert await (await pair.target.table("t")).count() == 0
 
 
+@SOAK
 async def test_a_small_table_does_not_wait_behind_a_large_one(pair: Pair) -> None:
     await fill(pair, "large", 60_000)
     await fill(pair, "small", 1)
@@ -321,6 +330,7 @@ async def test_every_kind_of_write_arrives_and_a_follower_refuses_clients(pair: 
     assert await there.get(b"b", b"s") == b"mine"
 
 
+@SOAK
 async def test_partition_counts_may_differ(pair: Pair) -> None:
     for name, source, target in (("narrow", 8, 2), ("wide", 2, 8)):
         table = await fill(pair, name, 500, source)
@@ -333,6 +343,7 @@ async def test_partition_counts_may_differ(pair: Pair) -> None:
         await pair.equal(name)
 
 
+@SOAK
 async def test_two_ways_end_equal(pair: Pair) -> None:
     table = await fill(pair, "t", 200)
     await pair.source.admin.add_duplication("t", "beta")
@@ -363,6 +374,7 @@ async def test_two_ways_end_equal(pair: Pair) -> None:
     assert await pair.differences("t") == []
 
 
+@SOAK
 async def test_removed_and_added_again_onto_old_rows_ends_equal(pair: Pair) -> None:
     table = await fill(pair, "t", 200)
     admin = pair.source.admin
@@ -379,6 +391,7 @@ async def test_removed_and_added_again_onto_old_rows_ends_equal(pair: Pair) -> N
     await pair.equal("t")
 
 
+@SOAK
 async def test_without_a_copy_nothing_written_after_the_answer_is_missed(pair: Pair) -> None:
     table = await fill(pair, "t", 50)
     await pair.target.admin.create_table("t", 8)

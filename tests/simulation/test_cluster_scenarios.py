@@ -222,7 +222,9 @@ def test_a_process_that_stands_still_as_soon_as_it_leads_answers_nothing_old(
 
 
 @pytest.mark.parametrize("simulate", [simulate_group, simulate_cluster])
-@pytest.mark.parametrize("pause_ms", [0, 1, 53, 300])
+@pytest.mark.parametrize(
+    "pause_ms", [1, *(pytest.param(ms, marks=pytest.mark.soak) for ms in (0, 53, 300))]
+)
 def test_who_stops_hands_nothing_over_to_one_that_has_just_lost_power(
     monkeypatch: pytest.MonkeyPatch,
     simulate: Callable[[int, Story], ClusterRun],

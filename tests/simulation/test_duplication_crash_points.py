@@ -21,8 +21,8 @@ from tests.simulation.crash_points import (
     survive,
 )
 
-# About ten cases of each scene; no divisor of any count, so that all kinds of cases come.
-STRIDE: Final = 211
+# About five cases of each scene; no divisor of any count, so that all kinds of cases come.
+STRIDE: Final = 431
 
 
 @pytest.mark.parametrize("scene", list(SCENES))

@@ -16,7 +16,7 @@ from tests.simulation.standalone_world import simulate
 SEEDS: Final = 24
 
 
-@pytest.mark.parametrize("block", groups(4, soak=8))
+@pytest.mark.parametrize("block", groups(2, soak=8))
 def test_nothing_acknowledged_is_lost_and_nothing_is_invented(block: int) -> None:
     runs = [simulate(seed) for seed in range(block, SEEDS, 8)]
     for run in runs:

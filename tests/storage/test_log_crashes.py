@@ -187,7 +187,8 @@ async def test_a_crash_at_every_io_keeps_what_was_promised_and_what_was_read(
 ) -> None:
     total = await ios_of_a_whole_play()
     doubtful = 0
-    for io in range(total):
+    # Every other one; the cases take turns with those that are left out.
+    for io in range(power, total, 2):
         play, disk = await crashed(io, fault, seed=power)
         assert disk.dead
         doubtful += play.written > play.acknowledged
@@ -195,21 +196,21 @@ async def test_a_crash_at_every_io_keeps_what_was_promised_and_what_was_read(
         disk = power_cut(disk) if power else killed(disk)
         log, recovered = opened(disk, OPTIONS)
         seen = play.check(recovered, all_written=not power)
-        if io % 2:
+        if io % 4 > 1:
             await live_on(play, log, disk, seen)
         disk = power_cut(disk)
-        again = play.check(opened(disk, OPTIONS)[1], all_written=bool(io % 2))
-        if io % 2 == 0:
+        again = play.check(opened(disk, OPTIONS)[1], all_written=io % 4 > 1)
+        if io % 4 < 2:
             assert again == seen
     assert total > 100
-    assert doubtful > 20
+    assert doubtful > 10
 
 
 @pytest.mark.parametrize("fault", [*KILLS, Fault.FAIL, Fault.TEAR, Fault.FULL])
 async def test_a_start_that_ends_at_any_of_its_ios_loses_nothing(fault: Fault) -> None:
     total = await ios_of_a_whole_play()
     stopped = 0
-    for io in range(9, total, 31):
+    for io in range(9, total, 47):
         for start_io in range(100):
             play, disk = await crashed(io, Fault.KILL_TORN)
             disk = killed(disk)
@@ -228,7 +229,7 @@ async def test_a_start_that_ends_at_any_of_its_ios_loses_nothing(fault: Fault) -
             assert play.check(opened(power_cut(disk), OPTIONS)[1], all_written=False) == seen
         else:
             pytest.fail("a start has no end")
-    assert stopped > 15
+    assert stopped > 10
 
 
 @pytest.mark.parametrize("fault", [Fault.FAIL, Fault.TEAR, Fault.FULL])

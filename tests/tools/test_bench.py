@@ -15,8 +15,16 @@ from tools.bench.document import ORDER, document, main, read_lines
 from tools.bench.report import OURS, Report
 from tools.bench.targets import TARGETS
 
-# Those that need several seconds also when there is next to nothing to measure.
-LONG = ("duplication", "partitions", "replication", "steadiness")
+# Those that need several seconds also when there is next to nothing to measure: `make soak`.
+LONG = (
+    "duplication",
+    "memory",
+    "partitions",
+    "recovery",
+    "replication",
+    "server",
+    "steadiness",
+)
 # What a trial of `partitions` leaves out.
 NOT_IN_A_TRIAL = ("256 partitions",)
 

@@ -227,7 +227,7 @@ def _version() -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"pegaskv {VERSION} (protocol {PROTOCOL_VERSION}, data format {DATA_FORMAT}, "
-        f"Python {python}, uvloop {uvloop.__version__})"
+        f"Python {python}, uvloop {uvloop.__version__})"  # type: ignore[attr-defined]
     )
 
 

@@ -41,6 +41,8 @@ ENVS: Final[Mapping[str, tuple[str, ...]]] = {
     "replica.read_throttling": (),
     "replica.read_throttling_by_size": (),
     "replica.slow_query_threshold": (),
+    "manual_compact.once.trigger_time": ("now",),
+    "manual_compact.disabled": ("true", "false"),
 }
 
 

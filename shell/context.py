@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pegaskv.base.errors import InvalidArgument
 from shell.errors import UsageError
-from shell.terminal import Screen, now, sleep
+from shell.terminal import Screen, now, sleep, wall_s
 
 if TYPE_CHECKING:
     from pegaskv.client import Client, Table
@@ -80,6 +80,8 @@ class Context:
     # Pauses, and seconds that only go on, for commands that repeat themselves.
     sleep: Callable[[float], Awaitable[None]] = sleep
     now: Callable[[], float] = now
+    # Seconds since 1970.
+    wall_s: Callable[[], float] = wall_s
     # Whether the cluster has ever answered.
     connected: bool = False
     _client: Any = None

@@ -6,12 +6,13 @@ screen is: commands get both from their context, so tests need neither time nor 
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from shell.render import clip
 
-__all__ = ["Screen", "TerminalScreen", "now", "sleep"]
+__all__ = ["Screen", "TerminalScreen", "now", "sleep", "wall_s"]
 
 # The alternate screen keeps what was on the terminal before; the cursor would only blink.
 _OPEN: Final = "\x1b[?1049h\x1b[?25l"
@@ -81,3 +82,8 @@ async def sleep(seconds: float) -> None:
 def now() -> float:
     """Seconds that only go on, of the loop that runs."""
     return asyncio.get_running_loop().time()
+
+
+def wall_s() -> float:
+    """Seconds since 1970 by the operator's machine; they may jump."""
+    return time.time()  # noqa: TID251 - the shell's only look at it

@@ -37,7 +37,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "pegaskv/server/child_processes.py": "a command waits for processes of this machine",
         "pegaskv/runtime/clock.py": "the seam itself",
         "shell/completer.py": "a person at the prompt waits for the names of tables",
-        "shell/terminal.py": "pauses of commands that repeat themselves",
+        "shell/terminal.py": "the seam of the shell: pauses, and the operator's wall clock",
         "shell/interactive.py": "shows how long a command took, and looks after the toolbar",
     },
     "chance": {

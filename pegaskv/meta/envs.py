@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pegaskv.base.compaction import (
+    MANUAL_COMPACT_DISABLED,
+    MANUAL_COMPACT_ONCE,
+    TRIGGER_SECONDS_MAX,
+)
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.base.limits import (
     ENV_COUNT_MAX,
@@ -61,6 +66,16 @@ def _seconds(text: str) -> str:
 
 def _slow_ms(text: str) -> str:
     return _number(text, SLOW_QUERY_MS_MIN, TIMEOUT_MS_MAX)
+
+
+def _trigger_time(text: str) -> str:
+    return _number(text, 0, TRIGGER_SECONDS_MAX)
+
+
+def _switch(text: str) -> str:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text
 
 
 def _durability(text: str) -> str:
@@ -137,6 +152,23 @@ _ALL: Final = (
         f"a whole number from {SLOW_QUERY_MS_MIN} to {TIMEOUT_MS_MAX}",
         str(SLOW_QUERY_MS_DEFAULT),
         _slow_ms,
+    ),
+    Env(
+        MANUAL_COMPACT_ONCE,
+        "seconds since 1970",
+        "from when on each server rewrites its replicas of the table once, so that removed rows "
+        "give their space back; a later time orders it again, 0 = never",
+        f"a whole number from 0 to {TRIGGER_SECONDS_MAX}",
+        "1767225600",
+        _trigger_time,
+    ),
+    Env(
+        MANUAL_COMPACT_DISABLED,
+        "choice",
+        "`true` keeps what the other env orders from beginning, and stops what has begun",
+        "true or false",
+        "true",
+        _switch,
     ),
 )
 

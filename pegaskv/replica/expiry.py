@@ -214,7 +214,7 @@ class Sweeper:
                 and now_ms >= self._due.get(replica.gpid, 0)
                 and self._has_work(replica)
             ):
-                await self._sweep(replica)
+                await self.sweep(replica)
                 self._due[replica.gpid] = now_ms + self._interval_ms
 
     def _has_work(self, replica: Replica) -> bool:
@@ -224,7 +224,8 @@ class Sweeper:
         left = self._left.get(replica.gpid)
         return left is not None and sweep_limit(replica) > left
 
-    async def _sweep(self, replica: Replica) -> None:
+    async def sweep(self, replica: Replica) -> None:
+        """Make one pass over a replica."""
         replica.expires = False
         try:
             swept = await sweep(replica, clock=self._clock, worker=self._worker)

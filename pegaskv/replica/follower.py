@@ -45,6 +45,8 @@ class Follower(Applying):
 
     # Whether what the sweep removes may have come since its last pass.
     expires = True
+    # The time of a manual compaction in seconds since 1970, 0 when none is ordered.
+    compaction_ordered_for = 0
     # An open request of this replica to lead: until it is answered its old primary hears nothing.
     claiming = False
 

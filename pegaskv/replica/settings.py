@@ -1,5 +1,6 @@
 """What options, and a table's envs and state from their push on, mean for a replica."""
 
+from pegaskv.base.compaction import compaction_ordered_for
 from pegaskv.base.types import ReplicaStatus, TableInfo
 from pegaskv.replica.guards import guard
 from pegaskv.replica.options import ReplicaOptions
@@ -12,6 +13,7 @@ def take_settings(replica: Replica, table: TableInfo) -> None:
     """Bring a replica in line with its table, apart from what takes time to change."""
     replica.follower = table.follower
     replica.default_ttl = int(table.envs.get("default_ttl", "0"))
+    replica.compaction_ordered_for = compaction_ordered_for(table.envs)
     wanted = min_write_replicas(table.replica_count)
     if replica.machine.status is not ReplicaStatus.PRIMARY:
         # When it leads, somebody has gone.

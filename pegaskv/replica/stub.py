@@ -22,6 +22,7 @@ from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, OrderKind
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.lease.options import LeaseOptions
 from pegaskv.net.connection import Handler
+from pegaskv.replica.compaction import ManualCompactions
 from pegaskv.replica.control import on_pin_changed
 from pegaskv.replica.disk_space import DiskSpace
 from pegaskv.replica.doors import ConfigurationDoor, NoMeta, NoPeers, Peers
@@ -116,6 +117,7 @@ class ReplicaStub:
         self._sweeper = Sweeper(
             clock=clock, worker=workers.upkeep, interval_ms=options.expiry_sweep_interval_ms
         )
+        self._compactions = self._make_compactions()
         self._slow = SlowRequests(
             now_ms=clock.monotonic_ms,
             table_name=self._table_name,
@@ -134,6 +136,17 @@ class ReplicaStub:
             worker=workers.upkeep,
             min_free_percent=options.min_free_percent,
             replicas=self._replicas.values,
+        )
+
+    def _make_compactions(self) -> ManualCompactions:
+        return ManualCompactions(
+            directory=self._directory,
+            clock=self._clock,
+            worker=self._workers.upkeep,
+            sweeper=self._sweeper,
+            publish=self._flush,
+            may_publish=lambda gpid: self._repairs is not None and self._repairs.may_publish(gpid),
+            is_gone=self._is_gone,
         )
 
     # --- Start and stop ----------------------------------------------------------------
@@ -196,6 +209,7 @@ class ReplicaStub:
             ("sync os tables", self._sync_os_tables, options.os_sync_interval_ms),
             ("flush", self._flush_due, options.flush_interval_ms),
             ("expiry", self._sweep, 1_000),
+            ("compaction", self._compact, 1_000),
             ("waiting replicas", self._waiting.look, 500),
             ("members", roles.membership.look, LOOK_MS),
             ("learners", roles.teaching.look, 1_000),
@@ -465,6 +479,7 @@ class ReplicaStub:
         """The replica is gone."""
         assert self._repairs is not None
         self._sweeper.forget(gpid)
+        self._compactions.forget(gpid)
         self._sources.pop(gpid, None)
         self._repairs.forget(gpid)
 
@@ -514,6 +529,9 @@ class ReplicaStub:
     async def _sweep(self) -> None:
         await self._sweeper.sweep_due(list(self._replicas.values()))
 
+    async def _compact(self) -> None:
+        await self._compactions.compact_due(list(self._replicas.values()))
+
     def _is_gone(self, replica: Replica) -> bool:
         return self._replicas.get(replica.gpid) is not replica
 
@@ -531,6 +549,8 @@ class ReplicaStub:
             replicas_closed=sum(1 for reason in closed if reason),
             replicas_damaged=len(self.damaged),
             rows_expired_total=self._sweeper.rows_expired,
+            manual_compactions_total=self._compactions.finished,
+            manual_compactions_pending=self._compactions.pending,
             disk_free_bytes=self.free_bytes,
             disk_full=int(self._space.full),
             log_appends_total=front.ticks if front is not None else 0,

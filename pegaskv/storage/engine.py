@@ -138,8 +138,15 @@ class Engine(Protocol):
         """Flush, and publish a copy of hard links as the new directory `target`."""
         ...
 
-    def compact(self) -> None:
-        """Rewrite all tables, so that removed rows give their space back."""
+    def compact(self, first: bytes = b"", last: bytes | None = None) -> None:
+        """Rewrite the tables that have keys from `first` to `last` (None: to the end).
+
+        Removed rows give their space back then.
+        """
+        ...
+
+    def compaction_cuts(self, step_bytes: int) -> list[bytes]:
+        """Return keys, in order, between which there are tables of about `step_bytes` each."""
         ...
 
     def size_bytes(self) -> int:

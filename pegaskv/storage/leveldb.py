@@ -316,13 +316,33 @@ class LevelDBEngine:
             with self._files_lock:
                 return self._linker.checkpoint(target)
 
-    def compact(self) -> None:
-        """Rewrite all tables, so that removed rows give their space back."""
+    def compact(self, first: bytes = b"", last: bytes | None = None) -> None:
+        """Rewrite the tables that have keys from `first` to `last` (None: to the end).
+
+        Removed rows give their space back then.
+
+        Raises:
+            OSError: the disk refused; the engine takes no more writes.
+            CorruptionError: likewise, since a damaged table was met.
+            EngineClosed: `close` has begun.
+
+        """
         with self._use() as db, self._work():
             self._flush(db)
-            db.compact_range(start=b"", stop=_END)
+            db.compact_range(start=first, stop=_END if last is None else last)
             # It returns nothing; an error stops all later writes, so an empty one asks.
             db.write_batch().write()
+
+    def compaction_cuts(self, step_bytes: int) -> list[bytes]:
+        """Return keys, in order, between which there are tables of about `step_bytes`.
+
+        Raises:
+            OSError, CorruptionError: the MANIFEST could not be read.
+            EngineClosed: `close` has begun.
+
+        """
+        with self._use(), self._files_lock:
+            return self._linker.cuts(step_bytes)
 
     def size_bytes(self) -> int:
         """Roughly the bytes of all tables on disk."""

@@ -137,7 +137,7 @@ class TableLinker:
         for left in range(_LINK_TRIES_MAX, 0, -1):
             disk.remove_tree(temporary)
             disk.make_dirs(temporary)
-            tables = self._live_tables()
+            tables = self._live()
             try:
                 for table in tables:
                     disk.link(self._path / table.name, temporary / table.name)
@@ -156,11 +156,22 @@ class TableLinker:
 
     def first_unflushed_log(self) -> int:
         """Return the number below which all logs are in tables, durably."""
-        self._live_tables()
+        self._live()
         assert self._reader.log_number is not None
         return self._reader.log_number
 
-    def _live_tables(self) -> list[LiveTable]:
+    def cuts(self, step_bytes: int) -> list[bytes]:
+        """Return keys, in order, between which there are tables of about `step_bytes`."""
+        cuts = [b""]
+        size = 0
+        for first, table_bytes in sorted((each.first_key, each.size) for each in self._live()):
+            if size >= step_bytes and first > cuts[-1]:
+                cuts.append(first)
+                size = 0
+            size += table_bytes
+        return cuts[1:]
+
+    def _live(self) -> list[LiveTable]:
         file = self._disk.open(self._manifest)
         try:
             start = self._reader.valid_bytes
@@ -184,7 +195,7 @@ def _state_in_tables(disk: Disk, directory: Path, tables: list[LiveTable]) -> Re
     # newest is in the lowest level, and in level 0, where tables overlap, in the youngest. So
     # the first table that has it will do, and it is nearly always a small one.
     for table in sorted(tables, key=lambda table: (table.level, -table.number)):
-        if not table.smallest[:-8] <= STATE_KEY <= table.largest[:-8]:
+        if not table.first_key <= STATE_KEY <= table.last_key:
             continue
         file = disk.open(directory / table.name)
         try:

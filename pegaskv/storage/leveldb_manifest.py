@@ -33,6 +33,8 @@ _HEADER: Final = Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _LEVELS: Final = 7
 _UINT64_MAX: Final = (1 << 64) - 1
+# What an internal key has behind the key: sequence number and kind.
+_TRAILER_BYTES: Final = 8
 
 # Tags of the fields in a version edit.
 _COMPARATOR, _LOG_NUMBER, _NEXT_FILE, _LAST_SEQUENCE = 1, 2, 3, 4
@@ -53,6 +55,16 @@ class LiveTable:
     def name(self) -> str:
         """The file's name."""
         return f"{self.number:06d}.ldb"
+
+    @property
+    def first_key(self) -> bytes:
+        """The smallest key, as it was written."""
+        return self.smallest[:-_TRAILER_BYTES]
+
+    @property
+    def last_key(self) -> bytes:
+        """The largest key, as it was written."""
+        return self.largest[:-_TRAILER_BYTES]
 
 
 def manifest_name(current: bytes) -> str:

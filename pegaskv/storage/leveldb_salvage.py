@@ -90,7 +90,7 @@ class Salvage:
                     yield internal[:-8], ~int.from_bytes(internal[-8:], "little"), table, row
 
     def _damage_of(self, table: LiveTable) -> Iterator[DamagedRange]:
-        smallest, largest = table.smallest[:-8], table.largest[:-8]
+        smallest, largest = table.first_key, table.last_key
         first = smallest
         for bound, entries in self._blocks_of(table):
             if entries is None:
@@ -102,7 +102,7 @@ class Salvage:
         try:
             file = self._disk.open(self._path / table.name)
         except FileNotFoundError:
-            yield table.largest[:-8], None
+            yield table.last_key, None
             return
         try:
             yield from _blocks(file, table)
@@ -115,7 +115,7 @@ def _blocks(file: File, table: LiveTable) -> Iterator[tuple[bytes, list[Entry] |
         yield from read_blocks(file.read_at, file.size())
     except CorruptionError:
         # Without its index all of it is lost; it is read before any block.
-        yield table.largest[:-8], None
+        yield table.last_key, None
 
 
 def _is_younger(one: LiveTable, other: LiveTable) -> bool:

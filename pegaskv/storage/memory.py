@@ -220,9 +220,20 @@ class MemoryEngine:
         write_new(disk, temporary / _ROWS_FILE, data)
         return publish(disk, target, _state_of(rows), [(_ROWS_FILE, len(data))])
 
-    def compact(self) -> None:
+    def compact(self, first: bytes = b"", last: bytes | None = None) -> None:
         """Nothing: removed rows take no space."""
         self._check_open()
+
+    def compaction_cuts(self, step_bytes: int) -> list[bytes]:
+        """Return keys between which there are about `step_bytes` of keys and rows each."""
+        self._check_open()
+        cuts, size = [], 0
+        for key, row in sorted(self._rows.by_key.items()):
+            if size >= step_bytes:
+                cuts.append(key)
+                size = 0
+            size += len(key) + len(row)
+        return cuts
 
     def size_bytes(self) -> int:
         """The bytes of all keys and rows."""

@@ -8,6 +8,7 @@ checkpoint/8/           the last published checkpoint
 learners/learn-1f/      a checkpoint that is kept while another server copies it
 damage                  that its tables are damaged and nothing could mend them; in words
 accepted                which losses an operator has accepted
+compacted               which order of a manual compaction was carried out last
 ```
 
 An engine is exchanged by two renames, and each step can be cut short: `tidy` finishes or
@@ -30,6 +31,7 @@ __all__ = ["Accepted", "ReplicaFiles"]
 
 _DAMAGE: Final = "damage"
 _ACCEPTED: Final = "accepted"
+_COMPACTED: Final = "compacted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,3 +215,18 @@ class ReplicaFiles:
         """Note durably what an operator has accepted."""
         value = [ACCEPTED_FORMAT, accepted.incarnation, sorted(accepted.files), accepted.gap]
         self._disk.write_atomic(self._path / _ACCEPTED, seal(value))
+
+    def compacted(self) -> int:
+        """Return the time of the last order of a compaction that was carried out; 0 = none.
+
+        One that cannot be read counts as none: to compact once more does no harm.
+        """
+        path = self._path / _COMPACTED
+        with suppress(OSError, ValueError):
+            if self._disk.exists(path):
+                return int(self._disk.read_bytes(path))
+        return 0
+
+    def note_compacted(self, ordered_for: int) -> None:
+        """Note durably that the order for that time was carried out."""
+        self._disk.write_atomic(self._path / _COMPACTED, b"%d" % ordered_for)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from pegaskv.base.compaction import MANUAL_COMPACT_ONCE
 from pegaskv.base.errors import TableNotFound
 from pegaskv.base.limits import PARTITION_COUNT_MAX, REPLICA_COUNT_MAX
 from pegaskv.base.types import TableInfo, TableStatus
@@ -362,6 +363,7 @@ async def get_envs(context: Context) -> Result:
         "set_app_envs default_ttl 3600",
         "set_app_envs replica.write_throttling 20000*delay*100,30000*reject*200",
         "set_app_envs default_ttl 60 durability os",
+        "set_app_envs manual_compact.once.trigger_time now",
     ),
     json="all envs of the table after the change",
     needs=Needs.TABLE,
@@ -371,6 +373,8 @@ async def set_envs(context: Context, pairs: list[tuple[str, str]]) -> Result:
     envs = dict(pairs)
     if len(envs) < len(pairs):
         raise UsageError("an env is given twice")
+    if envs.get(MANUAL_COMPACT_ONCE) == "now":
+        envs[MANUAL_COMPACT_ONCE] = str(int(context.wall_s()))
     client = await context.client()
     info = await client.admin.set_envs(context.table_name, envs, timeout=context.timeout_s)
     return Result(dict(info.envs), Fields(info.envs), "OK", info.warnings)

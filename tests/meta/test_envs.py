@@ -17,6 +17,8 @@ def test_every_env_has_a_meaning_and_a_sample_that_it_takes() -> None:
         "replica.read_throttling",
         "replica.read_throttling_by_size",
         "replica.slow_query_threshold",
+        "manual_compact.once.trigger_time",
+        "manual_compact.disabled",
     }
     for name, env in envs.ENVS.items():
         assert env.name == name

@@ -74,8 +74,14 @@ class Engine:
             raise self.write_error
         return self.inner.checkpoint(target)
 
-    def compact(self) -> None:
-        self.inner.compact()
+    def compact(self, first: bytes = b"", last: bytes | None = None) -> None:
+        if self.write_error is not None:
+            raise self.write_error
+        self.engines.compacted.append((self.inner.path, first, last))
+        self.inner.compact(first, last)
+
+    def compaction_cuts(self, step_bytes: int) -> list[bytes]:
+        return self.inner.compaction_cuts(step_bytes)
 
     def size_bytes(self) -> int:
         return self.inner.size_bytes()
@@ -104,6 +110,8 @@ class Engines:
         # What a salvage meets, and what it says is lost.
         self.salvage_error: Exception | None = None
         self.lost: list[tuple[bytes, bytes]] = []
+        # Which ranges were compacted.
+        self.compacted: list[tuple[Path, bytes, bytes | None]] = []
 
     def open(self, path: Path) -> Engine:
         if self.failures and self.failing in (None, path):

@@ -35,7 +35,12 @@ from pegaskv.client import (
 )
 from tests.shell.fake_duplications import FakeDuplicationAdmin, FakeDuplications
 
-KNOWN_ENVS = ("default_ttl", "durability", "replica.write_throttling")
+KNOWN_ENVS = (
+    "default_ttl",
+    "durability",
+    "replica.write_throttling",
+    "manual_compact.once.trigger_time",
+)
 START = 1_800_000_000
 
 

@@ -300,6 +300,9 @@ async def test_envs_are_set_shown_and_removed(session: Session) -> None:
     assert session.output.notes == ["no envs"]
     await session.text("set_app_envs durability os")
     assert await session.data("clear_app_envs -a --yes") == {}
+    name = "manual_compact.once.trigger_time"
+    session.context.wall_s = lambda: 1_767_225_600.9
+    assert await session.data(f"set_app_envs {name} now") == {name: "1767225600"}
     assert "given twice" in await session.fails("set_app_envs a 1 a 2")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -224,6 +225,32 @@ class EngineContract:
         engine.compact()
         assert engine.size_bytes() < full // 10
         assert rows_of(engine) == []
+
+    def test_a_compaction_in_steps_frees_as_much_as_one_of_all(
+        self, engine: Engine, harness: Harness
+    ) -> None:
+        keys = [b"%06d" % number for number in range(400)]
+        noise = Random(1)
+        for decree, key in enumerate(keys, 1):
+            write_row(engine, decree, key, noise.randbytes(10_000))
+        engine.compact()
+        full = engine.size_bytes()
+        gone = [key for number, key in enumerate(keys) if number % 8]
+        engine.write([item for key in gone for item in (key, None)], ReplicaState(401, 1, 401))
+        engine.flush()
+        cuts = engine.compaction_cuts(200_000)
+        assert cuts == sorted(set(cuts)) != []
+        for first, last in pairwise((b"", *cuts, None)):
+            assert first is not None
+            engine.compact(first, last)
+        assert engine.size_bytes() < full // 4
+        assert [key for key, _ in rows_of(engine)] == keys[::8]
+
+    def test_what_is_small_is_compacted_in_one_step(self, engine: Engine) -> None:
+        assert engine.compaction_cuts(1_000_000) == []
+        write_row(engine, 1, b"a", b"1")
+        engine.flush()
+        assert engine.compaction_cuts(1_000_000) == []
 
     # Checkpoints.
 

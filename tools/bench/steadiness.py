@@ -8,6 +8,7 @@ due. So quiet is measured, and then each of these in the same table of 8 partiti
   other;
 * a log that switches its segments;
 * three checkpoints of a partition of 1 GB, the only one of another table;
+* a full compaction of that partition, ordered as an operator orders it;
 * a sweep of 1 million expired rows of another table.
 
 Peer is quiet, measured right before. A stop is the longest time in which not one read, or not one
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pegaskv
+from pegaskv.base.compaction import MANUAL_COMPACT_ONCE
 from pegaskv.runtime.tasks import TaskScope
 from tools.bench import flood
 from tools.bench.loading import VALUE, load, names
@@ -274,6 +276,17 @@ class _Bench:
 
             await self.compare("checkpoints", probed, fill)
 
+    async def compaction(self, probed: pegaskv.Table) -> None:
+        """Each order is for a later second than the last one."""
+        admin = self._client.admin
+        before = self._compacted()
+
+        async def compact() -> None:
+            await admin.set_envs(BIG, {MANUAL_COMPACT_ONCE: str(int(before) + 1)})
+            await self._until(lambda: self._compacted() > before)
+
+        await self.compare("a full compaction", probed, compact)
+
     async def _until(self, reached: Callable[[], bool]) -> None:
         # In a thread: what is asked here must not make the calls wait that are measured.
         deadline = time.perf_counter() + PATIENCE_S
@@ -313,6 +326,9 @@ class _Bench:
         numbers = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
         return max(numbers, default=0)
 
+    def _compacted(self) -> float:
+        return self._server.metrics()["pegaskv_manual_compactions_total"]
+
     def _swept(self) -> float:
         return self._server.metrics()["pegaskv_rows_expired_total"]
 
@@ -329,6 +345,7 @@ async def _measure(report: Report, seconds: float, rounds: int) -> None:
         for _ in range(rounds):
             await bench.segments(probed)
             await bench.checkpoint(probed, rows)
+            await bench.compaction(probed)
             await bench.sweep(probed)
         bench.show()
 

@@ -131,6 +131,7 @@ TARGETS: Final = (
     *_steady("rows at full speed", _FULL_SPEED),
     *_steady("new segments of the log"),
     *_steady("checkpoints"),
+    *_steady("a full compaction"),
     *_steady("a sweep"),
     Target("partitions", "set, os, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True, why=_MANY),
     Target("partitions", "set, fsync, 256 partitions", _EIGHT, 1.6, 1.3, at_most=True),

@@ -75,14 +75,13 @@ class ManualCompactions:
         self.pending = len(due)
         for replica in due:
             engine, ordered_for = replica.engine, replica.compaction_ordered_for
-            if self._may(replica, engine, ordered_for):
-                try:
-                    await self._compact(replica, ordered_for)
-                except (OSError, PegasKVError) as error:
-                    _log.warning("the compaction of %s was given up: %s", replica.gpid, error)
-                    if engine is replica.engine and not isinstance(error, EngineClosed):
-                        replica.fail_engine(error)
-            self.pending -= 1
+            try:
+                if await self._compact(replica, engine, ordered_for):
+                    self.pending -= 1
+            except (OSError, PegasKVError) as error:
+                _log.warning("the compaction of %s was given up: %s", replica.gpid, error)
+                if engine is replica.engine and not isinstance(error, EngineClosed):
+                    replica.fail_engine(error)
 
     async def _is_due(self, replica: Replica) -> bool:
         ordered_for = replica.compaction_ordered_for
@@ -108,23 +107,27 @@ class ManualCompactions:
             and self._may_publish(replica.gpid)
         )
 
-    async def _compact(self, replica: Replica, ordered_for: int) -> None:
-        engine, gpid, run = replica.engine, replica.gpid, self._worker.run
+    async def _compact(self, replica: Replica, engine: Engine, ordered_for: int) -> bool:
+        """Carry out an order; return whether it was possible to its end."""
+        gpid, run = replica.gpid, self._worker.run
+        may = partial(self._may, replica, engine, ordered_for)
+        if not may():
+            return False
         began_ms = self._clock.monotonic_ms()
         await self._sweeper.sweep(replica)
         before = await run(engine.size_bytes)
         cuts = await run(partial(engine.compaction_cuts, _STEP_BYTES))
         for first, last in pairwise((b"", *cuts, None)):
-            if not self._may(replica, engine, ordered_for):
+            if not may():
                 _log.info("the compaction of %s stops before its end", gpid)
-                return
+                return False
             assert first is not None
             await run(partial(engine.compact, first, last))
             await self._clock.sleep_ms(_PAUSE_MS)
         after = await run(engine.size_bytes)
-        if not self._may(replica, engine, ordered_for):
-            return
         await self._publish(replica)
+        if not may():
+            return False
         await run(partial(self._directory.files(gpid).note_compacted, ordered_for))
         self._done[gpid] = ordered_for
         self.finished += 1
@@ -135,3 +138,4 @@ class ManualCompactions:
             after / 1e6,
             (self._clock.monotonic_ms() - began_ms) / 1_000,
         )
+        return True

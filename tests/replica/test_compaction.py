@@ -147,6 +147,7 @@ def test_a_full_disk_gets_no_more_tables() -> None:
         await server.serve(envs=once(now(life)))
         await world.sleep_ms(3_000)
         assert server.engines.compacted == []
+        assert server.stub._compactions.pending == 1
         server.disk.set_capacity(1 << 40)
         await world.sleep_ms(60_000)
         assert finished(server) == 1

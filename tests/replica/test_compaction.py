@@ -156,14 +156,34 @@ def test_a_full_disk_gets_no_more_tables() -> None:
     play(scenario)
 
 
+def test_the_last_good_checkpoint_of_what_is_being_mended_stays() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await serving(life)
+        await write(server, 1)
+        repairs = server.stub._repairs
+        assert repairs is not None
+        repairs._mending.add(GPID)
+        await server.serve(envs=once(now(life)))
+        await world.sleep_ms(5_000)
+        assert server.engines.compacted == []
+        repairs._mending.discard(GPID)
+        await world.sleep_ms(5_000)
+        assert finished(server) == 1
+        await server.stop()
+
+    play(scenario)
+
+
 def test_an_engine_that_fails_in_it_is_opened_again_and_then_it_is_done() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await serving(life)
         await write(server, 1, 2)
+        # They are in the engine, and nothing else will find out.
+        await world.sleep_ms(2_000)
         [engine] = server.engines.opened.values()
         engine.write_error = OSError(errno.EIO, "a table cannot be written")  # type: ignore[attr-defined]
         await server.serve(envs=once(now(life)))
-        await world.sleep_ms(60_000)
+        await world.sleep_ms(5_000)
         assert server.engines.openings == 2
         assert finished(server) == 1
         await write(server, 3)

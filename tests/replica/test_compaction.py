@@ -176,14 +176,13 @@ def test_the_last_good_checkpoint_of_what_is_being_mended_stays() -> None:
 
 def test_an_engine_that_fails_in_it_is_opened_again_and_then_it_is_done() -> None:
     async def scenario(world: World, life: Life) -> None:
-        server = await serving(life)
+        server = await serving(life, envs=once(now(life) + 5))
         await write(server, 1, 2)
         # They are in the engine, and nothing else will find out.
         await world.sleep_ms(2_000)
         [engine] = server.engines.opened.values()
         engine.write_error = OSError(errno.EIO, "a table cannot be written")  # type: ignore[attr-defined]
-        await server.serve(envs=once(now(life)))
-        await world.sleep_ms(5_000)
+        await world.sleep_ms(6_000)
         assert server.engines.openings == 2
         assert finished(server) == 1
         await write(server, 3)

@@ -103,18 +103,26 @@ class Applying(Admission):
 
     def _keep(self, batch: Batch) -> None:
         """Hold committed rows where reads see them until the engine has taken them."""
-        if not self.unapplied:
-            self._lag(self)
-        self.unapplied.append(batch)
         self.applying_bytes += batch.size
-        applying = self.applying
         if batch.progress:
             self.participation.progress.update(batch.progress)
         # An order is the last of its mutation: what is forgotten may have come with it.
         for kind, fields in batch.controls:
             rows = self.participation.obey(kind, fields, batch.decree)
             batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
-        applying.update(batch.rows)
+        unapplied = self.unapplied
+        if not unapplied:
+            self._lag(self)
+            self.applying = batch.rows
+            unapplied.append(batch)
+        else:
+            self.applying.update(batch.rows)
+            if len(unapplied) > self._in_thread:
+                # The last one takes it in: a batch that goes at once leaves no hole in memory.
+                unapplied[-1].take_in(batch, self.applying)
+            else:
+                unapplied.append(batch)
+        applying = self.applying
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
             # Once the answers are on their way.
             self._call_soon(self.apply_now)
@@ -164,7 +172,7 @@ class Applying(Admission):
             decree = batch.decree
             self.applying_bytes -= batch.size
         # Made anew: one deletion looks like any other, so nobody can tell whose row is there.
-        self.applying.clear()
+        self.applying = {}
         for batch in self.unapplied:
             self.applying.update(batch.rows)
         self._hand_out_snapshots(decree)

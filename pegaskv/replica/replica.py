@@ -263,6 +263,8 @@ class Replica(Follower):
             payload = encode_mutation(batch.first_timestamp_us, batch.operations)
             bytes_max -= batch.size
             full.popleft()
+            # Memory that is let go at once, and not with the rows, is used again while it is warm.
+            batch.operations.clear()
             mutation = machine.propose(payload, batch.first_timestamp_us, batch.last_timestamp_us)
             if mutation is None:
                 self._refuse(batch)
@@ -408,6 +410,7 @@ class Replica(Follower):
                 if connection is not last:
                     touched[connection] = None
                     last = connection
+            replies.clear()
         if self.streams:
             self._told(self)
         if self._begins_to_serve and self.machine.serving:

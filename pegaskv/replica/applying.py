@@ -208,7 +208,8 @@ class Applying(Admission):
         self.reopening = False
         kept = [batch for batch in self.unapplied if batch.decree > engine.state().decree]
         self.unapplied.clear()
-        self.applying.clear()
+        # Not cleared: they are the rows of one of those that are kept.
+        self.applying = {}
         self.applying_bytes = 0
         for batch in kept:
             batch.controls = ()

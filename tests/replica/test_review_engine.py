@@ -1,6 +1,7 @@
 """What goes wrong between a replica and its engine stays there, and nobody waits for ever."""
 
 import errno
+from pathlib import Path
 from typing import Any
 
 from pegaskv.base.errors import CorruptionError
@@ -158,5 +159,28 @@ def test_rows_that_the_log_does_not_have_are_missed_when_an_engine_is_reopened()
         await world.sleep_ms(60_000)
         assert replica.engine_failed is not None
         assert not replica.serving
+
+    play(scenario)
+
+
+def test_what_an_engine_that_is_brought_up_again_lacks_is_written_to_it() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        replica = server.replica()
+        replica.apply_now()
+        await server.set(b"a", b"1")
+        await server.set(b"b", b"2")
+        server.engine().write_error = EIO
+        replica.apply_now()
+        assert replica.engine_failed is not None
+        kept = dict(replica.applying)
+        assert len(kept) == 2
+        # One that the log has brought up to before them.
+        fresh = server.engines.open(Path("/fresh"))
+        replica.replace_engine(fresh)
+        assert replica.applying == kept
+        replica.apply_now()
+        assert not replica.unapplied
+        assert {key: fresh.get(key) for key in kept} == kept
 
     play(scenario)

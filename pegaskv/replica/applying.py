@@ -103,26 +103,18 @@ class Applying(Admission):
 
     def _keep(self, batch: Batch) -> None:
         """Hold committed rows where reads see them until the engine has taken them."""
+        if not self.unapplied:
+            self._lag(self)
+        self.unapplied.append(batch)
         self.applying_bytes += batch.size
+        applying = self.applying
         if batch.progress:
             self.participation.progress.update(batch.progress)
         # An order is the last of its mutation: what is forgotten may have come with it.
         for kind, fields in batch.controls:
             rows = self.participation.obey(kind, fields, batch.decree)
             batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
-        unapplied = self.unapplied
-        if not unapplied:
-            self._lag(self)
-            self.applying = batch.rows
-            unapplied.append(batch)
-        else:
-            self.applying.update(batch.rows)
-            if len(unapplied) > self._in_thread:
-                # The last one takes it in: a batch that goes at once leaves no hole in memory.
-                unapplied[-1].take_in(batch, self.applying)
-            else:
-                unapplied.append(batch)
-        applying = self.applying
+        applying.update(batch.rows)
         if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
             # Once the answers are on their way.
             self._call_soon(self.apply_now)
@@ -172,7 +164,7 @@ class Applying(Admission):
             decree = batch.decree
             self.applying_bytes -= batch.size
         # Made anew: one deletion looks like any other, so nobody can tell whose row is there.
-        self.applying = {}
+        self.applying.clear()
         for batch in self.unapplied:
             self.applying.update(batch.rows)
         self._hand_out_snapshots(decree)
@@ -208,8 +200,7 @@ class Applying(Admission):
         self.reopening = False
         kept = [batch for batch in self.unapplied if batch.decree > engine.state().decree]
         self.unapplied.clear()
-        # Not cleared: they are the rows of one of those that are kept.
-        self.applying = {}
+        self.applying.clear()
         self.applying_bytes = 0
         for batch in kept:
             batch.controls = ()

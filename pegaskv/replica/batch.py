@@ -61,11 +61,3 @@ class Batch:
         self.size = 0
         self.decree = 0
         self.ballot = 0
-
-    def take_in(self, later: "Batch", union: dict[bytes, bytes | None]) -> None:
-        """Become one with the batch behind this one; `union` has the rows of both already."""
-        if self.rows is not union:
-            self.rows.update(later.rows)
-        self.decree, self.ballot = later.decree, later.ballot
-        self.last_timestamp_us = later.last_timestamp_us
-        self.size += later.size

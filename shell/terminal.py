@@ -1,7 +1,7 @@
-"""The terminal as something to draw on, and the pauses of commands that repeat themselves.
+"""The terminal as something to draw on, pauses of commands that repeat themselves, the time.
 
-The only place of the shell, beside the prompt, that waits and that knows how large the
-screen is: commands get both from their context, so tests need neither time nor a terminal.
+The only place of the shell, beside the prompt, that waits, looks at clocks and knows how large
+the screen is: commands get these from their context, so tests need neither time nor a terminal.
 """
 
 import asyncio

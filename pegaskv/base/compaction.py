@@ -11,14 +11,11 @@ from typing import Final
 __all__ = [
     "MANUAL_COMPACT_DISABLED",
     "MANUAL_COMPACT_ONCE",
-    "TRIGGER_SECONDS_MAX",
     "compaction_ordered_for",
 ]
 
 MANUAL_COMPACT_DISABLED: Final = "manual_compact.disabled"
 MANUAL_COMPACT_ONCE: Final = "manual_compact.once.trigger_time"
-# The end of 9999.
-TRIGGER_SECONDS_MAX: Final = 253_402_300_799
 
 
 def compaction_ordered_for(envs: Mapping[str, str]) -> int:

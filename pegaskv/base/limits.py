@@ -43,6 +43,7 @@ __all__ = [
     "SPIN_US_MAX",
     "TABLE_NAME_BYTES_MAX",
     "TIMEOUT_MS_MAX",
+    "TRIGGER_SECONDS_MAX",
     "TTL_SECONDS_MAX",
     "VALUE_BYTES_MAX",
 ]
@@ -74,6 +75,8 @@ SORT_KEY_BYTES_MAX: Final = 1024 * 1024
 VALUE_BYTES_MAX: Final = 1024 * 1024
 # Expiry is a u32 of seconds since 2016: a time to live ends before it wraps.
 TTL_SECONDS_MAX: Final = 2_000_000_000
+# For when a manual compaction may be ordered, from 1970 on: the end of 9999.
+TRIGGER_SECONDS_MAX: Final = 253_402_300_799
 
 # Pages of a reply.
 PAGE_BYTES_MAX: Final = 1024 * 1024

@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pegaskv.base.compaction import (
-    MANUAL_COMPACT_DISABLED,
-    MANUAL_COMPACT_ONCE,
-    TRIGGER_SECONDS_MAX,
-)
+from pegaskv.base.compaction import MANUAL_COMPACT_DISABLED, MANUAL_COMPACT_ONCE
 from pegaskv.base.errors import InvalidArgument
 from pegaskv.base.limits import (
     ENV_COUNT_MAX,
     ENV_VALUE_BYTES_MAX,
     TIMEOUT_MS_MAX,
+    TRIGGER_SECONDS_MAX,
     TTL_SECONDS_MAX,
 )
 from pegaskv.base.options import nearest

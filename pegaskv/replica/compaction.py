@@ -14,7 +14,6 @@ out is noted beside the replica, so that a restart repeats only what was not fin
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from itertools import pairwise
 from typing import Final
 
 from pegaskv.base.errors import PegasKVError
@@ -51,7 +50,6 @@ class ManualCompactions:
         sweeper: Sweeper,
         publish: Callable[[Replica], Awaitable[None]],
         may_publish: Callable[[Gpid], bool],
-        is_gone: Callable[[Replica], bool],
     ) -> None:
         self._directory = directory
         self._clock = clock
@@ -59,7 +57,6 @@ class ManualCompactions:
         self._sweeper = sweeper
         self._publish = publish
         self._may_publish = may_publish
-        self._is_gone = is_gone
         # The order that was last carried out, as noted on the disk; of each replica looked at.
         self._done: dict[Gpid, int] = {}
         self.finished = 0
@@ -71,7 +68,13 @@ class ManualCompactions:
 
     async def compact_due(self, replicas: Iterable[Replica]) -> None:
         """Compact those for which an order is open, one after another."""
-        due = [replica for replica in replicas if await self._is_due(replica)]
+        now = self._clock.wall_us() // 1_000_000
+        ordered = [
+            replica
+            for replica in replicas
+            if self._done.get(replica.gpid, 0) < replica.compaction_ordered_for <= now
+        ]
+        due = [replica for replica in ordered if await self._is_due(replica)]
         self.pending = len(due)
         for replica in due:
             engine, ordered_for = replica.engine, replica.compaction_ordered_for
@@ -84,16 +87,11 @@ class ManualCompactions:
                     replica.fail_engine(error)
 
     async def _is_due(self, replica: Replica) -> bool:
-        ordered_for = replica.compaction_ordered_for
-        if not 0 < ordered_for <= self._clock.wall_us() // 1_000_000:
-            return False
         gpid = replica.gpid
         if gpid not in self._done:
             done = await self._worker.run(self._directory.files(gpid).compacted)
-            if self._is_gone(replica):
-                return False
             self._done[gpid] = done
-        return self._done[gpid] < ordered_for
+        return self._done[gpid] < replica.compaction_ordered_for
 
     def _may(self, replica: Replica, engine: Engine, ordered_for: int) -> bool:
         """Whether to begin or to go on: a compaction needs room for what it writes anew."""
@@ -103,7 +101,6 @@ class ManualCompactions:
             and replica.engine_failed is None
             and replica.compaction_ordered_for == ordered_for
             and not replica.disk_full
-            and not self._is_gone(replica)
             and self._may_publish(replica.gpid)
         )
 
@@ -117,11 +114,10 @@ class ManualCompactions:
         await self._sweeper.sweep(replica)
         before = await run(engine.size_bytes)
         cuts = await run(partial(engine.compaction_cuts, _STEP_BYTES))
-        for first, last in pairwise((b"", *cuts, None)):
+        for first, last in zip((b"", *cuts), (*cuts, None), strict=True):
             if not may():
                 _log.info("the compaction of %s stops before its end", gpid)
                 return False
-            assert first is not None
             await run(partial(engine.compact, first, last))
             await self._clock.sleep_ms(_PAUSE_MS)
         after = await run(engine.size_bytes)

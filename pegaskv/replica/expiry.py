@@ -12,6 +12,7 @@ confirmed does not count while it has pinned its log for a duplication to here t
 known here: that one will bring writes of before.
 """
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from functools import partial
@@ -198,6 +199,9 @@ class Sweeper:
         self._due: dict[Gpid, int] = {}
         # The limit of a pass that had to leave something.
         self._left: dict[Gpid, bytes] = {}
+        # One pass at a time: of two over one replica, the one that began first must not have the
+        # last word on what is left there.
+        self._passing = asyncio.Lock()
         self.rows_expired = 0
 
     def forget(self, gpid: Gpid) -> None:
@@ -225,7 +229,11 @@ class Sweeper:
         return left is not None and sweep_limit(replica) > left
 
     async def sweep(self, replica: Replica) -> None:
-        """Make one pass over a replica."""
+        """Make one pass over a replica, behind the one that is under way."""
+        async with self._passing:
+            await self._pass(replica)
+
+    async def _pass(self, replica: Replica) -> None:
         replica.expires = False
         try:
             swept = await sweep(replica, clock=self._clock, worker=self._worker)

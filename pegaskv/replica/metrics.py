@@ -17,7 +17,7 @@ _PLAIN: Final = {
     "replicas_closed": "Replicas that do not serve: they wait for an operator or for the disk.",
     "replicas_damaged": "Replicas with rows that cannot be read any more.",
     "rows_expired_total": "Expired rows removed.",
-    "manual_compactions_total": "Replicas rewritten since an operator ordered it.",
+    "manual_compactions_total": "Replicas rewritten by an operator's order.",
     "manual_compactions_pending": "Replicas that are being rewritten, or wait for their turn.",
     "disk_free_bytes": "Free bytes on the data disk.",
     "disk_full": "1 while writes are refused.",

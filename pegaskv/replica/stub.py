@@ -146,7 +146,6 @@ class ReplicaStub:
             sweeper=self._sweeper,
             publish=self._flush,
             may_publish=lambda gpid: self._repairs is not None and self._repairs.may_publish(gpid),
-            is_gone=self._is_gone,
         )
 
     # --- Start and stop ----------------------------------------------------------------

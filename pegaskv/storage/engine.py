@@ -6,7 +6,7 @@ timestamp) in the same atomic batch, under a reserved key. After a crash it may 
 at any earlier decree, but never below the last `flush`, and never with a hole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -23,6 +23,7 @@ __all__ = [
     "EngineFactory",
     "ReplicaState",
     "Snapshot",
+    "cuts_between",
 ]
 
 # The reserved key that holds `ReplicaState`.
@@ -189,3 +190,18 @@ class EngineFactory(Protocol):
 
         """
         ...
+
+
+def cuts_between(sizes: Iterable[tuple[bytes, int]], step_bytes: int) -> list[bytes]:
+    """Return keys, in order, between which there are about `step_bytes`.
+
+    `sizes` are first keys, in order, and the bytes that begin there.
+    """
+    cuts = [b""]
+    size = 0
+    for first, more in sizes:
+        if size >= step_bytes and first > cuts[-1]:
+            cuts.append(first)
+            size = 0
+        size += more
+    return cuts[1:]

@@ -15,7 +15,7 @@ from typing import Final
 from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.checkpoints import publish, read_checkpoint, temporary_path, write_new
 from pegaskv.storage.disk import Disk
-from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, ReplicaState
+from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, ReplicaState, cuts_between
 from pegaskv.storage.leveldb_manifest import LiveTable, ManifestReader, manifest_name
 from pegaskv.storage.leveldb_table import find_newest
 
@@ -162,14 +162,8 @@ class TableLinker:
 
     def cuts(self, step_bytes: int) -> list[bytes]:
         """Return keys, in order, between which there are tables of about `step_bytes`."""
-        cuts = [b""]
-        size = 0
-        for first, table_bytes in sorted((each.first_key, each.size) for each in self._live()):
-            if size >= step_bytes and first > cuts[-1]:
-                cuts.append(first)
-                size = 0
-            size += table_bytes
-        return cuts[1:]
+        sizes = sorted((table.first_key, table.size) for table in self._live())
+        return cuts_between(sizes, step_bytes)
 
     def _live(self) -> list[LiveTable]:
         file = self._disk.open(self._manifest)

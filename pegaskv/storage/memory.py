@@ -20,7 +20,13 @@ import google_crc32c
 from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.checkpoints import publish, read_checkpoint, temporary_path, write_new
 from pegaskv.storage.disk import Disk
-from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, EngineClosed, ReplicaState
+from pegaskv.storage.engine import (
+    STATE_KEY,
+    CheckpointInfo,
+    EngineClosed,
+    ReplicaState,
+    cuts_between,
+)
 
 __all__ = ["MemoryEngine", "MemoryFactory", "MemorySnapshot"]
 
@@ -227,13 +233,8 @@ class MemoryEngine:
     def compaction_cuts(self, step_bytes: int) -> list[bytes]:
         """Return keys between which there are about `step_bytes` of keys and rows each."""
         self._check_open()
-        cuts, size = [], 0
-        for key, row in sorted(self._rows.by_key.items()):
-            if size >= step_bytes:
-                cuts.append(key)
-                size = 0
-            size += len(key) + len(row)
-        return cuts
+        rows = sorted(self._rows.by_key.items())
+        return cuts_between(((key, len(key) + len(row)) for key, row in rows), step_bytes)
 
     def size_bytes(self) -> int:
         """The bytes of all keys and rows."""

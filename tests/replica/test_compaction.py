@@ -8,8 +8,13 @@ import pytest
 
 import pegaskv
 from pegaskv.base.compaction import MANUAL_COMPACT_DISABLED, MANUAL_COMPACT_ONCE
-from pegaskv.replica import compaction
-from pegaskv.runtime.clock import SystemClock
+from pegaskv.base.types import ReplicaStatus, TableStatus
+from pegaskv.replica import compaction, expiry
+from pegaskv.replica.expiry import Swept
+from pegaskv.replica.replica import Replica
+from pegaskv.runtime.clock import Clock, SystemClock
+from pegaskv.runtime.tasks import TaskScope
+from pegaskv.runtime.worker import Worker
 from tests.helpers import poll_until
 from tests.replica.stub_world import GPID, Server, play, play_lives
 from tests.server.test_standalone import running
@@ -132,6 +137,99 @@ def test_it_stops_between_two_steps_when_it_is_disabled_and_begins_anew(
         await world.sleep_ms(20_000)
         assert finished(server) == 1
         assert len(server.engines.compacted) > 20
+        await server.stop()
+
+    play(scenario)
+
+
+def test_it_ends_with_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "_STEP_BYTES", 1_000)
+    monkeypatch.setattr(compaction, "_PAUSE_MS", 500)
+
+    async def scenario(world: World, life: Life) -> None:
+        server = await serving(life)
+        await write(server, *range(20))
+        await server.serve(envs=once(now(life)))
+        await world.until(lambda: len(server.engines.compacted) == 3, what="three steps")
+        await server.serve(status=TableStatus.DROPPED, purged=True)
+        await world.sleep_ms(20_000)
+        assert len(server.engines.compacted) <= 4
+        assert finished(server) == 0
+        assert server.crashes == []
+        assert server.stub._compactions.pending == 0
+        await server.stop()
+
+    play(scenario)
+
+
+def test_it_begins_anew_with_an_engine_that_takes_the_place_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compaction, "_STEP_BYTES", 1_000)
+    monkeypatch.setattr(compaction, "_PAUSE_MS", 500)
+
+    async def scenario(world: World, life: Life) -> None:
+        server = await serving(life)
+        await write(server, *range(20))
+        await server.serve(envs=once(now(life)))
+        await world.until(lambda: len(server.engines.compacted) == 3, what="three steps")
+        first = server.engines.compacted[0][0]
+        fresh = server.engines.open(Path("/fresh"))
+        server.stub._replicas[GPID].replace_engine(fresh)
+        await world.sleep_ms(20_000)
+        assert [path for path, *_ in server.engines.compacted].count(first) == 3
+        assert server.engines.compacted[-1] == (Path("/fresh"), b"", None)
+        assert finished(server) == 1
+
+    play(scenario)
+
+
+def test_what_serves_nobody_waits() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await serving(life, envs=once(now(life) + 2))
+        await write(server, 1)
+        server.stub._replicas[GPID].close_for("an operator has to look at it")
+        await world.sleep_ms(5_000)
+        assert server.engines.compacted == []
+        assert server.stub._compactions.pending == 1
+
+    play(scenario)
+
+
+def test_no_two_sweeps_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that began first must not have the last word on what is left."""
+    under_way: list[Replica] = []
+
+    async def sweep(replica: Replica, *, clock: Clock, worker: Worker) -> Swept:
+        assert not under_way
+        under_way.append(replica)
+        await clock.sleep_ms(50)
+        under_way.remove(replica)
+        return Swept()
+
+    async def scenario(world: World, life: Life) -> None:
+        server = await serving(life)
+        await server.set(b"short", b"v", 60)
+        monkeypatch.setattr(expiry, "sweep", sweep)
+        [replica] = server.stub._replicas.values()
+        sweeper = server.stub._sweeper
+        async with TaskScope("sweeps") as scope:
+            for name in ("one", "other"):
+                scope.start(name, sweeper.sweep(replica))
+
+    play(scenario)
+
+
+def test_a_secondary_is_compacted_as_its_primary_is() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await serving(life)
+        await write(server, 1)
+        here = server.directory.node_id
+        order = once(now(life))
+        await server.serve(envs=order, primary="b", secondaries=(here,), replica_count=2)
+        assert server.stub._replicas[GPID].machine.status is ReplicaStatus.SECONDARY
+        await world.sleep_ms(3_000)
+        assert finished(server) == 1
         await server.stop()
 
     play(scenario)

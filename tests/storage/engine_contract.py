@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -44,6 +43,15 @@ def rows_of(engine: Engine, *, reverse: bool = False) -> list[tuple[bytes, bytes
 
 def write_row(engine: Engine, decree: int, key: bytes, row: bytes | None) -> None:
     engine.write([key, row], ReplicaState(decree, 1, decree * 10))
+
+
+def fill(engine: Engine, count: int, size: int) -> list[bytes]:
+    """Write rows that cannot be compressed, with decrees from 1 on; return their keys."""
+    noise = Random(1)
+    keys = [b"%06d" % number for number in range(count)]
+    for decree, key in enumerate(keys, 1):
+        write_row(engine, decree, key, noise.randbytes(size))
+    return keys
 
 
 class EngineContract:
@@ -214,10 +222,7 @@ class EngineContract:
         assert not harness.disk.exists(harness.root / "late")
 
     def test_removed_rows_give_their_space_back(self, engine: Engine) -> None:
-        keys = [b"%06d" % number for number in range(400)]
-        noise = Random(1)
-        for decree, key in enumerate(keys, 1):
-            write_row(engine, decree, key, noise.randbytes(1_000))
+        keys = fill(engine, 400, 1_000)
         engine.flush()
         full = engine.size_bytes()
         assert full > 390_000
@@ -229,10 +234,7 @@ class EngineContract:
     def test_a_compaction_in_steps_frees_as_much_as_one_of_all(
         self, engine: Engine, harness: Harness
     ) -> None:
-        keys = [b"%06d" % number for number in range(400)]
-        noise = Random(1)
-        for decree, key in enumerate(keys, 1):
-            write_row(engine, decree, key, noise.randbytes(10_000))
+        keys = fill(engine, 400, 10_000)
         engine.compact()
         full = engine.size_bytes()
         gone = [key for number, key in enumerate(keys) if number % 8]
@@ -240,8 +242,7 @@ class EngineContract:
         engine.flush()
         cuts = engine.compaction_cuts(200_000)
         assert cuts == sorted(set(cuts)) != []
-        for first, last in pairwise((b"", *cuts, None)):
-            assert first is not None
+        for first, last in zip((b"", *cuts), (*cuts, None), strict=True):
             engine.compact(first, last)
         assert engine.size_bytes() < full // 4
         assert [key for key, _ in rows_of(engine)] == keys[::8]

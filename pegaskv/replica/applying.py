@@ -1,15 +1,15 @@
 """The part of a replica that brings committed rows to its engine, and reads them. Hot.
 
-The engine gets committed rows late and many at once, since a LevelDB write costs ten
-times as much as a row in it: until then they are in `applying`, where reads look first.
-When a write would be made to wait, it goes through a thread. A failed engine write ends
+The engine gets committed rows late, many at once and sorted: LevelDB finds the place of a
+row in a list that is larger than the processor's caches, and the places of sorted rows are
+near each other. Until then they are in `applying`, where reads look first. When a write
+would be made to wait, it goes through a thread. A failed engine write ends
 the engine, not the replica: committed rows stay in `applying`, reads and scans go on,
 writes are refused, and `repairs` sees to the engine.
 """
 
 from collections import deque
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, Final
 
 from pegaskv.base.errors import NotReady, PegasKVError
@@ -23,20 +23,21 @@ from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
 __all__ = ["Applying"]
 
 # Committed rows are written to the engine when there are so many, or so many bytes of
-# them; the front sees to it that none waits longer than half a second.
-_APPLY_ROWS: Final = 512
-_APPLY_BYTES: Final = 256 * 1024
+# them; the front sees to it that none waits long.
+_APPLY_ROWS: Final = 2_048
+_APPLY_BYTES: Final = 512 * 1024
 # More than this goes through the thread also when the engine is calm.
-_LOOP_ROWS: Final = 1_024
-_LOOP_BYTES: Final = 512 * 1024
+_LOOP_ROWS: Final = 4_096
+_LOOP_BYTES: Final = 1024 * 1024
 
 _MISSING: Final[Any] = object()
 
 
 class Applying(Admission):
-    """Committed batches on their way into the engine.
+    """Committed rows on their way into the engine.
 
-    Invariant: `applying` is the union of the rows of `unapplied`, the youngest of each key.
+    Invariant: `applying` has the youngest row of each key that the engine may lack, and
+    `unapplied` is the last batch that added to it; None = the engine has all.
     """
 
     reopening = False
@@ -49,23 +50,23 @@ class Applying(Admission):
         engine: Engine,
         participation: Participation,
         apply_worker: Worker,
-        call_soon: Callable[[Callable[[], Any]], Any],
         lag: Callable[[Any], None],
+        apply_soon: Callable[[Any], None],
         on_engine_failed: Callable[[Any, BaseException], None],
     ) -> None:
         self.engine = engine
         # What the committed part of the log has made of the partition.
         self.participation = participation
         self.applying: dict[bytes, bytes | None] = {}
-        self.unapplied: deque[Batch] = deque()
+        self.unapplied: Batch | None = None
         self.applying_bytes = 0
-        # How many of the unapplied batches a thread is writing at the moment.
-        self._in_thread = 0
+        # The last batch of those that a thread is writing at the moment.
+        self._in_thread: Batch | None = None
         # Who waits for a snapshot that holds everything up to a decree.
         self._snapshots: deque[tuple[int, Callable[[Snapshot | BaseException], None]]] = deque()
         self._apply_worker = apply_worker
-        self._call_soon = call_soon
         self._lag = lag
+        self._apply_soon = apply_soon
         self._on_engine_failed = on_engine_failed
 
     # --- Reading -----------------------------------------------------------------------
@@ -86,10 +87,10 @@ class Applying(Admission):
         self.apply_now()
         if self.reopening:
             use(NotReady(f"partition {self.gpid} is reopening its storage"))
-        elif not self.unapplied or self.engine_failed is not None:
+        elif self.unapplied is None or self.engine_failed is not None:
             use(self._view())
         else:
-            self._snapshots.append((self.unapplied[-1].decree, use))
+            self._snapshots.append((self.unapplied.decree, use))
 
     def _view(self) -> Snapshot | BaseException:
         try:
@@ -101,11 +102,16 @@ class Applying(Admission):
 
     # --- The engine --------------------------------------------------------------------
 
+    @property
+    def behind(self) -> bool:
+        """Whether the engine lacks what is committed."""
+        return self.unapplied is not None
+
     def _keep(self, batch: Batch) -> None:
         """Hold committed rows where reads see them until the engine has taken them."""
-        if not self.unapplied:
+        if self.unapplied is None:
             self._lag(self)
-        self.unapplied.append(batch)
+        self.unapplied = batch
         self.applying_bytes += batch.size
         applying = self.applying
         if batch.progress:
@@ -115,19 +121,23 @@ class Applying(Admission):
             rows = self.participation.obey(kind, fields, batch.decree)
             batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         applying.update(batch.rows)
-        if len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES:
+        if self._has_many and self._in_thread is None:
             # Once the answers are on their way.
-            self._call_soon(self.apply_now)
+            self._apply_soon(self)
+
+    @property
+    def _has_many(self) -> bool:
+        return len(self.applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES
 
     def apply_now(self) -> None:
         """Write what is committed to the engine: here if it is calm, else in a thread."""
-        if not self.unapplied or self._in_thread or self.engine_failed is not None:
+        last = self.unapplied
+        if last is None or self._in_thread is not None or self.engine_failed is not None:
             return
-        rows = list(chain.from_iterable(self.applying.items()))
-        last = self.unapplied[-1]
-        state = ReplicaState(last.decree, last.ballot, last.last_timestamp_us)
         engine = self.engine
+        state = ReplicaState(last.decree, last.ballot, last.last_timestamp_us)
         try:
+            rows = _sorted_rows(self.applying)
             calm = len(rows) <= _LOOP_ROWS * 2 and self.applying_bytes <= _LOOP_BYTES
             calm = calm and engine.calm()
             if calm:
@@ -140,35 +150,45 @@ class Applying(Admission):
             self.fail_engine(error)
             return
         if calm:
-            self.unapplied.clear()
-            self.applying.clear()
-            self.applying_bytes = 0
+            self._forget_applied()
             self._hand_out_snapshots(last.decree)
             return
-        self._in_thread = len(self.unapplied)
+        self._in_thread = last
+        size = self.applying_bytes
 
         def done(_: None, error: BaseException | None) -> None:
-            if engine is self.engine and self._in_thread:
-                self._on_applied(error)
+            if engine is self.engine and self._in_thread is last:
+                self._on_applied(rows, size, error)
 
         self._apply_worker.submit(lambda: engine.write(rows, state), done)
 
-    def _on_applied(self, error: BaseException | None) -> None:
-        count, self._in_thread = self._in_thread, 0
+    def _on_applied(
+        self, rows: list[bytes | None], size: int, error: BaseException | None
+    ) -> None:
+        last, self._in_thread = self._in_thread, None
         if error is not None:
             self.fail_engine(error)
             return
-        decree = 0
-        for _ in range(count):
-            batch = self.unapplied.popleft()
-            decree = batch.decree
-            self.applying_bytes -= batch.size
-        # Made anew: one deletion looks like any other, so nobody can tell whose row is there.
+        assert last is not None
+        if self.unapplied is last:
+            self._forget_applied()
+        else:
+            self.applying_bytes -= size
+            applying = self.applying
+            for key, row in zip(rows[::2], rows[1::2], strict=True):
+                # A younger one stays. One deletion looks like any other, and leaves as much.
+                if applying[key] is row:  # type: ignore[index]
+                    del applying[key]  # type: ignore[arg-type]
+        self._hand_out_snapshots(last.decree)
+        if self._snapshots or self._has_many:
+            self.apply_now()
+        elif self.behind:
+            self._lag(self)
+
+    def _forget_applied(self) -> None:
+        self.unapplied = None
         self.applying.clear()
-        for batch in self.unapplied:
-            self.applying.update(batch.rows)
-        self._hand_out_snapshots(decree)
-        self.apply_now()
+        self.applying_bytes = 0
 
     def _hand_out_snapshots(self, decree: int) -> None:
         """The engine is at `decree`: whoever waited for that has waited long enough."""
@@ -181,7 +201,7 @@ class Applying(Admission):
             # It is being opened again already.
             return
         self.engine_failed = error
-        self._in_thread = 0
+        self._in_thread = None
         while self._snapshots:
             self._snapshots.popleft()[1](self._view())
         self._on_engine_failed(self, error)
@@ -198,11 +218,18 @@ class Applying(Admission):
         self.engine = engine
         self.engine_failed = None
         self.reopening = False
-        kept = [batch for batch in self.unapplied if batch.decree > engine.state().decree]
-        self.unapplied.clear()
-        self.applying.clear()
-        self.applying_bytes = 0
-        for batch in kept:
-            batch.controls = ()
-            batch.progress = None
-            self._keep(batch)
+        last = self.unapplied
+        if last is not None and last.decree <= engine.state().decree:
+            self._forget_applied()
+        elif last is not None:
+            # The log may have brought it some of these rows; the youngest of each key is here.
+            self._lag(self)
+
+
+def _sorted_rows(rows: dict[bytes, bytes | None]) -> list[bytes | None]:
+    """Return a flat list [key, row, key, row, ...] by key."""
+    keys = sorted(rows)
+    flat: list[bytes | None] = [None] * (2 * len(keys))
+    flat[::2] = keys
+    flat[1::2] = [rows[key] for key in keys]
+    return flat

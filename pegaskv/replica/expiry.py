@@ -121,7 +121,7 @@ def remove_rows(replica: Replica, rows: _Rows) -> int:
     For rows that no client can see: it is not logged and takes no decree.
     """
     replica.apply_now()
-    if replica.engine_failed is not None or replica.unapplied or not replica.sweepable:
+    if replica.engine_failed is not None or replica.behind or not replica.sweepable:
         return 0
     engine = replica.engine
     gone: list[bytes | None] = []

@@ -62,6 +62,7 @@ class Follower(Applying):
         apply_worker: Worker,
         call_soon: Callable[[Callable[[], Any]], Any],
         lag: Callable[[Any], None],
+        apply_soon: Callable[[Any], None],
         on_engine_failed: Callable[[Any, BaseException], None],
         on_control: Callable[[Any, OperationKind, list[bytes]], None],
         grace: Grace,
@@ -70,8 +71,8 @@ class Follower(Applying):
             engine=engine,
             participation=participation,
             apply_worker=apply_worker,
-            call_soon=call_soon,
             lag=lag,
+            apply_soon=apply_soon,
             on_engine_failed=on_engine_failed,
         )
         self.gpid = gpid
@@ -87,6 +88,7 @@ class Follower(Applying):
         # When the primary was heard, and what it has committed and is not decoded.
         self.grace = grace
         self._followed: list[Mutation] = []
+        self._call_soon = call_soon
         self._on_control = on_control
 
     @property
@@ -137,11 +139,17 @@ class Follower(Applying):
         """The primary has committed so far."""
         taken = self.machine.follow(committed)
         if taken:
-            if not self._followed:
+            if not self.behind:
                 self._lag(self)
+            known = len(self._followed)
             self._followed += taken
-            if len(self._followed) >= _FOLLOWED_MAX:
-                self._call_soon(self.apply_now)
+            if known < _FOLLOWED_MAX <= len(self._followed):
+                self._call_soon(self.digest)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the engine lacks what is committed."""
+        return self.unapplied is not None or bool(self._followed)
 
     def digest(self) -> None:
         """Decode what the primary has committed, and hold it where reads see it."""
@@ -206,8 +214,8 @@ class Follower(Applying):
     @property
     def _applied_timestamp_us(self) -> int:
         """The timestamp of the last operation that is committed here."""
-        if self.unapplied:
-            return self.unapplied[-1].last_timestamp_us
+        if self.unapplied is not None:
+            return self.unapplied.last_timestamp_us
         if self.reopening:
             # Nobody knows; too little is never wrong.
             return 0

@@ -32,9 +32,13 @@ _SHORT_PAUSE_S: Final = 0.05
 _SHORT_TRIES: Final = 200
 # How long committed rows may wait for others to share a write to the engine: with many partitions
 # few of them have a full write after less, and such a write costs as much as ten requests.
-_APPLY_AFTER_S: Final = 0.5
-# So many of them are written in one turn of the loop, which takes about a millisecond.
-_APPLIED_PER_TURN: Final = 8
+_APPLY_AFTER_MS: Final = 500
+# About so many are written in one turn of the loop, which takes a millisecond or two; a write
+# costs as much as these.
+_ROWS_PER_TURN: Final = 1_024
+_ROWS_OF_A_WRITE: Final = 64
+# So that each of many partitions does not come with a timer of its own.
+_LOOK_AGAIN_MS: Final = 20
 # What one tick takes into the log, so that the loop is not held by many large writes; those of
 # a partition that has little never wait for it.
 _TICK_BYTES: Final = 1024 * 1024
@@ -78,9 +82,10 @@ class Front:
         self._woken_ms = 0
         self.call_soon = call_soon
         self._call_later = call_later
-        self._lagging: list[Replica] = []
-        # Of those, who has waited long enough.
-        self._behind: list[Replica] = []
+        # Whose engine lacks committed rows, and since when: who waits longest comes first.
+        self._lagging: dict[Replica, int] = {}
+        # Who is written to its engine in the next turns of the loop.
+        self._applicants: dict[Replica, None] = {}
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
@@ -161,19 +166,37 @@ class Front:
     def lag(self, replica: Replica) -> None:
         """`replica` holds committed rows that its engine has not taken."""
         if not self._lagging:
-            self._call_later(_APPLY_AFTER_S, self._catch_up)
-        self._lagging.append(replica)
+            self._call_later(_APPLY_AFTER_MS / 1_000, self._catch_up)
+        # What it held before has been written.
+        self._lagging.pop(replica, None)
+        self._lagging[replica] = self._now_ms()
+
+    def apply_soon(self, replica: Replica) -> None:
+        """`replica` holds so many of them that its engine should take them."""
+        if not self._applicants:
+            self.call_soon(self._apply_some)
+        self._applicants[replica] = None
 
     def _catch_up(self) -> None:
-        lagging, self._lagging = self._lagging, []
-        self._behind += lagging
-        self._apply_some()
+        now_ms = self._now_ms()
+        while self._lagging:
+            replica, since_ms = next(iter(self._lagging.items()))
+            left_ms = since_ms + _APPLY_AFTER_MS - now_ms
+            if left_ms > 0:
+                self._call_later(max(left_ms, _LOOK_AGAIN_MS) / 1_000, self._catch_up)
+                return
+            del self._lagging[replica]
+            if replica.behind:
+                self.apply_soon(replica)
 
     def _apply_some(self) -> None:
-        now, self._behind = self._behind[:_APPLIED_PER_TURN], self._behind[_APPLIED_PER_TURN:]
-        for replica in now:
+        room = _ROWS_PER_TURN
+        while self._applicants and room > 0:
+            replica = next(iter(self._applicants))
+            room -= len(replica.applying) + _ROWS_OF_A_WRITE
             replica.apply_now()
-        if self._behind:
+            del self._applicants[replica]
+        if self._applicants:
             self.call_soon(self._apply_some)
 
     def sync_os_tables(self) -> None:

@@ -86,6 +86,7 @@ class Replica(Follower):
             apply_worker=apply_worker,
             call_soon=tick.call_soon,
             lag=tick.lag,
+            apply_soon=tick.apply_soon,
             on_engine_failed=on_engine_failed,
             gpid=gpid,
             machine=machine,
@@ -468,9 +469,8 @@ class Replica(Follower):
         self.available = self.serving = False
         self.step_down(Deactivated())
         self._followed.clear()
-        self.unapplied.clear()
-        self.applying.clear()
-        self.applying_bytes = self._in_thread = 0
+        self._forget_applied()
+        self._in_thread = None
         self._refuse_snapshots(f"partition {self.gpid} is gone")
 
     def step_down(self, event: Followed | Taught | Deactivated) -> bool:
@@ -532,6 +532,5 @@ class Replica(Follower):
             and not self.full
             and not self.in_flight
             and not self._unproposed
-            and not self._followed
-            and not self.unapplied
+            and not self.behind
         )

@@ -151,8 +151,8 @@ class ReplicaSource:
                 # takes no writes has the rest laid over it.
                 state = replica.engine.state()
                 decree, clock_us = state.decree, state.last_timestamp_us
-                if replica.unapplied:
-                    decree = replica.unapplied[-1].decree
+                if replica.unapplied is not None:
+                    decree = replica.unapplied.decree
                 taken.set_result(snapshot)
 
         replica.snapshot_then(take)

@@ -196,7 +196,7 @@ class Studies:
             return self._set_aside(gpid, replica, found)
         if replica.reopening:
             return None
-        while replica.unapplied and replica.engine_failed is None:
+        while replica.unapplied is not None and replica.engine_failed is None:
             # What is committed here need not be copied.
             replica.apply_now()
             await self._clock.sleep_ms(_WAIT_MS)

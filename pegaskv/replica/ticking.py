@@ -19,6 +19,10 @@ class Tick(Protocol):
         """`replica` holds committed rows that its engine has not taken."""
         ...
 
+    def apply_soon(self, replica: Any) -> None:
+        """`replica` holds so many of them that its engine should take them."""
+        ...
+
     def hurry(self) -> None:
         """Somebody who was woken for need not wait for the members any more."""
         ...

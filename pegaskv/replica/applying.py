@@ -25,10 +25,10 @@ __all__ = ["Applying"]
 # Committed rows are written to the engine when there are so many, or so many bytes of
 # them; the front sees to it that none waits long.
 _APPLY_ROWS: Final = 2_048
-_APPLY_BYTES: Final = 512 * 1024
+_APPLY_BYTES: Final = 256 * 1024
 # More than this goes through the thread also when the engine is calm.
 _LOOP_ROWS: Final = 4_096
-_LOOP_BYTES: Final = 1024 * 1024
+_LOOP_BYTES: Final = 512 * 1024
 
 _MISSING: Final[Any] = object()
 

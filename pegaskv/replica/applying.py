@@ -17,6 +17,7 @@ from pegaskv.replica.admission import Admission
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.participation import Participation
+from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
 
@@ -50,8 +51,7 @@ class Applying(Admission):
         engine: Engine,
         participation: Participation,
         apply_worker: Worker,
-        lag: Callable[[Any], None],
-        apply_soon: Callable[[Any], None],
+        tick: Tick,
         on_engine_failed: Callable[[Any, BaseException], None],
     ) -> None:
         self.engine = engine
@@ -65,8 +65,7 @@ class Applying(Admission):
         # Who waits for a snapshot that holds everything up to a decree.
         self._snapshots: deque[tuple[int, Callable[[Snapshot | BaseException], None]]] = deque()
         self._apply_worker = apply_worker
-        self._lag = lag
-        self._apply_soon = apply_soon
+        self._lag, self._apply_soon = tick.lag, tick.apply_soon
         self._on_engine_failed = on_engine_failed
 
     # --- Reading -----------------------------------------------------------------------
@@ -162,9 +161,7 @@ class Applying(Admission):
 
         self._apply_worker.submit(lambda: engine.write(rows, state), done)
 
-    def _on_applied(
-        self, rows: list[bytes | None], size: int, error: BaseException | None
-    ) -> None:
+    def _on_applied(self, rows: list[bytes | None], size: int, error: BaseException | None) -> None:
         last, self._in_thread = self._in_thread, None
         if error is not None:
             self.fail_engine(error)

@@ -19,6 +19,7 @@ from pegaskv.replica.participation import Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_effects
 from pegaskv.replica.shipping import Shipping
+from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine
 from pegaskv.storage.mutation_log import LogRecord
@@ -60,9 +61,7 @@ class Follower(Applying):
         last_timestamp_us: int,
         participation: Participation,
         apply_worker: Worker,
-        call_soon: Callable[[Callable[[], Any]], Any],
-        lag: Callable[[Any], None],
-        apply_soon: Callable[[Any], None],
+        tick: Tick,
         on_engine_failed: Callable[[Any, BaseException], None],
         on_control: Callable[[Any, OperationKind, list[bytes]], None],
         grace: Grace,
@@ -71,8 +70,7 @@ class Follower(Applying):
             engine=engine,
             participation=participation,
             apply_worker=apply_worker,
-            lag=lag,
-            apply_soon=apply_soon,
+            tick=tick,
             on_engine_failed=on_engine_failed,
         )
         self.gpid = gpid
@@ -88,7 +86,7 @@ class Follower(Applying):
         # When the primary was heard, and what it has committed and is not decoded.
         self.grace = grace
         self._followed: list[Mutation] = []
-        self._call_soon = call_soon
+        self._call_soon = tick.call_soon
         self._on_control = on_control
 
     @property

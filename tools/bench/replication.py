@@ -9,7 +9,7 @@ Then tables of 8 and of 256 partitions, all of three replicas; a tick is what a 
 at once. Then the server that leads most is ended by `kill -9`, while a task for each of 16
 partitions writes and another one reads without pause: an answer counts if its call was made after
 the kill. At last a third, empty replica server is to have a copy of everything that two others
-have, `--seconds` times 200 MB of rows that cannot be compressed, while others read and write.
+have, 1 GB of rows that cannot be compressed, while others read and write.
 """
 
 import asyncio
@@ -224,7 +224,7 @@ async def _measure(report: Report, seconds: float, rounds: int) -> None:
     await _costs(bench)
     await _partitions(bench)
     await measure_failover(report, rounds)
-    await measure_copies(report, seconds)
+    await measure_copies(report, trial=bench.trial)
 
 
 def run(seconds: float, rounds: int) -> Report:

@@ -48,7 +48,10 @@ _PROPOSE_PAUSE_MS: Final = 100
 _CLOCK_US_MAX: Final = 60_000_000
 # How long a primary that hears no secondary at all lets them claim before it removes them.
 _BENEFIT_MS: Final = 1_500
-# How soon a member, or a learner, that did not adopt its primary is asked again.
+# How soon a member, or a learner, that did not adopt its primary is asked again. A new member has
+# mostly just not heard from the meta server yet that it is one, and clients wait for it: it is
+# asked again very soon, and then later and later.
+_RETRY_FIRST_MS: Final = 8
 _RETRY_MS: Final = 200
 _LEARNER_RETRY_MS: Final = 3_000
 # How often is looked, at least, whether all that is under way is done.
@@ -209,8 +212,20 @@ class Membership:
         stream.opening = False
         if not self._is_current(stream):
             return
-        if reply is None or reply[1] != 0 or reply[2] is not True:
-            stream.close(self._clock.monotonic_ms())
+        if reply is not None and reply[1] == 0 and reply[2] is True:
+            return
+        now_ms = self._clock.monotonic_ms()
+        stream.close(now_ms)
+        if reply is not None and not stream.learner:
+            pause_ms = min(_RETRY_FIRST_MS << stream.refusals, _RETRY_MS)
+            if pause_ms < _RETRY_MS:
+                stream.refusals += 1
+                stream.retry_ms = now_ms + pause_ms
+                self._call_later(pause_ms / 1_000, partial(self._open_again, stream))
+
+    def _open_again(self, stream: Stream) -> None:
+        if self._is_current(stream) and not stream.opened:
+            self._open(stream)
 
     def _is_current(self, stream: Stream) -> bool:
         return stream.replica.streams.get(stream.node_id) is stream

@@ -47,6 +47,7 @@ class Stream:
         "node_id",
         "opened",
         "opening",
+        "refusals",
         "replica",
         "retry_ms",
         "sent",
@@ -65,7 +66,8 @@ class Stream:
         self.opened = False
         # Whether the receiver was asked to adopt and has not answered.
         self.opening = False
-        # When it may be asked again.
+        # How often it refused, and when it may be asked again.
+        self.refusals = 0
         self.retry_ms = 0
         # When the last was sent that it has acknowledged.
         self.leased_ms = 0

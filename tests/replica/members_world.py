@@ -14,7 +14,7 @@ from pegaskv.base.types import Gpid, PartitionConfiguration
 from pegaskv.codec.messages_meta import Proposal, ProposalKind, TablePush
 from pegaskv.codec.operations import Operation
 from pegaskv.runtime.clock import Clock
-from tests.replica.stub_world import Server
+from tests.replica.stub_world import GPID, Server
 from tests.simulation.cluster_meta import next_configuration
 from tests.simulation.world import Life
 
@@ -30,6 +30,9 @@ class Member:
         self.node_id = node_id
         self.connected = True
         self.silent = False
+        # It was not told by the meta server what it is, and refuses; when it was asked.
+        self.unnamed = False
+        self.asked_ms: list[int] = []
         # Whether it teaches, and how often it has begun to.
         self.teaches = False
         self.taught = 0
@@ -64,12 +67,13 @@ class Member:
     def _answer_next(self) -> None:
         operation, done, _ = self.held.popleft()
         if operation == Operation.ADOPT:
-            done([1, 0, True, 0, 0])
+            self.asked_ms.append(self._clock.monotonic_ms())
+            done([1, 0, not self.unnamed, 0, 0])
         elif operation == Operation.BEACON:
             done([1, 0, [], self._clock.wall_us() + self.ahead_us])
         else:
             assert operation == Operation.PREPARE
-            done([1, 0, []])
+            done([1, 0, [*GPID, 0, 0] if self.unnamed else []])
 
     def flush(self) -> None:
         """All is taken as it comes."""

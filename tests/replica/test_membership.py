@@ -1,5 +1,6 @@
 """A primary and its members: whom it removes, when it takes writes, what it holds for them."""
 
+import itertools
 import logging
 
 import pytest
@@ -154,6 +155,46 @@ def test_raising_the_replica_count_stops_no_writes() -> None:
             assert (await server.answer(write(server)))[0] == OK
             await world.sleep_ms(LOOK_MS)
         assert server.replica().min_members == 2
+
+    play(scenario)
+
+
+def test_a_new_member_that_hears_late_what_it_is_keeps_clients_waiting_hardly_longer() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = GroupServer(life)
+        await server.start()
+        await server.serve(first=True)
+        assert server.replica().serving
+        new = server.members.peer("b")
+        new.unnamed = True
+        server.scope.start("push", server.serve(replica_count=3, version=1, secondaries=("b",)))
+        await world.until(lambda: bool(new.asked_ms))
+        await world.sleep_ms(30)
+        assert not server.replica().serving
+        new.unnamed = False
+        began_ms = life.clock.monotonic_ms()
+        await world.until(lambda: server.replica().serving)
+        # It is asked again after as long as it was refused, at most, and has to answer twice.
+        assert life.clock.monotonic_ms() - began_ms <= 2 * 30 + 5
+        assert (await server.answer(write(server)))[0] == OK
+
+    play(scenario)
+
+
+def test_a_member_that_goes_on_refusing_is_asked_less_and_less_often() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = GroupServer(life)
+        await server.start()
+        await server.serve(first=True)
+        new = server.members.peer("b")
+        new.unnamed = True
+        server.scope.start("push", server.serve(replica_count=3, version=1, secondaries=("b",)))
+        began_ms = life.clock.monotonic_ms()
+        await world.sleep_ms(1_500)
+        pauses = [after - before for before, after in itertools.pairwise(new.asked_ms)]
+        assert all(8 <= pause <= 200 + LATE_MS for pause in pauses)
+        assert min(pauses[5:]) >= 200
+        assert len([asked for asked in new.asked_ms if asked - began_ms > 400]) <= 6
 
     play(scenario)
 

@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from pegaskv.base.errors import Unavailable
-from pegaskv.base.types import Gpid, PartitionConfiguration
+from pegaskv.base.types import Gpid, PartitionConfiguration, ReplicaStatus
 from pegaskv.codec.messages_meta import Proposal, ProposalKind, TablePush
 from pegaskv.codec.operations import Operation
 from pegaskv.runtime.clock import Clock
+from pegaskv.storage.log_format import LogRecord, encode_records
+from tests.replica.received_support import key, mutation, row
 from tests.replica.stub_world import GPID, Server
 from tests.simulation.cluster_meta import next_configuration
 from tests.simulation.world import Life
 
-__all__ = ["GroupServer", "Member", "Members", "Meta", "led"]
+__all__ = ["NOW_US", "GroupServer", "Member", "Members", "Meta", "following", "led", "prepare"]
 
 _ANSWER_S: Final = 0.001
+# About when a primary that the test plays has written.
+NOW_US: Final = 1_600_000_000_000_000
 
 
 class Member:
@@ -152,3 +156,24 @@ async def led(life: Life, secondaries: tuple[str, ...], **more: Any) -> GroupSer
     await server.start()
     await server.serve(first=True, secondaries=secondaries, replica_count=3)
     return server
+
+
+async def following(life: Life, **more: Any) -> GroupServer:
+    """A secondary of which the primary, `b`, has written `s`; it was heard just now."""
+    server = GroupServer(life)
+    await server.start()
+    here = server.directory.node_id
+    await server.serve(first=True, primary="b", secondaries=(here,), replica_count=3, **more)
+    assert server.replica().machine.status is ReplicaStatus.SECONDARY
+    await prepare(server, 1, b"v")
+    await prepare(server, 2, b"not committed")
+    return server
+
+
+async def prepare(server: GroupServer, decree: int, value: bytes) -> None:
+    """Hear from the primary what it has written; all before it is committed."""
+    payload = mutation(NOW_US + decree, [key(b"s"), row(NOW_US + decree, value)])
+    record = LogRecord(*GPID, 1, 1, decree, decree - 1, NOW_US + decree, payload)
+    request = server.hand(Operation.PREPARE, 1_000, encode_records([record]))
+    assert await server.answer(request) == [0, []]
+    server.replica().apply_now()

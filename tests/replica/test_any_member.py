@@ -10,14 +10,11 @@ from pegaskv.codec.keys import encode_key
 from pegaskv.codec.operations import ANY_MEMBER, Operation
 from pegaskv.lease.options import LeaseOptions
 from pegaskv.replica.events import Taught
-from pegaskv.storage.log_format import LogRecord, encode_records
-from tests.replica.members_world import GroupServer, led
-from tests.replica.received_support import key, mutation, row
+from tests.replica.members_world import GroupServer, following, led
 from tests.replica.stub_world import GPID, play
 from tests.simulation.world import Life, World
 
 OK = 0
-NOW_US = 1_600_000_000_000_000
 # Each read that there is, and what it answers where `s` is `v`.
 READS: dict[Operation, tuple[tuple[Any, ...], list[Any]]] = {
     Operation.GET: ((b"h", b"s"), [b"v"]),
@@ -32,27 +29,6 @@ READS: dict[Operation, tuple[tuple[Any, ...], list[Any]]] = {
         [None, 1, [encode_key(b"h", b"s"), b"v"]],
     ),
 }
-
-
-async def following(life: Life, **more: Any) -> GroupServer:
-    """A secondary of which the primary, `b`, has written `s`; it was heard just now."""
-    server = GroupServer(life)
-    await server.start()
-    here = server.directory.node_id
-    await server.serve(first=True, primary="b", secondaries=(here,), replica_count=3, **more)
-    assert server.replica().machine.status is ReplicaStatus.SECONDARY
-    await prepare(server, 1, b"v")
-    await prepare(server, 2, b"not committed")
-    return server
-
-
-async def prepare(server: GroupServer, decree: int, value: bytes) -> None:
-    """Hear from the primary what it has written; all before it is committed."""
-    payload = mutation(NOW_US + decree, [key(b"s"), row(NOW_US + decree, value)])
-    record = LogRecord(*GPID, 1, 1, decree, decree - 1, NOW_US + decree, payload)
-    request = server.hand(Operation.PREPARE, 1_000, encode_records([record]))
-    assert await server.answer(request) == [OK, []]
-    server.replica().apply_now()
 
 
 async def ask_any(server: GroupServer, operation: Operation, *fields: Any, index: int = 0) -> Any:

@@ -8,8 +8,8 @@ import pytest
 from pegaskv.codec.operations import Operation
 from pegaskv.replica.front import Front
 from pegaskv.storage.engine import ReplicaState
+from tests.replica.members_world import following, prepare
 from tests.replica.stub_world import Engine, Server, play
-from tests.replica.test_any_member import following, prepare
 from tests.simulation.world import Life, World
 
 # As the front has it, and a look at the clock.

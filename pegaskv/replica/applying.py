@@ -120,7 +120,10 @@ class Applying(Admission):
             rows = self.participation.obey(kind, fields, batch.decree)
             batch.rows.update(zip(rows[::2], rows[1::2], strict=True))  # type: ignore[arg-type]
         applying.update(batch.rows)
-        if self._has_many and self._in_thread is None:
+        # `_has_many`, written out.
+        if (
+            len(applying) >= _APPLY_ROWS or self.applying_bytes >= _APPLY_BYTES
+        ) and self._in_thread is None:
             # Once the answers are on their way.
             self._apply_soon(self)
 

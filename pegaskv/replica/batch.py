@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pegaskv.codec.mutations import OperationKind
+from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import ServerConnection
 
 __all__ = ["Batch"]
@@ -30,8 +31,8 @@ class Batch:
         "decree",
         "first_timestamp_us",
         "last_timestamp_us",
-        "now",
         "opened_ms",
+        "opened_us",
         "operations",
         "progress",
         "replies",
@@ -40,13 +41,12 @@ class Batch:
         "size",
     )
 
-    def __init__(self, first_timestamp_us: int, now: int, opened_ms: int = 0) -> None:
+    def __init__(self, first_timestamp_us: int, opened_us: int = 0, opened_ms: int = 0) -> None:
         self.first_timestamp_us = first_timestamp_us
         # The timestamp of the last operation; while the batch is open, of the next one less 1.
         self.last_timestamp_us = first_timestamp_us - 1
-        # Seconds since 2016 when the batch was opened: what its expiries count from.
-        self.now = now
-        # What the clock that never jumps said then.
+        # What the wall clock said when the batch was opened, and the clock that never jumps.
+        self.opened_us = opened_us
         self.opened_ms = opened_ms
         self.operations: list[bytes] = []
         self.rows: dict[bytes, bytes | None] = {}
@@ -61,3 +61,8 @@ class Batch:
         self.size = 0
         self.decree = 0
         self.ballot = 0
+
+    @property
+    def now(self) -> int:
+        """When the batch was opened, in seconds since 2016: what its expiries count from."""
+        return seconds_since_epoch(self.opened_us)

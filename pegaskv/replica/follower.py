@@ -163,7 +163,7 @@ class Follower(Applying):
                 break
             if gathered is None or controls:
                 self._keep_followed(gathered)
-                gathered = Batch(mutation.first_timestamp_us, 0)
+                gathered = Batch(mutation.first_timestamp_us)
             self._fill(gathered, mutation, rows, last)
             if controls:
                 gathered.controls = tuple(controls)
@@ -189,7 +189,7 @@ class Follower(Applying):
     def _batch_from(self, mutation: Mutation) -> Batch:
         """Make the batch of a mutation that this process did not collect: nobody waits for it."""
         first, last = mutation_timestamps(mutation.payload)
-        batch = Batch(first, 0)
+        batch = Batch(first)
         rows, controls = mutation_effects(mutation.payload, mutation.decree, self.proposed)
         batch.controls = tuple(controls)
         self._fill(batch, mutation, rows, last)

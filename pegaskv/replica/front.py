@@ -248,18 +248,17 @@ class Front:
                 ):
                     held.append(replica)
                     continue
-                if replica.pending_bytes <= _LITTLE_BYTES:
+                batch = replica.open
+                # `pending_bytes`, written out for those with one batch.
+                size = batch.size if batch and not replica.full else replica.pending_bytes
+                if size <= _LITTLE_BYTES:
                     replica.close_batches(records)
                     replica.dirty = False
                 elif room <= 0:
                     held.append(replica)
                     continue
                 else:
-                    pending = replica.pending_bytes
-                    replica.close_batches(records, bytes_max=room)
-                    left = replica.pending_bytes
-                    room -= pending - left
-                    replica.dirty = bool(replica.full)
+                    room -= _close_some(replica, records, room)
                     if replica.dirty:
                         rest.append(replica)
                 logged = replica, replica.machine.prepared.last_prepared
@@ -425,7 +424,7 @@ class Front:
             # A table that became `os` meanwhile has been answered with its next tick.
             return
         for replica, decree in synced:
-            replica.commit(decree)
+            replica.machine.logged(decree)
         if any(replica.machine.prepared.committed < decree for replica, decree in synced):
             # One is no primary any more: its writers are not told that they were heard.
             return
@@ -471,7 +470,7 @@ class Front:
         now_ms = self._now_ms()
         moved: list[Replica] = []
         for replica, decree in logged:
-            replica.commit(decree)
+            replica.machine.logged(decree)
             if replica.take_committed(touched, now_ms):
                 moved.append(replica)
         for connection in touched:
@@ -485,7 +484,8 @@ class Front:
                     self._uncovered.append((replica, decree))
                 shipping.advance(replica.machine.committed)
             else:
-                shipping.shippable = min(replica.machine.committed, shipping.synced)
+                committed, synced = replica.machine.prepared.committed, shipping.synced
+                shipping.shippable = committed if committed < synced else synced
         self._sync_uncovered()
 
     def _sync_uncovered(self) -> None:
@@ -497,6 +497,14 @@ class Front:
     def _fail(self, error: BaseException) -> None:
         self.stopped = True
         self._on_fatal(error)
+
+
+def _close_some(replica: Replica, records: list[LogRecord], room: int) -> int:
+    """Give decrees to the batches of a replica that has many; return how many bytes of them."""
+    pending = replica.pending_bytes
+    replica.close_batches(records, bytes_max=room)
+    replica.dirty = bool(replica.full)
+    return pending - replica.pending_bytes
 
 
 def _of_one_partition(records: list[LogRecord]) -> int:

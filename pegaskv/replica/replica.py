@@ -17,7 +17,6 @@ from typing import Any, Final
 from pegaskv.base.errors import NotPrimary, RequestError, Unavailable
 from pegaskv.base.types import Durability, Gpid, ReplicaStatus
 from pegaskv.codec.mutations import OperationKind, encode_mutation
-from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.lease.lease import Grace, PrimaryLease
 from pegaskv.lease.options import LeaseOptions
 from pegaskv.net.connection import ServerConnection
@@ -125,7 +124,7 @@ class Replica(Follower):
         # Up to where each outgoing duplication has let the log go, by uuid.
         self.held: dict[bytes, int] = {}
 
-        self._clock = clock
+        self._clock, self._wall_us = clock, clock.wall_us
         self._wake, self.after_sync = tick.wake, tick.after_sync
         self._hurry, self._told = tick.hurry, tick.untold
         self._slow = slow
@@ -140,7 +139,10 @@ class Replica(Follower):
             NotReady, PartitionClosed, FollowerTable, DiskFull, Busy: nothing can be written now.
 
         """
-        self.admit(size)
+        if self._follower:
+            self.admit(size)
+        else:
+            self.admit_received(size)
         batch = self.open
         if batch is None:
             batch = self.open = self.begin_batch()
@@ -148,7 +150,7 @@ class Replica(Follower):
 
     def begin_batch(self) -> Batch:
         """Return a batch above all that was written, which the next tick takes up."""
-        wall_us = self._clock.wall_us()
+        wall_us = self._wall_us()
         first = self.last_timestamp_us + 1
         if first < wall_us:
             first = wall_us
@@ -156,7 +158,7 @@ class Replica(Follower):
         if not self.dirty:
             self.dirty = True
             self._woken_ms = self._wake(self)
-        return Batch(first, seconds_since_epoch(wall_us), self._woken_ms)
+        return Batch(first, wall_us, self._woken_ms)
 
     def continue_batch(self) -> Batch:
         """Put the open batch behind the full ones and return a new one."""
@@ -373,12 +375,8 @@ class Replica(Follower):
                 else:
                     found.append(reply)
 
-    def commit(self, decree: int) -> None:
-        """The log has everything up to `decree`; `take_committed` follows in the same turn."""
-        self.machine.logged(decree)
-
     def take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> bool:
-        """Hand over what the machine has committed; answer into `touched` who was not.
+        """Hand over what the machine has just committed; answer into `touched` who was not.
 
         False: all that is under way waits for members still, so nothing is new.
         """

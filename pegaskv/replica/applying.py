@@ -3,9 +3,9 @@
 The engine gets committed rows late, many at once and sorted: LevelDB finds the place of a
 row in a list that is larger than the processor's caches, and the places of sorted rows are
 near each other. Until then they are in `applying`, where reads look first. When a write
-would be made to wait, it goes through a thread. A failed engine write ends
-the engine, not the replica: committed rows stay in `applying`, reads and scans go on,
-writes are refused, and `repairs` sees to the engine.
+would be made to wait, it goes through a thread. A failed engine write ends the engine, not
+the replica: committed rows stay in `applying`, reads and scans go on, writes are refused,
+and `repairs` sees to the engine.
 """
 
 from collections import deque

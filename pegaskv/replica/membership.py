@@ -214,13 +214,11 @@ class Membership:
             return
         if reply is not None and reply[1] == 0 and reply[2] is True:
             return
-        now_ms = self._clock.monotonic_ms()
-        stream.close(now_ms)
+        stream.close(self._clock.monotonic_ms())
         if reply is not None and not stream.learner:
             pause_ms = min(_RETRY_FIRST_MS << stream.refusals, _RETRY_MS)
             if pause_ms < _RETRY_MS:
                 stream.refusals += 1
-                stream.retry_ms = now_ms + pause_ms
                 self._call_later(pause_ms / 1_000, partial(self._open_again, stream))
 
     def _open_again(self, stream: Stream) -> None:

@@ -139,10 +139,7 @@ class Replica(Follower):
             NotReady, PartitionClosed, FollowerTable, DiskFull, Busy: nothing can be written now.
 
         """
-        if self._follower:
-            self.admit(size)
-        else:
-            self.admit_received(size)
+        self.admit(size)
         batch = self.open
         if batch is None:
             batch = self.open = self.begin_batch()
@@ -264,7 +261,7 @@ class Replica(Follower):
             payload = encode_mutation(batch.first_timestamp_us, batch.operations)
             bytes_max -= batch.size
             full.popleft()
-            # Memory that is let go at once, and not with the rows, is used again while it is warm.
+            # Memory that is let go at once, and not with the batch, is used again while it is warm.
             batch.operations.clear()
             mutation = machine.propose(payload, batch.first_timestamp_us, batch.last_timestamp_us)
             if mutation is None:

@@ -66,7 +66,7 @@ class Stream:
         self.opened = False
         # Whether the receiver was asked to adopt and has not answered.
         self.opening = False
-        # How often it refused, and when it may be asked again.
+        # How often it refused and was asked again soon, and when the watch may ask it again.
         self.refusals = 0
         self.retry_ms = 0
         # When the last was sent that it has acknowledged.

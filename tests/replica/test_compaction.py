@@ -45,6 +45,22 @@ async def write(server: Server, *numbers: int) -> None:
         await server.set(b"%d" % number, bytes(1_000))
 
 
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step for each row or two, and time to look in between."""
+    monkeypatch.setattr(compaction, "_STEP_BYTES", 1_000)
+    monkeypatch.setattr(compaction, "_PAUSE_MS", 500)
+
+
+async def begun(world: World, life: Life, order: int) -> Server:
+    """A server that has made three steps of many; with `small_steps`."""
+    server = await serving(life)
+    await write(server, *range(20))
+    await server.serve(envs=once(order))
+    await world.until(lambda: len(server.engines.compacted) == 3, what="three steps")
+    return server
+
+
 def test_each_order_is_carried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "_STEP_BYTES", 3_000)
 
@@ -117,18 +133,11 @@ def test_what_nobody_can_see_goes_first() -> None:
     play(scenario)
 
 
-def test_it_stops_between_two_steps_when_it_is_disabled_and_begins_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(compaction, "_STEP_BYTES", 1_000)
-    monkeypatch.setattr(compaction, "_PAUSE_MS", 500)
-
+@pytest.mark.usefixtures("small_steps")
+def test_it_stops_between_two_steps_when_it_is_disabled_and_begins_anew() -> None:
     async def scenario(world: World, life: Life) -> None:
-        server = await serving(life)
-        await write(server, *range(20))
         order = now(life)
-        await server.serve(envs=once(order))
-        await world.until(lambda: len(server.engines.compacted) == 3, what="three steps")
+        server = await begun(world, life, order)
         await server.serve(envs=once(order, **{MANUAL_COMPACT_DISABLED: "true"}))
         await world.sleep_ms(20_000)
         assert len(server.engines.compacted) <= 4
@@ -142,15 +151,10 @@ def test_it_stops_between_two_steps_when_it_is_disabled_and_begins_anew(
     play(scenario)
 
 
-def test_it_ends_with_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "_STEP_BYTES", 1_000)
-    monkeypatch.setattr(compaction, "_PAUSE_MS", 500)
-
+@pytest.mark.usefixtures("small_steps")
+def test_it_ends_with_the_table() -> None:
     async def scenario(world: World, life: Life) -> None:
-        server = await serving(life)
-        await write(server, *range(20))
-        await server.serve(envs=once(now(life)))
-        await world.until(lambda: len(server.engines.compacted) == 3, what="three steps")
+        server = await begun(world, life, now(life))
         await server.serve(status=TableStatus.DROPPED, purged=True)
         await world.sleep_ms(20_000)
         assert len(server.engines.compacted) <= 4
@@ -162,17 +166,10 @@ def test_it_ends_with_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     play(scenario)
 
 
-def test_it_begins_anew_with_an_engine_that_takes_the_place_of_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(compaction, "_STEP_BYTES", 1_000)
-    monkeypatch.setattr(compaction, "_PAUSE_MS", 500)
-
+@pytest.mark.usefixtures("small_steps")
+def test_it_begins_anew_with_an_engine_that_takes_the_place_of_another() -> None:
     async def scenario(world: World, life: Life) -> None:
-        server = await serving(life)
-        await write(server, *range(20))
-        await server.serve(envs=once(now(life)))
-        await world.until(lambda: len(server.engines.compacted) == 3, what="three steps")
+        server = await begun(world, life, now(life))
         first = server.engines.compacted[0][0]
         fresh = server.engines.open(Path("/fresh"))
         server.stub._replicas[GPID].replace_engine(fresh)

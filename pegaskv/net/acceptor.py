@@ -30,7 +30,7 @@ from pegaskv.net.connection import CONNECTION_ID, Handler, ServerConnection
 from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.net.refusing import explain_shape
-from pegaskv.net.turns import Turns
+from pegaskv.net.turns import Pace, Turns
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.spin import Spinner
 
@@ -87,8 +87,10 @@ class Acceptor:
         self.may_answer: Callable[[], bool] | None = None
         # Told of every read, if the loop is to stay awake after it.
         self.spinner: Spinner | None = None
-        # Who has more to handle than one turn of the loop takes.
-        self.turns = Turns()
+        # Who has more to handle than one turn of the loop takes; servers never rest.
+        self.pace = Pace(clock.wall_us, options.bulk_share_percent)
+        self.turns = Turns(self.pace)
+        self.server_turns = Turns(Pace(clock.wall_us, 100))
         self._memory_failures = 0
         # Time as of the last sweep: near enough for time limits of seconds, and free.
         self.now_ms = clock.monotonic_ms()
@@ -449,6 +451,12 @@ class Acceptor:
             "counter",
             "Requests that failed for want of memory.",
             self._memory_failures,
+        )
+        yield one(
+            "pegaskv_bulk_rest_seconds_total",
+            "counter",
+            "How long clients with much at once were kept waiting for others.",
+            self.pace.rested_us / 1_000_000,
         )
         yield one("pegaskv_received_bytes_total", "counter", "Bytes received.", received)
         yield one("pegaskv_sent_bytes_total", "counter", "Bytes sent.", sent)

@@ -44,7 +44,14 @@ from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
 from pegaskv.net.hello import SERVER_FEATURE, answer_hello
 from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, has_id
-from pegaskv.net.turns import DECODED_BYTES_MAX, FULL_READ_BYTES, TURN_BYTES, TURN_MESSAGES, cut
+from pegaskv.net.turns import (
+    DECODED_BYTES_MAX,
+    FULL_READ_BYTES,
+    TURN_BYTES,
+    TURN_MESSAGES,
+    Pace,
+    cut,
+)
 
 if TYPE_CHECKING:
     from pegaskv.net.acceptor import Acceptor
@@ -64,6 +71,8 @@ _OUTPUT: Final = 2
 _PROCESS: Final = 4
 _DRAIN: Final = 8
 _TURN: Final = 16
+# Who had a turn with more behind it is no caller with little to do before so many small reads.
+_SMALL_READS: Final = 8
 # With one of these, frames that were read already wait too. When the process's account is
 # full they must not: handling them is what empties it.
 _HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
@@ -89,8 +98,10 @@ class ServerConnection(asyncio.Protocol):
         "_options",
         "_paused",
         "_request_bytes",
+        "_small_reads",
         "_splitter",
         "_transport",
+        "_turns",
         "address",
         "closed",
         "deadline_ms",
@@ -142,6 +153,9 @@ class ServerConnection(asyncio.Protocol):
         self._backlog: list[list[Any]] = []
         self._paused = 0
         self._going_on = False
+        self._turns = acceptor.turns
+        # How many small reads are left until this counts as a caller with little to do.
+        self._small_reads = 0
         # Bytes charged: for the frames whose requests are under way, for the partial frame, and
         # the sum that the process's account holds. `_counted` requests stand for the first.
         self._request_bytes = 0
@@ -239,6 +253,7 @@ class ServerConnection(asyncio.Protocol):
         if self.closed:
             return
         size = len(data)
+        began_us = self._acceptor.pace.now_us() if size >= DECODED_BYTES_MAX else 0
         self.received_bytes += size
         try:
             frames = self._splitter.feed(data)
@@ -263,7 +278,11 @@ class ServerConnection(asyncio.Protocol):
         if self._acceptor.spinner is not None:
             self._acceptor.spinner.wake()
         if (self._splitter.more or size >= FULL_READ_BYTES) and not self.closed:
-            self._end_turn()
+            self._end_turn(began_us)
+        elif self._small_reads:
+            self._small_reads -= 1
+        elif not self.of_server:
+            self._acceptor.pace.heard = True
 
     def pause_writing(self) -> None:
         """The peer does not read its replies: stop reading its requests."""
@@ -323,9 +342,10 @@ class ServerConnection(asyncio.Protocol):
                         self._backlog = behind + self._backlog
                         return
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, began_us: int = 0) -> None:
         self._pause(_TURN)
-        self._acceptor.turns.wait(self)
+        self._small_reads = _SMALL_READS
+        self._turns.wait(self, began_us or self._acceptor.pace.now_us())
 
     def take_turn(self) -> None:
         """Go on after the end of a turn."""
@@ -365,6 +385,7 @@ class ServerConnection(asyncio.Protocol):
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
         if SERVER_FEATURE in message[7]:
             self.of_server = True
+            self._turns = self._acceptor.server_turns
             self._handlers = self._acceptor.handlers_for_servers
             self._splitter.frame_bytes_max = SERVER_FRAME_BYTES_MAX
             self._splitter.values_max = FRAME_VALUES_MAX
@@ -474,6 +495,11 @@ class ServerConnection(asyncio.Protocol):
             change = charged - self._charged
             self._charged = charged
             self._acceptor.charge(change)
+
+    @property
+    def pace(self) -> Pace:
+        """What large work of clients keeps to."""
+        return self._acceptor.pace
 
     @property
     def held_bytes(self) -> int:

@@ -34,6 +34,9 @@ class AcceptorOptions:
     # The same of one: from the first on its requests are not read, at the second it is cut off.
     connection_unsent_pause_bytes: int = CONNECTION_OUTPUT_PAUSE_BYTES
     connection_unsent_bytes_max: int = CONNECTION_OUTPUT_BYTES_MAX
+    # The most of the loop's time, in percent, for clients that send or ask for much at once, while
+    # others call too; 100 = all of it.
+    bulk_share_percent: int = 15
     # What a connection may send before its hello is accepted: one frame.
     hello_bytes_max: int = BEFORE_HELLO_BYTES_MAX
     # A connection that has not said hello by then is closed.

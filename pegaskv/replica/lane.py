@@ -3,7 +3,8 @@
 A request of thousands of rows takes milliseconds, and everybody waits while the loop is in
 it. So it is cut into steps, and one step is made in each turn of the loop: of those who wait,
 one after another, so that a single large request does not wait behind the many of somebody
-else. Requests under one key (a connection, a stream of a duplication) are worked at in order.
+else. Between steps for clients the loop rests while others call (`net.turns`). Requests under
+one key (a connection, a stream of a duplication) are worked at in order.
 
 How many wait is bounded by what connections may have under way.
 """
@@ -78,6 +79,7 @@ class Lane:
         key, requests = next(iter(self._waiting.items()))
         connection, request_id, steps = requests[0]
         self.steps += 1
+        began_us = connection.pace.now_us()
         try:
             if connection.closed:
                 # Nobody waits for it; what it has done stays done, as with any lost answer.
@@ -95,9 +97,19 @@ class Lane:
         if requests:
             self._waiting[key] = requests
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._step)
+            self._go_on(connection, began_us)
         if ended:
             connection.flush()
+
+    def _go_on(self, connection: ServerConnection, began_us: int) -> None:
+        """Make the next step in the next turn of the loop, or after a rest between clients."""
+        following = next(iter(self._waiting.values()))[0][0]
+        for_server = connection.of_server or following.of_server
+        rest_s = 0.0 if for_server else connection.pace.rest_s(began_us)
+        if rest_s:
+            asyncio.get_running_loop().call_later(rest_s, self._step)
+        else:
+            asyncio.get_running_loop().call_soon(self._step)
 
 
 def _as_request_error(error: Exception) -> RequestError:

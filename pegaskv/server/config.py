@@ -162,6 +162,9 @@ class ServerOptions:
     connection_unsent_bytes_max: int = AcceptorOptions().connection_unsent_bytes_max
     unsent_bytes_max: int = AcceptorOptions().bytes_unsent_max
     output_stall_timeout_ms: int = AcceptorOptions().output_stall_timeout_ms
+    # The most of the loop's time, in percent, for clients that send or ask for much at once, while
+    # others call too; 100 = all of it.
+    bulk_share_percent: int = AcceptorOptions().bulk_share_percent
     # What a client may send before its hello is accepted, and by when it must have said it.
     hello_bytes_max: int = AcceptorOptions().hello_bytes_max
     hello_timeout_ms: int = AcceptorOptions().hello_timeout_ms
@@ -186,6 +189,8 @@ class ServerOptions:
                 raise ConfigurationError(f"[server] {name}: must be at least {least}")
         if not 0 <= self.spin_us <= SPIN_US_MAX:
             raise ConfigurationError(f"[server] spin_us: must be 0 to {SPIN_US_MAX}")
+        if not 1 <= self.bulk_share_percent <= 100:
+            raise ConfigurationError("[server] bulk_share_percent: must be 1 to 100")
         if self.hello_bytes_max > FRAME_UNCOUNTED_BYTES_MAX:
             raise ConfigurationError(
                 f"[server] hello_bytes_max: must be at most {FRAME_UNCOUNTED_BYTES_MAX}"
@@ -214,6 +219,7 @@ class ServerOptions:
             connection_unsent_bytes_max=self.connection_unsent_bytes_max,
             bytes_unsent_max=min(self.unsent_bytes_max, bytes_max),
             output_stall_timeout_ms=self.output_stall_timeout_ms,
+            bulk_share_percent=self.bulk_share_percent,
             hello_bytes_max=self.hello_bytes_max,
             hello_timeout_ms=self.hello_timeout_ms,
             partial_frame_timeout_ms=self.partial_frame_timeout_ms,

@@ -227,10 +227,13 @@ class LogIndex:
                 total += size
         self.total_unflushed += total
 
-    def close_segment(self) -> list[LogRun]:
+    def end_segment(self) -> list[LogRun]:
         """The open segment takes no more; return what its footer must say."""
-        self._open.closed = True
         return [run.as_log_run() for run in self._open.runs]
+
+    def close_segment(self, number: int) -> None:
+        """The segment has ended, and its file has its footer at the end: it may be collected."""
+        self._segments[number].closed = True
 
     def add_segment(self, number: int, runs: Iterable[LogRun], *, cold: bool) -> None:
         """A closed segment is there that holds `runs`."""

@@ -40,6 +40,7 @@ from pegaskv.storage.log_format import (
     LogRecord,
     LogRun,
     SegmentHeader,
+    decode_footer,
     decode_records,
     find_frames,
     footer_begins,
@@ -99,6 +100,8 @@ class _Found:
     # What the footer says, and where it begins; None when there is none that can be read.
     footer: list[LogRun] | None = None
     footer_at: int = 0
+    # Whether there is unused room behind it; `size` ends before that.
+    untrimmed: bool = False
     # All of it, once that was worth reading.
     data: bytes | None = None
     # Valid frames in stretches; between two of them something cannot be read.
@@ -196,6 +199,9 @@ class _Recovery:
         self._result.highest_incarnation = self._index.highest_incarnation
         # Up to here nothing was changed.
         self._store_report(damage)
+        for found in hot:
+            if found.untrimmed:
+                self._cut(found)
         try:
             self._rewrite(rewritten)
         except OSError as error:
@@ -271,6 +277,17 @@ class _Recovery:
                 found.stretches.append([])
             found.stretches[-1].append(frame)
             end = frame.end
+        if found.footer is None and len(found.stretches) == 1 and found.stretches[0]:
+            self._look_for_seal(found, found.stretches[0][-1])
+
+    def _look_for_seal(self, found: _Found, last: Frame) -> None:
+        """A segment that was sealed ends with its footer, also when it was not cut there yet."""
+        if last.is_footer:
+            assert found.data is not None
+            with contextlib.suppress(CorruptionError):
+                found.footer = decode_footer(found.data, last.start, last.end)
+                found.footer_at, found.size = last.start, last.end
+                found.untrimmed = True
 
     def _last_with_content(self, hot: list[_Found]) -> tuple[_Found | None, int, list[_Found]]:
         """Take unused segments off the end of `hot`; return the last, what is synced, and them."""
@@ -342,7 +359,8 @@ class _Recovery:
                 yield from runs_of(taken)
         if len(found.stretches) in found.gaps:
             yield Gap(found.number, found.cold, found.footer)
-        runs = index.close_segment()
+        runs = index.end_segment()
+        index.close_segment(found.number)
         if not found.gaps:
             yield from runs
 
@@ -404,12 +422,15 @@ class _Recovery:
         for found in rewritten:
             if found.footer is None and not found.gaps and found.size > found.end:
                 # Behind its last block there are zeros, and what nobody was told of.
-                file = self._disk.open(found.path, writable=True)
-                try:
-                    file.truncate(found.end)
-                finally:
-                    file.close()
+                self._cut(found)
         self._disk.fsync_dir(self._directory)
+
+    def _cut(self, found: _Found) -> None:
+        file = self._disk.open(found.path, writable=True)
+        try:
+            file.truncate(found.end)
+        finally:
+            file.close()
 
     def _rewrite(self, rewritten: list[_Found]) -> None:
         """Copy what can be read of these segments to a cold one, durably."""

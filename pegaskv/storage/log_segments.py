@@ -39,7 +39,6 @@ from pegaskv.storage.log_format import (
 __all__ = [
     "BLOCK_BYTES",
     "OpenSegment",
-    "close_segment",
     "create_first",
     "create_segment",
     "grow_segment",
@@ -51,7 +50,9 @@ __all__ = [
     "read_records",
     "read_runs",
     "remove_segments",
+    "seal_segment",
     "segment_path",
+    "trim_segment",
     "write_cold",
 ]
 
@@ -158,13 +159,22 @@ def discard_segment(disk: Disk, segment: OpenSegment) -> None:
         disk.unlink(segment.path, missing_ok=True)
 
 
-def close_segment(segment: OpenSegment, end: int, footer: bytes) -> None:
-    """End a segment at `end` with its footer, durably; it takes no more records."""
-    file = segment.file
-    file.write_at(end, footer)
-    file.truncate(end + len(footer))
-    file.fdatasync()
-    file.close()
+def seal_segment(segment: OpenSegment, end: int, footer: bytes) -> None:
+    """End a segment at `end` with its footer, durably; it takes no more records.
+
+    The zeros behind it stay: to cut them off changes the file's length, and a sync of that
+    waits for whatever else the file system's journal has under way.
+    """
+    segment.file.write_at(end, footer)
+    segment.file.fdatasync()
+
+
+def trim_segment(segment: OpenSegment, end: int) -> None:
+    """Cut a sealed segment behind its footer, which is read from the end, and close it."""
+    try:
+        segment.file.truncate(end)
+    finally:
+        segment.file.close()
 
 
 def write_cold(

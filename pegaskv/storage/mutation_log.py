@@ -4,8 +4,9 @@ The log is the truth and the engines are a cache of it. All partitions share it:
 append and at most one sync per tick. On the hot path: `append`, `ready` and `sync`.
 
 A segment is preallocated ahead, synced and footed before the next one takes a record.
-While the log switches to that next one `ready` is False: a few milliseconds, or as
-long as the disk is full, which the log looks at again each second. A failed append
+While the log switches to that next one `ready` is False: a millisecond or two, since most
+of the segment was synced while it still took records, or as long as the disk is full,
+which the log looks at again each second. A failed append
 or sync breaks the log for good: every later call raises, and the process recovers
 by a restart, which never appends to an old segment (`log_recovery`).
 
@@ -44,7 +45,6 @@ from pegaskv.storage.log_reading import read_history
 from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, settle_damage
 from pegaskv.storage.log_segments import (
     OpenSegment,
-    close_segment,
     create_first,
     create_segment,
     discard_segment,
@@ -54,6 +54,8 @@ from pegaskv.storage.log_segments import (
     nothing,
     prove_closed,
     room_may_come,
+    seal_segment,
+    trim_segment,
 )
 
 __all__ = [
@@ -69,8 +71,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# A segment is given up when less than this share of it is left.
+# A segment is given up when less than this share of it is left. When more than the second share
+# is unsynced then, it takes records in half of what is left while that is synced: the switch waits
+# for the rest only.
 _RESERVE_SHARE: Final = 8
+_UNSYNCED_SHARE: Final = 256
 # How long to wait before a full disk is asked for room again.
 _FULL_PAUSE_MS: Final = 1_000
 
@@ -109,11 +114,15 @@ class MutationLog:
         self._ready = False
         self._broken: BaseException | None = None
         self._closed = False
-        # The segment that takes records, the end of its last block, and where it is given up.
+        # The segment that takes records, the end of its last block, where it is given up once
+        # little is unsynced, and where it is in any case.
         self._segment: OpenSegment | None = None
         self._end = 0
         self._base = 0
-        self._switch_at = 0
+        self._ends_at = 0
+        self._ends_before = 0
+        self._sealed_at_once = 0
+        self._ending = False
         # The position up to which everything is durable, and the end of the last block.
         self._synced = position_of(next_number, 0)
         self._appended = self._synced
@@ -234,8 +243,8 @@ class MutationLog:
         except MemoryError as error:
             self._fail(error)  # The block is in the file: it must not be given again.
             raise log_failure(error) from error
-        if needed > self._switch_at:
-            self._switch()
+        if needed > self._ends_at:
+            self._approach_end(segment, needed)
         elif self._spare is None:
             self._prepare()
 
@@ -297,37 +306,78 @@ class MutationLog:
         segment.file.preallocate(needed)
         segment.capacity = needed
 
+    def _approach_end(self, segment: OpenSegment, needed: int) -> None:
+        """The segment is nearly full: switch when little of it is left to sync."""
+        unsynced = self._appended - self._synced
+        if needed > self._ends_before or (unsynced <= self._sealed_at_once and not self._ending):
+            self._switch()
+        elif not self._ending:
+            self._ending = True
+            self._worker.submit(
+                segment.file.fdatasync,
+                functools.partial(self._on_nearly_synced, segment, self._appended),
+            )
+
+    def _on_nearly_synced(
+        self, segment: OpenSegment, position: int, _: None, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+        elif self._broken is None:
+            self._synced = max(self._synced, position)
+            if self._segment is segment:
+                self._switch()
+
     def _switch(self) -> None:
         """Close the segment in the worker; the spare takes its place."""
         segment = self._segment
         assert segment is not None
         self._ready = False
         self._switching = True
-        runs = self._index.close_segment()
-        position = self._base | self._end
-        footer = encode_footer(
-            runs, position=position, synced=self._synced, salt=segment.header.salt
-        )
+        footer = self._footer(segment)
         end = self._end
         self._segment = None
         if self._spare is None:
             self._prepare()
         self._worker.submit(
-            lambda: close_segment(segment, end, footer),
-            functools.partial(self._on_switched, position + len(footer)),
+            lambda: seal_segment(segment, end, footer),
+            functools.partial(self._on_sealed, segment, end + len(footer)),
         )
 
-    def _on_switched(self, position: int, _: None, error: BaseException | None) -> None:
+    def _footer(self, segment: OpenSegment) -> bytes:
+        """Return the footer that ends the open segment where it is now."""
+        return encode_footer(
+            self._index.end_segment(),
+            position=self._base | self._end,
+            synced=self._synced,
+            salt=segment.header.salt,
+        )
+
+    def _on_sealed(
+        self, segment: OpenSegment, end: int, _: None, error: BaseException | None
+    ) -> None:
         self._switching = False
         if error is not None:
             self._fail(error)
-        elif self._broken is None:
-            self._synced = max(self._synced, position)
+        else:
+            self._trim(segment, end)
+            if self._broken is None:
+                self._synced = max(self._synced, position_of(segment.header.number, end))
         done, self._sync_after_switch = self._sync_after_switch, None
         if done is not None:
             self._sync_done = done
             self._finish_sync()
         self._use_spare()
+
+    def _trim(self, segment: OpenSegment, end: int) -> None:
+        """Cut a sealed segment behind its footer; until then no collection may read it."""
+
+        def trimmed(_: None, error: BaseException | None) -> None:
+            if error is not None:
+                _log.warning("%s keeps its unused room: %s", segment.path.name, error)
+            self._index.close_segment(segment.header.number)
+
+        self._background.submit(lambda: trim_segment(segment, end), trimmed)
 
     def _use_spare(self) -> None:
         """Let the spare take records, when there is one and its turn has come."""
@@ -350,7 +400,10 @@ class MutationLog:
         self._base = position_of(number, 0)
         self._end = DATA_START
         size = min(self._options.log_segment_bytes, segment.capacity)
-        self._switch_at = segment.capacity - size // _RESERVE_SHARE
+        self._ends_at = segment.capacity - size // _RESERVE_SHARE
+        self._ends_before = segment.capacity - size // (2 * _RESERVE_SHARE)
+        self._sealed_at_once = size // _UNSYNCED_SHARE
+        self._ending = False
         # The header is durable, and so is every segment before it.
         self._synced = self._appended = self._base | DATA_START
         self._index.open_segment(number)
@@ -581,15 +634,11 @@ class MutationLog:
         synced = self._synced
         if segment is not None:
             if self._broken is None:
-                position = self._base | self._end
-                footer = encode_footer(
-                    self._index.close_segment(),
-                    position=position,
-                    synced=synced,
-                    salt=segment.header.salt,
-                )
-                close_segment(segment, self._end, footer)
-                synced = position + len(footer)
+                footer = self._footer(segment)
+                end = self._end + len(footer)
+                seal_segment(segment, self._end, footer)
+                trim_segment(segment, end)
+                synced = self._base | end
             else:
                 segment.file.close()
         if spare is not None:

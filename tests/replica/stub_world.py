@@ -18,6 +18,7 @@ from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
+from pegaskv.net.turns import Pace
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.source import ReplicaSource
@@ -144,6 +145,8 @@ class Connection:
         self.out_bytes = 0
         self.in_flight = 0
         self.closed = False
+        self.of_server = False
+        self.pace = Pace(lambda: 0, 100)
         self.output_paused = False
         self.answers: dict[int, Any] = {}
 

@@ -1,13 +1,14 @@
 """Large requests are worked at in slices: others are served between, nothing is done by half."""
 
-from typing import Any
+from typing import Any, cast
 
 from pegaskv.base.limits import BATCH_ROWS_MAX, OPERATION_ROWS_MAX
 from pegaskv.codec.keys import encode_key
 from pegaskv.codec.mutations import OperationKind, encode_mutation, encode_operation
 from pegaskv.codec.operations import Operation
 from pegaskv.codec.values import make_timetag, pack_row_header
-from pegaskv.replica.lane import SLICE_BYTES, SLICE_ROWS
+from pegaskv.net.turns import Pace
+from pegaskv.replica.lane import SLICE_BYTES, SLICE_ROWS, Lane, Steps
 from pegaskv.replica.received_rows import PART_ROWS
 from tests.replica.duplication_pair import source_order, stream_uuid
 from tests.replica.stub_world import Connection, Server, play
@@ -69,6 +70,71 @@ def test_others_are_served_while_a_large_request_is_worked_at() -> None:
         assert (status, values) == (OK, [b"\0"] * BATCH_ROWS_MAX)
         assert server.connection.in_flight == 0
         await server.stop()
+
+    play(scenario)
+
+
+def test_while_others_call_a_clients_steps_are_apart_and_a_servers_are_not() -> None:
+    async def steps(life: Life, server: Server, number: int, *, heard: bool) -> float:
+        """Return the milliseconds that a request of many steps took."""
+        now_us = 0
+
+        def later() -> int:
+            nonlocal now_us
+            now_us += 1_000
+            return now_us
+
+        server.connection.pace = pace = Pace(later, 20)
+        began_ms = life.clock.monotonic_ms()
+        request = server.send(
+            Operation.MULTI_DELETE, b"h", [b"x%d" % n for n in range(number * SLICE_ROWS)]
+        )
+        while request not in server.connection.answers:
+            pace.heard = heard
+            await turns(life, 1)
+        return life.clock.monotonic_ms() - began_ms
+
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        alone_ms = await steps(life, server, 10, heard=False)
+        # A millisecond each, and four of rest behind all but the last.
+        assert await steps(life, server, 10, heard=True) >= alone_ms + 8 * 4
+        server.connection.of_server = True
+        assert await steps(life, server, 10, heard=True) < alone_ms + 8 * 4
+        await server.stop()
+
+    play(scenario)
+
+
+def test_a_step_for_a_server_does_not_wait_for_a_clients_rest() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        lane = Lane()
+        made: list[str] = []
+
+        def request(name: str, count: int) -> Steps:
+            for _ in range(count):
+                made.append(name)
+                yield
+
+        now_us = 0
+
+        def later() -> int:
+            nonlocal now_us
+            now_us += 5_000
+            return now_us
+
+        client, server = Connection(), Connection()
+        client.pace = server.pace = pace = Pace(later, 1)
+        server.of_server = True
+        lane.queue("client", cast(Any, client), 1, request("client", 5))
+        lane.queue("server", cast(Any, server), 2, request("server", 2))
+        for _ in range(20):
+            pace.heard = True
+            await turns(life, 1)
+        # Half a second of rest only before what is for the client, with nothing behind it.
+        assert made == ["client", "server", "client", "server", "client", "client"]
+        await life.clock.sleep_ms(2_000)
+        assert made[6:] == ["client"]
 
     play(scenario)
 

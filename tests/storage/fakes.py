@@ -40,6 +40,11 @@ class InlineWorker(inline_worker.InlineWorker):
         self.held = False
         self._kept: list[tuple[Callable[[], Any], Callable[..., Any]]] = []
 
+    @property
+    def kept(self) -> int:
+        """How much it has collected."""
+        return len(self._kept)
+
     def submit(
         self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], Any]
     ) -> None:
@@ -108,6 +113,7 @@ def opened(
     *,
     wanted: Callable[[Gpid, int, int], bool] = everything,
     worker: InlineWorker | None = None,
+    background: InlineWorker | None = None,
     clock: FakeClock | None = None,
 ) -> tuple[MutationLog, RecoveredLog]:
     """Recover the log at its usual place."""
@@ -117,6 +123,7 @@ def opened(
         options=options,
         clock=clock or FakeClock(),
         worker=worker or InlineWorker(),
+        background=background,
         wanted=wanted,
     )
 

@@ -40,8 +40,8 @@ def test_records_on_both_sides_of_the_base_are_counted_by_their_side(seed: int) 
         index.check()
         assert index.total_unflushed == above
         if random.random() < 0.2:
+            index.close_segment(1 + number)
             number += 1
-            index.close_segment()
             index.open_segment(1 + number)
     assert index.held_runs(A, 1)[0].first == pin + 1
     assert any(run.last == base for run in index.held_runs(A, 1))

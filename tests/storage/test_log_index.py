@@ -111,7 +111,7 @@ class Walk:
             case 4 | 5 if random.random() < 0.3:
                 self.introduce(gpid, model.incarnation[gpid] + 1, random.randrange(50))
             case 6:
-                index.close_segment()
+                index.close_segment(self.number)
                 self.number += 1
                 index.open_segment(self.number)
             case 7:
@@ -140,7 +140,7 @@ class Walk:
             return
         self.copies += 1
         records = [one for number in sparse for one in self.model.live_in(number)]
-        self.index.close_segment()
+        self.index.close_segment(self.number)
         self.number += 2
         self.index.open_segment(self.number)
         copy = self.number - 1
@@ -222,7 +222,7 @@ def test_of_a_partition_that_nobody_has_spoken_of_everything_is_kept() -> None:
     index = LogIndex(OPTIONS)
     index.open_segment(1)
     index.note(filled(3), 0, 1, 0)
-    index.close_segment()
+    index.close_segment(1)
     assert index.dead_segments() == []
     assert index.partitions() == [GPIDS[0]]
     index.forget(GPIDS[0])
@@ -245,7 +245,7 @@ def test_old_records_are_flushed_by_time_and_by_segments() -> None:
     assert index.flush_candidates(100 + OPTIONS.flush_age_ms) == [GPIDS[0]]
     for number in range(2, 2 + OPTIONS.flush_age_segments):
         assert index.flush_candidates(101) == []
-        index.close_segment()
+        index.close_segment(number - 1)
         index.open_segment(number)
     assert index.flush_candidates(101) == [GPIDS[0]]
 
@@ -253,7 +253,7 @@ def test_old_records_are_flushed_by_time_and_by_segments() -> None:
 def test_of_two_pins_the_lower_one_counts_and_a_new_incarnation_has_none() -> None:
     index = opened()
     index.note(filled(20), 0, 1, 0)
-    index.close_segment()
+    index.close_segment(1)
     index.set_pin(GPIDS[0], "one", 5, 0)
     index.set_pin(GPIDS[0], "two", 9, 0)
     index.mark_flushed(GPIDS[0], 20, 0)

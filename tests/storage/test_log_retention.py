@@ -52,7 +52,7 @@ def test_an_old_record_a_full_partition_and_a_full_log_ask_for_a_flush() -> None
 def test_records_of_another_incarnation_count_for_nothing() -> None:
     index = opened()
     index.note([record(decree) for decree in range(1, 60)], 0, 9_000, 0)
-    index.close_segment()
+    index.close_segment(1)
     index.set_incarnation(GPID, 2, 0, 5)
     assert index.unflushed_bytes(GPID) == 0
     assert [segment.number for segment in index.dead_segments()] == [1]
@@ -61,7 +61,7 @@ def test_records_of_another_incarnation_count_for_nothing() -> None:
 def test_a_pin_keeps_what_the_flush_would_give_up() -> None:
     index = opened()
     index.note([record(decree) for decree in range(1, 11)], 0, 2_000, 0)
-    index.close_segment()
+    index.close_segment(1)
     index.set_pin(GPID, "duplication", 4, 0)
     index.mark_flushed(GPID, 10, 1)
     assert index.dead_segments() == []
@@ -74,7 +74,7 @@ def three_segments() -> LogIndex:
     index = opened()
     for number in range(3):
         index.note([record(10 * number + each) for each in range(1, 11)], 0, 2_000, 0)
-        index.close_segment()
+        index.close_segment(number + 1)
         index.open_segment(number + 2)
     return index
 
@@ -161,7 +161,7 @@ def test_any_history_agrees_with_a_plain_list_of_records(seed: int) -> None:
                 index.mark_flushed(gpid, flushed[gpid], step)
                 flushes += 1
             case 1 if rng.random() < 0.3:
-                index.close_segment()
+                index.close_segment(number)
                 number += 1
                 index.open_segment(number)
             case _:

@@ -116,6 +116,7 @@ class ServerConnection(asyncio.Protocol):
         "progress",
         "received_bytes",
         "requests",
+        "rests",
         "sent_bytes",
         "unsent_since_ms",
     )
@@ -128,6 +129,8 @@ class ServerConnection(asyncio.Protocol):
         # Whether hello was accepted, and the bytes of a frame that is not complete.
         self.greeted = False
         self.of_server = False
+        # Whether it is a client's, whose large work rests while others call.
+        self.rests = True
         self.partial_bytes = 0
         # Read and written by the acceptor's sweep.
         self.address = "?"
@@ -176,6 +179,14 @@ class ServerConnection(asyncio.Protocol):
     def error(self, request_id: int, error: RequestError) -> tuple[Any, ...]:
         """Return the reply that carries `error`."""
         return (request_id, error.code, error.message, error.hint, error.details)
+
+    def never_rest(self) -> None:
+        """Let its large work go on in turns only, with no rest for the sake of others.
+
+        Of servers and other clusters, which have bounds of their own.
+        """
+        self.rests = False
+        self._turns = self._acceptor.server_turns
 
     def flush(self) -> None:
         """Pack what is in `out` and write it; nothing happens if it is empty."""
@@ -281,7 +292,7 @@ class ServerConnection(asyncio.Protocol):
             self._end_turn(began_us)
         elif self._small_reads:
             self._small_reads -= 1
-        elif not self.of_server:
+        elif self.rests:
             self._acceptor.pace.heard = True
 
     def pause_writing(self) -> None:
@@ -385,7 +396,7 @@ class ServerConnection(asyncio.Protocol):
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
         if SERVER_FEATURE in message[7]:
             self.of_server = True
-            self._turns = self._acceptor.server_turns
+            self.never_rest()
             self._handlers = self._acceptor.handlers_for_servers
             self._splitter.frame_bytes_max = SERVER_FRAME_BYTES_MAX
             self._splitter.values_max = FRAME_VALUES_MAX

@@ -104,8 +104,8 @@ class Lane:
     def _go_on(self, connection: ServerConnection, began_us: int) -> None:
         """Make the next step in the next turn of the loop, or after a rest between clients."""
         following = next(iter(self._waiting.values()))[0][0]
-        for_server = connection.of_server or following.of_server
-        rest_s = 0.0 if for_server else connection.pace.rest_s(began_us)
+        both = connection.rests and following.rests
+        rest_s = connection.pace.rest_s(began_us) if both else 0.0
         if rest_s:
             asyncio.get_running_loop().call_later(rest_s, self._step)
         else:

@@ -105,6 +105,7 @@ class ReceivedHandlers:
     def on_duplicate(self, connection: ServerConnection, message: list[Any]) -> None:
         """One batch of a stream; counts once, however often it comes."""
         sent = self._sent(message, 12)
+        connection.never_rest()
         steps = self._duplicate(connection, message, sent)
         # What comes later in a stream is compared with what came before.
         key = (sent.replica.gpid, sent.stream)
@@ -182,6 +183,7 @@ class ReceivedHandlers:
     def on_copy_range(self, connection: ServerConnection, message: list[Any]) -> None:
         """One range of a copy."""
         sent = self._sent(message, 13)
+        connection.never_rest()
         if type(sent.fields[3]) is not bool:
             raise InvalidArgument("`overwrite equal` must be true or false")
         sent.replica.admit_received()

@@ -145,10 +145,13 @@ class Connection:
         self.out_bytes = 0
         self.in_flight = 0
         self.closed = False
-        self.of_server = False
+        self.rests = True
         self.pace = Pace(lambda: 0, 100)
         self.output_paused = False
         self.answers: dict[int, Any] = {}
+
+    def never_rest(self) -> None:
+        self.rests = False
 
     def defer(self) -> None:
         self.in_flight += 1

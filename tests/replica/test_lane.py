@@ -99,7 +99,7 @@ def test_while_others_call_a_clients_steps_are_apart_and_a_servers_are_not() -> 
         alone_ms = await steps(life, server, 10, heard=False)
         # A millisecond each, and four of rest behind all but the last.
         assert await steps(life, server, 10, heard=True) >= alone_ms + 8 * 4
-        server.connection.of_server = True
+        server.connection.never_rest()
         assert await steps(life, server, 10, heard=True) < alone_ms + 8 * 4
         await server.stop()
 
@@ -125,7 +125,7 @@ def test_a_step_for_a_server_does_not_wait_for_a_clients_rest() -> None:
 
         client, server = Connection(), Connection()
         client.pace = server.pace = pace = Pace(later, 1)
-        server.of_server = True
+        server.never_rest()
         lane.queue("client", cast(Any, client), 1, request("client", 5))
         lane.queue("server", cast(Any, server), 2, request("server", 2))
         for _ in range(20):

@@ -66,6 +66,22 @@ def test_a_batch_counts_once_and_a_gap_is_answered_with_the_progress() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_comes_from_another_cluster_never_rests(copied: bool) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        await server.set(b"a", b"1")
+        assert server.connection.rests
+        if copied:
+            assert (await copy(server, clock_us=300))[0] == OK
+        else:
+            assert (await duplicate(server, 0, 10))[0] == OK
+        assert not server.connection.rests
+        await server.stop()
+
+    play(scenario)
+
+
 def test_a_batch_with_nothing_to_win_moves_the_progress_and_counts_conflicts() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)

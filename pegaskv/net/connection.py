@@ -71,11 +71,11 @@ _OUTPUT: Final = 2
 _PROCESS: Final = 4
 _DRAIN: Final = 8
 _TURN: Final = 16
-# Who had a turn with more behind it is no caller with little to do before so many small reads.
-_SMALL_READS: Final = 8
 # With one of these, frames that were read already wait too. When the process's account is
 # full they must not: handling them is what empties it.
 _HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
+# After so many small reads who had much to do counts as one with little.
+_SMALL_READS: Final = 8
 
 
 class ServerConnection(asyncio.Protocol):

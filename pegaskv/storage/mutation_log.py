@@ -6,9 +6,9 @@ append and at most one sync per tick. On the hot path: `append`, `ready` and `sy
 A segment is preallocated ahead, synced and footed before the next one takes a record.
 While the log switches to that next one `ready` is False: a millisecond or two, since most
 of the segment was synced while it still took records, or as long as the disk is full,
-which the log looks at again each second. A failed append
-or sync breaks the log for good: every later call raises, and the process recovers
-by a restart, which never appends to an old segment (`log_recovery`).
+which the log looks at again each second. A failed append or sync breaks the log for
+good: every later call raises, and the process recovers by a restart, which never
+appends to an old segment (`log_recovery`).
 
 The loop owns all state; the worker gets files and bytes. Whoever shares the worker
 waits for its syncs, so give the log one of its own, and `background` another for

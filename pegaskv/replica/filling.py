@@ -21,6 +21,8 @@ from pegaskv.replica.replica import Replica
 
 __all__ = [
     "Change",
+    "add_multi_delete",
+    "add_multi_put",
     "add_operation",
     "add_puts",
     "answer",
@@ -131,18 +133,9 @@ def add_puts(replica: Replica, rows: list[tuple[int, bytes, bytes]], expiry: int
 
 def add_operation(replica: Replica, partition_hash: int, rows: list[Change]) -> None:
     """Add one operation to the open batch."""
-    batch = replica.open
-    assert batch is not None
-    if batch.size >= MUTATION_BYTES_MAX or len(batch.operations) >= MUTATION_OPERATIONS_MAX:
-        batch = replica.continue_batch()
-    timestamp = replica.last_timestamp_us + 1
-    timetag = timestamp << 8 | replica.cluster_bits
-    # A delete stays as a row while the table takes part in a duplication.
-    keeps = replica.proposed.keeps_tombstones
-    if keeps:
-        replica.expires = True
+    timetag = _next_timetag(replica)
     tombstone = pack_row_header(0, timetag | 1)
-    gone = tombstone if keeps else None
+    gone = tombstone if _keeps_tombstones(replica) else None
     fields: list[bytes] = []
     changes: dict[bytes, bytes | None] = {}
     # Thousands of rows mostly have one expiry.
@@ -157,8 +150,60 @@ def add_operation(replica: Replica, partition_hash: int, rows: list[Change]) -> 
             row = header + value
             fields += (key, row)
             changes[key] = row
+    _add(replica, timetag, encode_operation(_WRITE, partition_hash, fields), changes)
+
+
+def add_multi_put(
+    replica: Replica, partition_hash: int, rows: dict[bytes, bytes], expiry: int
+) -> None:
+    """Add one operation that puts rows, by stored key, with one expiry for all.
+
+    What `add_operation` does in four times as long: nobody else is served meanwhile.
+    """
+    timetag = _next_timetag(replica)
+    header = pack_row_header(expiry, timetag)
+    stored = [header + value for value in rows.values()]
+    fields = [b""] * (2 * len(rows))
+    fields[::2] = rows
+    fields[1::2] = stored
     operation = encode_operation(_WRITE, partition_hash, fields)
-    replica.last_timestamp_us = timestamp
+    _add(replica, timetag, operation, dict(zip(rows, stored, strict=True)))
+
+
+def add_multi_delete(replica: Replica, partition_hash: int, keys: dict[bytes, None]) -> None:
+    """Add one operation that deletes the rows of these stored keys, as `add_multi_put` puts."""
+    timetag = _next_timetag(replica)
+    tombstone = pack_row_header(0, timetag | 1)
+    fields = [tombstone] * (2 * len(keys))
+    fields[::2] = keys
+    operation = encode_operation(_WRITE, partition_hash, fields)
+    gone = tombstone if _keeps_tombstones(replica) else None
+    _add(replica, timetag, operation, dict.fromkeys(keys, gone))
+
+
+def _next_timetag(replica: Replica) -> int:
+    """Return the timetag of the operation that `_add` will add."""
+    batch = replica.open
+    assert batch is not None
+    if batch.size >= MUTATION_BYTES_MAX or len(batch.operations) >= MUTATION_OPERATIONS_MAX:
+        replica.continue_batch()
+    return (replica.last_timestamp_us + 1) << 8 | replica.cluster_bits
+
+
+def _keeps_tombstones(replica: Replica) -> bool:
+    """Whether a delete stays as a row: while the table takes part in a duplication."""
+    keeps = replica.proposed.keeps_tombstones
+    if keeps:
+        replica.expires = True
+    return keeps
+
+
+def _add(
+    replica: Replica, timetag: int, operation: bytes, changes: dict[bytes, bytes | None]
+) -> None:
+    batch = replica.open
+    assert batch is not None
+    replica.last_timestamp_us = timetag >> 8
     batch.operations.append(operation)
     batch.rows.update(changes)
     batch.size += len(operation)

@@ -236,7 +236,7 @@ class WriteHandlers:
             message[0],
             replica,
             (hash_key, check_sort_key, check, operand, return_value),
-            {set_sort_key: (value, ttl)},
+            {encode_key(hash_key, set_sort_key): (value, ttl)},
         )
 
     def on_check_and_mutate(self, connection: ServerConnection, message: list[Any]) -> None:
@@ -303,17 +303,14 @@ class WriteHandlers:
             replica.answer_after_pending(connection, [request_id, 0, 0, False, *seen])
             return
         replica.open_batch()
+        expiries = {
+            ttl: expiry_of(replica, ttl, now)
+            for ttl in {ttl for new, ttl in changes.values() if new is not None}
+        }
         add_operation(
             replica,
             partition_hash,
-            [
-                (
-                    encode_key(hash_key, sort_key),
-                    new,
-                    0 if new is None else expiry_of(replica, ttl, now),
-                )
-                for sort_key, (new, ttl) in changes.items()
-            ],
+            [(key, new, expiries.get(ttl, 0)) for key, (new, ttl) in changes.items()],
         )
         answer(replica, connection, [request_id, 0, 0, True, *seen])
 

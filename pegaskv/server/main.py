@@ -57,7 +57,7 @@ _FILES_LEAST: Final = 48
 _FILES_COMFORTABLE: Final = 1_024
 # How long a thread may keep the interpreter while another waits for it. With Python's 5 ms the
 # loop waits so long beside each flush, scan or sweep, and a sync that is done as long for the loop.
-_SWITCH_INTERVAL_S: Final = 0.0005
+_SWITCH_INTERVAL_S: Final = 0.0001
 # More containers than requests under way have, in three generations.
 _COLLECTED_AFTER: Final = (20_000, 20, 100)
 

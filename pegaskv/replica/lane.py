@@ -97,19 +97,20 @@ class Lane:
         if requests:
             self._waiting[key] = requests
         if self._waiting:
-            self._go_on(connection, began_us)
+            asyncio.get_running_loop().call_soon(self._go_on, connection, began_us)
         if ended:
             connection.flush()
 
     def _go_on(self, connection: ServerConnection, began_us: int) -> None:
-        """Make the next step in the next turn of the loop, or after a rest between clients."""
+        """Make the next step, or rest before it if it and the last one are clients'."""
+        # The tick that the last step has caused is over by now, and counts too.
         following = next(iter(self._waiting.values()))[0][0]
         both = connection.rests and following.rests
         rest_s = connection.pace.rest_s(began_us) if both else 0.0
         if rest_s:
             asyncio.get_running_loop().call_later(rest_s, self._step)
         else:
-            asyncio.get_running_loop().call_soon(self._step)
+            self._step()
 
 
 def _as_request_error(error: Exception) -> RequestError:

@@ -1,5 +1,6 @@
 """Large requests are worked at in slices: others are served between, nothing is done by half."""
 
+import asyncio
 from typing import Any, cast
 
 from pegaskv.base.limits import BATCH_ROWS_MAX, OPERATION_ROWS_MAX
@@ -102,6 +103,30 @@ def test_while_others_call_a_clients_steps_are_apart_and_a_servers_are_not() -> 
         server.connection.never_rest()
         assert await steps(life, server, 10, heard=True) < alone_ms + 8 * 4
         await server.stop()
+
+    play(scenario)
+
+
+def test_what_a_step_has_caused_counts_as_its_time() -> None:
+    async def scenario(world: World, life: Life) -> None:
+        now_us = 0
+
+        def tick() -> None:
+            nonlocal now_us
+            now_us += 3_000
+
+        def request() -> Steps:
+            for _ in range(2):
+                asyncio.get_running_loop().call_soon(tick)
+                yield
+
+        client = Connection()
+        client.pace = Pace(lambda: now_us, 50)
+        client.pace.heard = True
+        lane = Lane()
+        lane.queue("client", cast(Any, client), 1, request())
+        await turns(life, 20)
+        assert client.pace.rested_us == 3_000
 
     play(scenario)
 

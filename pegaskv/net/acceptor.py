@@ -319,8 +319,14 @@ class Acceptor:
         _log.error("operation %d failed", message[1], exc_info=error)
         return InternalError(f"operation {message[1]} failed: {type(error).__name__}")
 
-    def unsendable(self, reason: str) -> InternalError:
-        """Count a reply that could not be sent; return what is sent in its place."""
+    def unsendable(self, connection: ServerConnection, reason: str) -> InternalError:
+        """Count a reply that could not be sent; return what is sent in its place.
+
+        Without a reason there was no memory for it.
+        """
+        if not reason:
+            self.out_of_memory(connection)
+            reason = "the server has no memory for the reply"
         self.handler_failures += 1
         _log.error("%s", reason)
         return InternalError(reason)

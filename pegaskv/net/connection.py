@@ -39,19 +39,13 @@ from pegaskv.base.limits import (
     REQUEST_VALUES_MAX,
     SERVER_FRAME_BYTES_MAX,
 )
-from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
+from pegaskv.codec.frames import FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
+from pegaskv.net.frames_apart import frames_apart
 from pegaskv.net.hello import SERVER_FEATURE, answer_hello
 from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, has_id
-from pegaskv.net.turns import (
-    DECODED_BYTES_MAX,
-    FULL_READ_BYTES,
-    TURN_BYTES,
-    TURN_MESSAGES,
-    Pace,
-    cut,
-)
+from pegaskv.net.turns import DECODED_BYTES_MAX, FULL_READ_BYTES, TURN_BYTES, TURN_MESSAGES, cut
 
 if TYPE_CHECKING:
     from pegaskv.net.acceptor import Acceptor
@@ -111,6 +105,7 @@ class ServerConnection(asyncio.Protocol):
         "of_server",
         "out",
         "out_bytes",
+        "pace",
         "partial_bytes",
         "partial_since_ms",
         "progress",
@@ -131,6 +126,7 @@ class ServerConnection(asyncio.Protocol):
         self.of_server = False
         # Whether it is a client's, whose large work rests while others call.
         self.rests = True
+        self.pace = acceptor.pace
         self.partial_bytes = 0
         # Read and written by the acceptor's sweep.
         self.address = "?"
@@ -181,10 +177,7 @@ class ServerConnection(asyncio.Protocol):
         return (request_id, error.code, error.message, error.hint, error.details)
 
     def never_rest(self) -> None:
-        """Let its large work go on in turns only, with no rest for the sake of others.
-
-        Of servers and other clusters, which have bounds of their own.
-        """
+        """It is of a server or another cluster, which have bounds of their own."""
         self.rests = False
         self._turns = self._acceptor.server_turns
 
@@ -264,7 +257,7 @@ class ServerConnection(asyncio.Protocol):
         if self.closed:
             return
         size = len(data)
-        began_us = self._acceptor.pace.now_us() if size >= DECODED_BYTES_MAX else 0
+        began_us = self.pace.now_us() if size >= DECODED_BYTES_MAX else 0
         self.received_bytes += size
         try:
             frames = self._splitter.feed(data)
@@ -293,7 +286,7 @@ class ServerConnection(asyncio.Protocol):
         elif self._small_reads:
             self._small_reads -= 1
         elif self.rests:
-            self._acceptor.pace.heard = True
+            self.pace.heard = True
 
     def pause_writing(self) -> None:
         """The peer does not read its replies: stop reading its requests."""
@@ -356,7 +349,7 @@ class ServerConnection(asyncio.Protocol):
     def _end_turn(self, began_us: int = 0) -> None:
         self._pause(_TURN)
         self._small_reads = _SMALL_READS
-        self._turns.wait(self, began_us or self._acceptor.pace.now_us())
+        self._turns.wait(self, began_us or self.pace.now_us())
 
     def take_turn(self) -> None:
         """Go on after the end of a turn."""
@@ -424,41 +417,16 @@ class ServerConnection(asyncio.Protocol):
 
     def _write_apart(self, out: list[Any]) -> None:
         """Write replies that are many, large or broken in frames of their own."""
-        # Frames of about REPLY_FLUSH_BYTES, so that small replies do not wait for large ones.
-        count = len(out)
-        if self.out_bytes > REPLY_FLUSH_BYTES:
-            count = max(1, count * REPLY_FLUSH_BYTES // self.out_bytes)
-        step = min(count, FRAME_MESSAGES_MAX)
-        for begin in range(0, len(out), step):
-            self._write_part(out[begin : begin + step])
-            if self.closed:
-                return
-
-    def _write_part(self, replies: list[Any]) -> None:
         try:
-            frame = encode_frame(replies)
-        except MemoryError:
-            self._acceptor.out_of_memory(self)
-            reason = "the server has no memory for the reply"
-        except (TypeError, ValueError, OverflowError) as error:
-            reason = f"the reply cannot be packed: {error}"
-        else:
-            if len(frame) <= CLIENT_FRAME_BYTES_MAX + HEADER_BYTES:
+            for frame in frames_apart(out, self.out_bytes, self._unsendable):
                 self._write(frame)
-                return
-            reason = f"a reply of {len(frame)} bytes does not fit a frame"
-        if len(replies) > 1:
-            middle = len(replies) // 2
-            self._write_part(replies[:middle])
-            if not self.closed:
-                self._write_part(replies[middle:])
-            return
-        try:
-            frame = encode_frame([self.error(replies[0][0], self._acceptor.unsendable(reason))])
+                if self.closed:
+                    return
         except MemoryError:
             self.abort()
-            return
-        self._write(frame)
+
+    def _unsendable(self, reply: Any, reason: str) -> tuple[Any, ...]:
+        return self.error(reply[0], self._acceptor.unsendable(self, reason))
 
     # What is held and charged.
 
@@ -506,11 +474,6 @@ class ServerConnection(asyncio.Protocol):
             change = charged - self._charged
             self._charged = charged
             self._acceptor.charge(change)
-
-    @property
-    def pace(self) -> Pace:
-        """What large work of clients keeps to."""
-        return self._acceptor.pace
 
     @property
     def held_bytes(self) -> int:

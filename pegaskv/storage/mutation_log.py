@@ -15,7 +15,6 @@ waits for its syncs, so give the log one of its own, and `background` another fo
 what is long.
 """
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -46,9 +45,6 @@ from pegaskv.storage.log_recovery import RecoveredLog, Wanted, recover_log, sett
 from pegaskv.storage.log_segments import (
     OpenSegment,
     create_first,
-    create_segment,
-    discard_segment,
-    grow_segment,
     log_failure,
     make_header,
     nothing,
@@ -57,6 +53,7 @@ from pegaskv.storage.log_segments import (
     seal_segment,
     trim_segment,
 )
+from pegaskv.storage.log_spare import SpareSegment
 
 __all__ = [
     "Damage",
@@ -76,9 +73,6 @@ _log = logging.getLogger(__name__)
 # for the rest only.
 _RESERVE_SHARE: Final = 8
 _UNSYNCED_SHARE: Final = 256
-# How long to wait before a full disk is asked for room again.
-_FULL_PAUSE_MS: Final = 1_000
-
 Done = Callable[[BaseException | None], None]
 
 
@@ -129,11 +123,17 @@ class MutationLog:
         self._sync_done: Done | None = None
         self._sync_after_switch: Done | None = None
         self._switching = False
-        # The next segment, while it is being made and when it is.
-        self._preparing = False
-        self._spare: OpenSegment | None = None
-        self._retry: asyncio.TimerHandle | None = None
-        self._full_since_ms: int | None = None
+        self._spare = SpareSegment(
+            disk,
+            directory,
+            size=options.log_segment_bytes,
+            clock=clock,
+            worker=self._background,
+            next_header=self._next_header,
+            wanted=lambda: not self._closed and self._broken is None,
+            on_made=self._use_spare,
+            on_failed=self._fail,
+        )
         self._collector = Collector(
             disk,
             directory,
@@ -199,7 +199,7 @@ class MutationLog:
         if self._ready:
             return True
         if self._segment is None:
-            self._prepare()
+            self._spare.prepare()
         return self._broken is not None
 
     def append(self, records: list[LogRecord]) -> None:
@@ -245,8 +245,8 @@ class MutationLog:
             raise log_failure(error) from error
         if needed > self._ends_at:
             self._approach_end(segment, needed)
-        elif self._spare is None:
-            self._prepare()
+        elif self._spare.segment is None:
+            self._spare.prepare()
 
     @property
     def unsynced(self) -> bool:
@@ -337,8 +337,7 @@ class MutationLog:
         footer = self._footer(segment)
         end = self._end
         self._segment = None
-        if self._spare is None:
-            self._prepare()
+        self._spare.prepare()
         self._worker.submit(
             lambda: seal_segment(segment, end, footer),
             functools.partial(self._on_sealed, segment, end + len(footer)),
@@ -382,14 +381,13 @@ class MutationLog:
     def _use_spare(self) -> None:
         """Let the spare take records, when there is one and its turn has come."""
         if (
-            self._spare is None
-            or self._segment is not None
+            self._segment is not None
             or self._switching
             or self._closed
             or self._broken is not None
+            or (segment := self._spare.take()) is None
         ):
             return
-        segment, self._spare = self._spare, None
         self._install(segment)
         if self.on_ready is not None:
             self.on_ready()
@@ -417,70 +415,6 @@ class MutationLog:
         number = self._next_number
         self._next_number += 1
         return number
-
-    def _prepare(self) -> None:
-        """Make the next segment ahead, piece by piece, so that no sync waits long behind it."""
-        if (
-            self._preparing
-            or self._spare is not None
-            or self._retry is not None
-            or self._closed
-            or self._broken is not None
-        ):
-            return
-        self._preparing = True
-        header = self._next_header()
-        self._background.submit(
-            lambda: create_segment(self._disk, self._directory, header), self._grow
-        )
-
-    def _grow(self, segment: OpenSegment | None, error: BaseException | None) -> None:
-        if segment is None:
-            assert error is not None
-            self._not_prepared(error)
-            return
-        if self._closed:
-            self._background.submit(
-                lambda: discard_segment(self._disk, segment), self._on_discarded
-            )
-            return
-        size = self._options.log_segment_bytes
-
-        def grown(complete: bool | None, error: BaseException | None) -> None:
-            if error is not None:
-                self._not_prepared(error)
-            elif not complete:
-                self._grow(segment, None)
-            else:
-                self._preparing = False
-                self._spare = segment
-                if self._full_since_ms is not None:
-                    waited_ms = self._clock.monotonic_ms() - self._full_since_ms
-                    _log.warning("the log has room again after %d ms", waited_ms)
-                    self._full_since_ms = None
-                self._use_spare()
-
-        self._background.submit(lambda: grow_segment(self._disk, segment, size), grown)
-
-    def _on_discarded(self, _: None, error: BaseException | None) -> None:
-        self._preparing = False
-
-    def _not_prepared(self, error: BaseException) -> None:
-        self._preparing = False
-        if self._closed:
-            return
-        if not room_may_come(error):
-            self._fail(error)
-            return
-        if self._full_since_ms is None:
-            self._full_since_ms = self._clock.monotonic_ms()
-            _log.error("the log has no room for its next segment yet: %s", error or "no memory")
-        loop = asyncio.get_running_loop()
-        self._retry = loop.call_later(_FULL_PAUSE_MS / 1_000, self._prepare_again)
-
-    def _prepare_again(self) -> None:
-        self._retry = None
-        self._prepare()
 
     # --- Retention -----------------------------------------------------------------------------
 
@@ -617,14 +551,12 @@ class MutationLog:
             return
         self._closed = True
         self._ready = False
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        while self._switching or self._preparing or self._sync_done is not None:
+        self._spare.stop()
+        while self._switching or self._spare.preparing or self._sync_done is not None:
             await self._worker.run(nothing)
             await self._background.run(nothing)
-        segment, spare = self._segment, self._spare
-        self._segment = self._spare = None
+        segment, spare = self._segment, self._spare.take()
+        self._segment = None
         try:
             await self._worker.run(lambda: self._close(segment, spare))
         except (OSError, PegasKVError) as error:

@@ -401,7 +401,8 @@ async def test_a_reply_without_memory_is_an_error_and_the_next_ones_are_sent(
             raise MemoryError
         return encode_frame(messages)
 
-    monkeypatch.setattr("pegaskv.net.connection.encode_frame", scarce)
+    for module in ("connection", "frames_apart"):
+        monkeypatch.setattr(f"pegaskv.net.{module}.encode_frame", scarce)
     peer.send([echo(2, b"small"), echo(3, bytes(100)), echo(4, b"small")])
     replies = {reply[0]: reply[1:] for reply in peer.replies()}
     assert replies[2] == replies[4] == [0, b"small"]

@@ -111,7 +111,7 @@ async def test_those_who_wait_take_turns_and_who_asks_twice_waits_once() -> None
     log = await run(turns, first, second)
     assert [name for name, _ in log] == ["first", "second"] * 3
     # And again, once nobody has waited for a while.
-    await asyncio.sleep(0.001)
+    await turn()
     third = Busy("third", turns, hand, 2)
     assert [name for name, _ in await run(turns, third)] == ["third", "third"]
 
@@ -136,7 +136,9 @@ async def test_between_turns_there_is_a_rest_if_others_called_meanwhile() -> Non
     # After the last one too.
     assert pace.rested_us == pytest.approx(6 * 6 * MS)
     busy = Busy("busy", turns, hand, 6, takes_us=2 * MS)
-    await asyncio.sleep(0.02)
+    ends = asyncio.get_running_loop().time() + 0.02
+    while asyncio.get_running_loop().time() < ends:
+        await turn()
     pace.heard = False
     alone = await run(turns, busy)
     assert alone[-1][1] - alone[0][1] < 0.0045

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from pegaskv.base.types import Gpid
-from pegaskv.storage import mutation_log
+from pegaskv.storage import log_spare
 from pegaskv.storage.log_format import LogRecord
 from pegaskv.storage.log_options import LogOptions
 from pegaskv.storage.log_recovery import RecoveredLog
@@ -237,7 +237,7 @@ async def test_after_a_failed_append_or_sync_nothing_is_taken_and_nothing_confir
     fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # There is room again at once, and the log looks at once.
-    monkeypatch.setattr(mutation_log, "_FULL_PAUSE_MS", 0)
+    monkeypatch.setattr(log_spare, "_FULL_PAUSE_MS", 0)
     broken = finished = 0
     for io in range(await ios_of_a_whole_play()):
         disk = SimulatedDisk(Random(io))

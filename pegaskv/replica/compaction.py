@@ -7,10 +7,8 @@ another. Rows that nobody can see are removed first. What is rewritten still sta
 last checkpoint, so a new one takes its place at the end.
 
 A partition is rewritten in steps, since nothing can interrupt one: between two of them other
-upkeep has its turn, and a stop, a full disk or a changed mind ends it. LevelDB's thread keeps a
-processor busy in each, so the pause is as long: clients have the whole machine half of the time.
-Which order was carried out is noted beside the replica, so that a restart repeats only what was
-not finished.
+upkeep has its turn, and a stop, a full disk or a changed mind ends it. Which order was carried
+out is noted beside the replica, so that a restart repeats only what was not finished.
 """
 
 import logging
@@ -33,7 +31,6 @@ _log = logging.getLogger(__name__)
 
 # About half a second of work.
 _STEP_BYTES: Final = 32 * 1024 * 1024
-# The least between two of them.
 _PAUSE_MS: Final = 20
 
 
@@ -121,10 +118,8 @@ class ManualCompactions:
             if not may():
                 _log.info("the compaction of %s stops before its end", gpid)
                 return False
-            step_ms = self._clock.monotonic_ms()
             await run(partial(engine.compact, first, last))
-            took_ms = self._clock.monotonic_ms() - step_ms
-            await self._clock.sleep_ms(max(took_ms, _PAUSE_MS))
+            await self._clock.sleep_ms(_PAUSE_MS)
         after = await run(engine.size_bytes)
         await self._publish(replica)
         if not may():

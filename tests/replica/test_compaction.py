@@ -92,38 +92,6 @@ def test_each_order_is_carried_out_once(monkeypatch: pytest.MonkeyPatch) -> None
     play(scenario)
 
 
-class Watched:
-    """A clock that notes how long somebody sleeps."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.monotonic_ms, self.wall_us = clock.monotonic_ms, clock.wall_us
-        self.slept_ms: list[int] = []
-        self._clock = clock
-
-    async def sleep_ms(self, milliseconds: int) -> None:
-        self.slept_ms.append(milliseconds)
-        await self._clock.sleep_ms(milliseconds)
-
-
-def test_the_pause_behind_a_step_is_as_long_as_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "_STEP_BYTES", 3_000)
-
-    async def scenario(world: World, life: Life) -> None:
-        server = await serving(life)
-        await write(server, *range(10))
-        server.slow("upkeep", 300_000)
-        watched = Watched(life.clock)
-        monkeypatch.setattr(server.stub._compactions, "_clock", watched)
-        await server.serve(envs=once(now(life)))
-        await world.until(lambda: finished(server) == 1, what="an end", limit_ms=60_000)
-        assert len(watched.slept_ms) == len(server.engines.compacted) > 2
-        assert min(watched.slept_ms) >= 300
-        server.slow("upkeep", 0)
-        await server.stop()
-
-    play(scenario)
-
-
 def test_an_order_for_later_waits_and_a_restart_does_not_repeat_what_was_done() -> None:
     order = 0
 

@@ -215,6 +215,10 @@ async def test_the_first_part_of_a_large_read_counts_too(monkeypatch: pytest.Mon
     peer.send(frame_of(1, FULL_READ_BYTES))
     await turn()
     assert pace.rested_us > 4 * MS
+    [shown] = [
+        one for one in server.acceptor.metrics() if one.name == "pegaskv_bulk_rest_seconds_total"
+    ]
+    assert shown.samples == (((), pace.rested_us / 1_000_000),)
 
 
 async def test_servers_are_not_heard_and_do_not_rest() -> None:

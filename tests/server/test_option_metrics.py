@@ -65,6 +65,8 @@ def test_more_than_the_default_may_be_under_way_when_there_is_memory() -> None:
         "in_flight_bytes_max = 1048577",
         "connection_unsent_pause_bytes = 20000000",
         "unsent_bytes_max = 2000000",
+        "bulk_share_percent = 0",
+        "bulk_share_percent = 101",
         "hello_bytes_max = 100",
         "hello_bytes_max = 70000",
         "hello_timeout_ms = 0",

@@ -45,7 +45,7 @@ class FrameSplitter:
     true, and a call with no bytes goes on.
     """
 
-    __slots__ = ("_call_bytes_max", "_held", "_needed", "frame_bytes_max", "more", "values_max")
+    __slots__ = ("_call_bytes_max", "_needed", "frame_bytes_max", "held", "more", "values_max")
 
     def __init__(
         self,
@@ -58,14 +58,10 @@ class FrameSplitter:
         self.values_max = values_max
         self.more = False
         self._call_bytes_max = call_bytes_max
-        # The beginning of a frame, and how long it must grow before it is worth a look.
-        self._held = bytearray()
+        # The beginning of a frame that waits for the rest, which only `feed` changes; and how long
+        # it must grow before it is worth a look.
+        self.held = bytearray()
         self._needed = HEADER_BYTES
-
-    @property
-    def buffered_bytes(self) -> int:
-        """The bytes of an incomplete frame that are waiting for the rest."""
-        return len(self._held)
 
     def feed(self, data: bytes) -> list[list[Any]]:
         """Return the bodies of all frames that `data` completes, in order.
@@ -78,12 +74,12 @@ class FrameSplitter:
         frames: list[list[Any]] = []
         # Also when what is held turns out to be the beginning of a header only.
         self.more = False
-        if self._held:
-            self._held += data
-            if len(self._held) < self._needed:
+        if self.held:
+            self.held += data
+            if len(self.held) < self._needed:
                 return frames
-            data = bytes(self._held)
-            self._held.clear()
+            data = bytes(self.held)
+            self.held.clear()
         position = 0
         end = len(data)
         needed = HEADER_BYTES
@@ -107,6 +103,6 @@ class FrameSplitter:
                 self.more = True
                 break
         if position < end:
-            self._held += data[position:]
+            self.held += data[position:]
             self._needed = needed
         return frames

@@ -51,24 +51,28 @@ def unpack(
     body: bytes,
     *,
     array_length_max: int = _ARRAY_LENGTH_MAX,
-    map_length_max: int = _MAP_LENGTH_MAX,
     values_max: int = FRAME_VALUES_MAX,
 ) -> Any:
     """Return the value in `body`; time and memory are bounded by its length and the limits.
+
+    A body of less than a kilobyte is bounded by its length alone.
 
     Raises:
         WireError: `body` is not one msgpack value, or passes a limit.
 
     """
     size = len(body)
-    decode = _unpackb
-    hook = None
-    if size > FRAME_UNCOUNTED_BYTES_MAX:
-        # The library bounds each container and not their number: we count.
-        hook = _counting_hook(values_max)
-    elif size > _SURELY_HARMLESS_BYTES and _claims_much(body):
-        decode = fallback.unpackb
     try:
+        if size <= _SURELY_HARMLESS_BYTES:
+            # Most bodies end here: the library bounds containers by the length of the body.
+            return _unpackb(body, max_ext_len=0)
+        decode = _unpackb
+        hook = None
+        if size > FRAME_UNCOUNTED_BYTES_MAX:
+            # The library bounds each container and not their number: we count.
+            hook = _counting_hook(values_max)
+        elif _claims_much(body):
+            decode = fallback.unpackb
         return decode(
             body,
             raw=False,
@@ -78,7 +82,7 @@ def unpack(
             object_hook=hook,
             # Each element takes a byte at least.
             max_array_len=array_length_max if array_length_max < size else size,
-            max_map_len=map_length_max,
+            max_map_len=_MAP_LENGTH_MAX,
             # An extension of length 0 still decodes; the schema checks refuse it.
             max_ext_len=0,
         )

@@ -36,12 +36,12 @@ from pegaskv.base.limits import (
     FRAME_MESSAGES_MAX,
     FRAME_VALUES_MAX,
     REPLY_FLUSH_BYTES,
-    REQUEST_VALUES_MAX,
     SERVER_FRAME_BYTES_MAX,
 )
 from pegaskv.codec.frames import FrameSplitter, encode_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
+from pegaskv.net.flow_control import DRAIN, HOLDING, IN_FLIGHT, OUTPUT, TURN, FlowControl
 from pegaskv.net.frames_apart import frames_apart
 from pegaskv.net.hello import SERVER_FEATURE, answer_hello
 from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, has_id
@@ -59,20 +59,11 @@ Handler: TypeAlias = Callable[["ServerConnection", list[Any]], None]
 # The request id of an error that concerns the connection as a whole, sent before it is closed.
 CONNECTION_ID: Final = 0
 
-# Why reading is paused; it goes on when no reason is left.
-_IN_FLIGHT: Final = 1
-_OUTPUT: Final = 2
-_PROCESS: Final = 4
-_DRAIN: Final = 8
-_TURN: Final = 16
-# With one of these, frames that were read already wait too. When the process's account is
-# full they must not: handling them is what empties it.
-_HOLDING: Final = _IN_FLIGHT | _OUTPUT | _DRAIN | _TURN
 # After so many small reads who had much to do counts as one with little.
 _SMALL_READS: Final = 8
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection(FlowControl):
     """One connection: frames in, handlers called, replies out.
 
     Handlers append replies to `out` (and the size of large ones to `out_bytes`), or call
@@ -81,33 +72,18 @@ class ServerConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_acceptor",
-        "_backlog",
-        "_bytes_max",
-        "_charged",
-        "_counted",
-        "_going_on",
         "_handlers",
-        "_loop",
-        "_options",
-        "_paused",
-        "_request_bytes",
         "_small_reads",
-        "_splitter",
-        "_transport",
+        "_spinner",
         "_turns",
         "address",
-        "closed",
         "deadline_ms",
         "descriptor",
         "greeted",
-        "in_flight",
         "of_server",
         "out",
         "out_bytes",
         "pace",
-        "partial_bytes",
-        "partial_since_ms",
         "progress",
         "received_bytes",
         "requests",
@@ -117,49 +93,30 @@ class ServerConnection(asyncio.Protocol):
     )
 
     def __init__(self, acceptor: "Acceptor", handlers: Mapping[int, Handler]) -> None:
+        super().__init__(acceptor)
         self.out: list[Any] = []
         self.out_bytes = 0
-        self.in_flight = 0
-        self.closed = False
-        # Whether hello was accepted, and the bytes of a frame that is not complete.
+        # Whether hello was accepted.
         self.greeted = False
         self.of_server = False
         # Whether it is a client's, whose large work rests while others call.
         self.rests = True
         self.pace = acceptor.pace
-        self.partial_bytes = 0
         # Read and written by the acceptor's sweep.
         self.address = "?"
         self.descriptor = -1
         self.deadline_ms: int | None = None
-        self.partial_since_ms: int | None = None
         self.unsent_since_ms: int | None = None
         self.progress = -1
         self.requests = 0
         self.received_bytes = 0
         self.sent_bytes = 0
 
-        self._acceptor = acceptor
-        self._options = options = acceptor.options
-        self._bytes_max = options.connection_in_flight_bytes_max
         self._handlers = handlers
-        self._splitter = FrameSplitter(
-            options.hello_bytes_max, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
-        )
-        self._transport: asyncio.Transport | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # Frames that were read and wait until reading may go on.
-        self._backlog: list[list[Any]] = []
-        self._paused = 0
-        self._going_on = False
         self._turns = acceptor.turns
+        self._spinner = acceptor.spinner
         # How many small reads are left until this counts as a caller with little to do.
         self._small_reads = 0
-        # Bytes charged: for the frames whose requests are under way, for the partial frame, and
-        # the sum that the process's account holds. `_counted` requests stand for the first.
-        self._request_bytes = 0
-        self._charged = 0
-        self._counted = 0
 
     # What handlers call.
 
@@ -259,8 +216,9 @@ class ServerConnection(asyncio.Protocol):
         size = len(data)
         began_us = self.pace.now_us() if size >= DECODED_BYTES_MAX else 0
         self.received_bytes += size
+        splitter = self._splitter
         try:
-            frames = self._splitter.feed(data)
+            frames = splitter.feed(data)
         except WireError as error:
             self._break(error, data)
             return
@@ -271,17 +229,17 @@ class ServerConnection(asyncio.Protocol):
         if frames:
             if not self.greeted:
                 frames = self._greet(frames)
-            if self._paused & _HOLDING or self._backlog:
+            if self._paused & HOLDING or self._backlog:
                 self._backlog.extend(frames)
             else:
                 self._handle(frames)
-        if self.in_flight or self._charged or self._splitter.buffered_bytes or self._backlog:
-            self._charge(size, whole=bool(frames))
+        if self.in_flight or self._charged or splitter.held or self._backlog:
+            self._received(size, whole=bool(frames))
         if self.out:
             self.flush()
-        if self._acceptor.spinner is not None:
-            self._acceptor.spinner.wake()
-        if (self._splitter.more or size >= FULL_READ_BYTES) and not self.closed:
+        if self._spinner is not None:
+            self._spinner.wake()
+        if (splitter.more or size >= FULL_READ_BYTES) and not self.closed:
             self._end_turn(began_us)
         elif self._small_reads:
             self._small_reads -= 1
@@ -292,12 +250,12 @@ class ServerConnection(asyncio.Protocol):
         """The peer does not read its replies: stop reading its requests."""
         self.unsent_since_ms = self._acceptor.now_ms
         self._acceptor.watch(self)
-        self._pause(_OUTPUT)
+        self._pause(OUTPUT)
 
     def resume_writing(self) -> None:
         """The peer has read most of its replies."""
         self.unsent_since_ms = None
-        self.resume(_OUTPUT)
+        self.resume(OUTPUT)
 
     # Requests.
 
@@ -313,7 +271,7 @@ class ServerConnection(asyncio.Protocol):
             count = len(messages)
             if self.in_flight + count > self._options.connection_requests_max and self.in_flight:
                 self._backlog = frames[number - 1 :] + self._backlog
-                self._pause(_IN_FLIGHT)
+                self._pause(IN_FLIGHT)
                 return
             self.requests += count
             rest = iter(messages)
@@ -338,7 +296,7 @@ class ServerConnection(asyncio.Protocol):
                     self.flush()
                     if written > TURN_BYTES:
                         self._end_turn()
-                    if self._paused & _HOLDING or self.closed:
+                    if self._paused & HOLDING or self.closed:
                         # The peer is slower than we are: the rest is for later.
                         left = list(rest)
                         self.requests -= len(left)
@@ -347,13 +305,13 @@ class ServerConnection(asyncio.Protocol):
                         return
 
     def _end_turn(self, began_us: int = 0) -> None:
-        self._pause(_TURN)
+        self._pause(TURN)
         self._small_reads = _SMALL_READS
         self._turns.wait(self, began_us or self.pace.now_us())
 
     def take_turn(self) -> None:
         """Go on after the end of a turn."""
-        self._paused &= ~_TURN
+        self._paused &= ~TURN
         self._go_on()
 
     def refuse(self, message: Any, error: Exception) -> None:
@@ -410,7 +368,7 @@ class ServerConnection(asyncio.Protocol):
         transport.write(frame)
         self.sent_bytes += len(frame)
         if (
-            self._paused & _OUTPUT
+            self._paused & OUTPUT
             and transport.get_write_buffer_size() > self._options.connection_unsent_bytes_max
         ):
             self._acceptor.cut_off(self, "its unsent replies passed the limit")
@@ -428,108 +386,11 @@ class ServerConnection(asyncio.Protocol):
     def _unsendable(self, reply: Any, reason: str) -> tuple[Any, ...]:
         return self.error(reply[0], self._acceptor.unsendable(self, reason))
 
-    # What is held and charged.
-
-    def _charge(self, received: int, *, whole: bool) -> None:
-        """Charge `received` bytes that just came; `whole` says that they completed a frame."""
-        if self.closed:
-            return
-        buffered = self._splitter.buffered_bytes
-        if buffered:
-            if whole or not self.partial_bytes:
-                self.partial_since_ms = self._acceptor.now_ms
-                self._acceptor.watch(self)
-        else:
-            self.partial_since_ms = None
-        if self.in_flight or self._backlog:
-            self._request_bytes += received + self.partial_bytes - buffered
-        else:
-            self._request_bytes = 0
-        self.partial_bytes = buffered
-        self._counted = self.in_flight
-        self._book()
-        options = self._options
-        if self.in_flight >= options.connection_requests_max or (
-            self.in_flight and self._charged >= self._bytes_max
-        ):
-            self._pause(_IN_FLIGHT)
-        if received and self._acceptor.over_budget(self):
-            self._pause(_PROCESS)
-
-    def _settle(self) -> None:
-        """Give back what was charged for requests that were answered since.
-
-        Requests are not weighed one by one: each counts as the mean of those under way.
-        """
-        if self.in_flight:
-            self._request_bytes = self._request_bytes * self.in_flight // self._counted
-        elif not self._backlog:
-            self._request_bytes = 0
-        self._counted = self.in_flight
-        self._book()
-
-    def _book(self) -> None:
-        charged = self._request_bytes + self.partial_bytes
-        if charged != self._charged:
-            change = charged - self._charged
-            self._charged = charged
-            self._acceptor.charge(change)
-
-    @property
-    def held_bytes(self) -> int:
-        """What this connection has in the process's account of bytes."""
-        return self._charged
-
-    @property
-    def paused(self) -> bool:
-        """Whether nothing is read from the peer at the moment."""
-        return self._paused != 0
-
-    @property
-    def output_paused(self) -> bool:
-        """Whether the peer leaves so much unread that large replies should not be made now."""
-        return self._paused & _OUTPUT != 0
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes of replies that the peer has not taken."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
     # Pauses.
-
-    def _pause(self, reason: int) -> None:
-        if not self._paused and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-        self._paused |= reason
-
-    def resume(self, reason: int = _PROCESS) -> None:
-        """Take one reason away; reading goes on in the next turn of the loop if none is left."""
-        self._paused &= ~reason
-        if not self._paused & _HOLDING and not self.closed and not self._going_on:
-            # Not at once: the caller may be in the middle of a batch that handlers would join.
-            self._going_on = True
-            assert self._loop is not None
-            self._loop.call_soon(self._go_on)
-
-    def _consider(self) -> None:
-        """See whether answers have made room for what waits, and whether a drain has ended."""
-        if self._paused & _DRAIN:
-            if not self.in_flight:
-                self.close()
-        elif self._paused & _IN_FLIGHT:
-            options = self._options
-            few = self.in_flight <= options.connection_requests_max // 2
-            waiting = len(self._backlog[0]) if self._backlog else 0
-            if not self.in_flight or (
-                few
-                and self._charged <= self._bytes_max // 2
-                and self.in_flight + waiting <= options.connection_requests_max
-            ):
-                self.resume(_IN_FLIGHT)
 
     def _go_on(self) -> None:
         self._going_on = False
-        if self._paused & _HOLDING or self.closed:
+        if self._paused & HOLDING or self.closed:
             return
         if self._backlog:
             frames, self._backlog = self._backlog, []
@@ -539,7 +400,7 @@ class ServerConnection(asyncio.Protocol):
             self._charge(0, whole=False)
             if self.out:
                 self.flush()
-        if self._splitter.more and not self._paused & _HOLDING:
+        if self._splitter.more and not self._paused & HOLDING:
             self.data_received(b"")
         if not self._paused and not self._going_on and not self.closed:
             assert self._transport is not None
@@ -551,7 +412,7 @@ class ServerConnection(asyncio.Protocol):
         """Stop reading, answer what is under way, then close."""
         if self.closed:
             return
-        self._pause(_DRAIN)
+        self._pause(DRAIN)
         stopping = NotReady("the server is stopping", hint="try again when it is back")
         with suppress(WireError, MemoryError):
             while self._splitter.more:

@@ -9,7 +9,7 @@ and `repairs` sees to the engine.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pegaskv.base.errors import NotReady, PegasKVError
@@ -17,6 +17,7 @@ from pegaskv.replica.admission import Admission
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.overlay import OverlaidSnapshot
 from pegaskv.replica.participation import Participation
+from pegaskv.replica.row_cache import RowCache
 from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine, ReplicaState, Snapshot
@@ -49,12 +50,15 @@ class Applying(Admission):
         self,
         *,
         engine: Engine,
+        cache: RowCache,
         participation: Participation,
         apply_worker: Worker,
         tick: Tick,
         on_engine_failed: Callable[[Any, BaseException], None],
     ) -> None:
         self.engine = engine
+        # Rows of the engine; those that `applying` has too are younger there.
+        self._cache = cache
         # What the committed part of the log has made of the partition.
         self.participation = participation
         self.applying: dict[bytes, bytes | None] = {}
@@ -76,7 +80,17 @@ class Applying(Admission):
             row = self.applying.get(key, _MISSING)
             if row is not _MISSING:
                 return row  # type: ignore[no-any-return]
-        return self.engine.get(key)
+        row = self._cache.young.get(key)
+        return self._read(key) if row is None else row
+
+    def _read(self, key: bytes) -> bytes | None:
+        row = self._cache.take_back(key)
+        if row is None:
+            self.row_cache_misses += 1
+            row = self.engine.get(key)
+            if row is not None:
+                self._cache.add(key, row)
+        return row
 
     def snapshot_then(self, use: Callable[[Snapshot | BaseException], None]) -> None:
         """Call `use` with a snapshot that holds all that is committed now.
@@ -175,6 +189,7 @@ class Applying(Admission):
         else:
             self.applying_bytes -= size
             applying = self.applying
+            self._cache.drop(dict.fromkeys(rows[::2]))  # type: ignore[arg-type]
             for key, row in zip(rows[::2], rows[1::2], strict=True):
                 # A younger one stays. One deletion looks like any other, and leaves as much.
                 if applying[key] is row:  # type: ignore[index]
@@ -187,8 +202,13 @@ class Applying(Admission):
 
     def _forget_applied(self) -> None:
         self.unapplied = None
+        self._cache.drop(self.applying)
         self.applying.clear()
         self.applying_bytes = 0
+
+    def forget_read(self, rows: Mapping[bytes, object]) -> None:
+        """The engine was written beside the log: what was read of these keys is no more."""
+        self._cache.drop(rows)
 
     def _hand_out_snapshots(self, decree: int) -> None:
         """The engine is at `decree`: whoever waited for that has waited long enough."""

@@ -11,6 +11,7 @@ class ReplicaCounts:
 
     reads = 0
     writes = 0
+    row_cache_misses = 0
     scans = 0
     slow_read_requests = 0
     slow_write_requests = 0
@@ -28,6 +29,7 @@ class ReplicaCounts:
 # Attribute: the meaning of its sum over a table, which is what metrics show.
 COUNTS: Final[Mapping[str, str]] = {
     "reads": "Single rows read.",
+    "row_cache_misses": "Rows read that were not in memory, but in the storage or nowhere.",
     "scans": "Range reads and pages of scans.",
     "writes": "Write requests taken into a mutation.",
     "slow_read_requests": "Reads that took longer than replica.slow_query_threshold.",

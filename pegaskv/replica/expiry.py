@@ -131,6 +131,7 @@ def remove_rows(replica: Replica, rows: _Rows) -> int:
                 gone += (key, None)
         if gone:
             engine.write(gone, engine.state())
+            replica.forget_read(dict(rows))
     except (OSError, PegasKVError) as error:
         replica.fail_engine(error)
         return 0

@@ -18,6 +18,7 @@ from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.participation import Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.replay import mutation_effects
+from pegaskv.replica.row_cache import RowCache
 from pegaskv.replica.shipping import Shipping
 from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.worker import Worker
@@ -57,6 +58,7 @@ class Follower(Applying):
         gpid: Gpid,
         machine: ReplicaMachine,
         engine: Engine,
+        cache: RowCache,
         incarnation: int,
         last_timestamp_us: int,
         participation: Participation,
@@ -68,6 +70,7 @@ class Follower(Applying):
     ) -> None:
         super().__init__(
             engine=engine,
+            cache=cache,
             participation=participation,
             apply_worker=apply_worker,
             tick=tick,

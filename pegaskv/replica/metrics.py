@@ -9,6 +9,7 @@ from pegaskv.replica.counts import COUNTS
 from pegaskv.replica.options import ReplicaOptions
 from pegaskv.replica.read_line import ReadLine
 from pegaskv.replica.replica import Replica
+from pegaskv.replica.row_cache import RowCaches
 from pegaskv.replica.throttling import ThrottledLine
 
 __all__ = ["bound_metrics", "replica_metrics", "role_metrics"]
@@ -87,7 +88,12 @@ def role_metrics(
 
 
 def bound_metrics(
-    replicas: Collection[Replica], options: ReplicaOptions, *, scans: ReadLine, line: ThrottledLine
+    replicas: Collection[Replica],
+    options: ReplicaOptions,
+    *,
+    scans: ReadLine,
+    line: ThrottledLine,
+    row_caches: RowCaches,
 ) -> Iterable[Metric]:
     """Return what waits or is under way, beside what may."""
     most = "of the partition that has most."
@@ -128,4 +134,10 @@ def bound_metrics(
             sum(each.shipping.recent_bytes for each in replicas),
         ),
         ("shipping_bytes_max", "Their bound.", options.shipping_bytes_max),
+        (
+            "row_cache_bytes",
+            "Bytes of rows that were read lately.",
+            row_caches.bytes,
+        ),
+        ("row_cache_bytes_max", "Their bound.", row_caches.bytes_max),
     )

@@ -36,6 +36,8 @@ class ReplicaOptions:
     # The newest mutations that are kept in memory to be duplicated, of all partitions together;
     # older ones are read from the log.
     shipping_bytes_max: int = 64 * 1024 * 1024
+    # Rows that were read lately, of all partitions together; 0 keeps none.
+    row_cache_bytes: int = 32 * 1024 * 1024
     # Requests of throttled tables that wait their time; more are answered Busy.
     throttled_requests_max: int = 10_000
     # Lines about slow requests in ten seconds; all are counted.
@@ -64,6 +66,8 @@ class ReplicaOptions:
                 raise ConfigurationError(f"[replica] {name}: must be at least 1")
         if self.shipping_bytes_max < 1024 * 1024:
             raise ConfigurationError("[replica] shipping_bytes_max: must be at least 1048576")
+        if self.row_cache_bytes < 0:
+            raise ConfigurationError("[replica] row_cache_bytes: must be at least 0")
         # The largest single write must fit, with its keys.
         least = 4 * MUTATION_BYTES_MAX
         for name in ("partition_uncommitted_bytes_max", "partition_unapplied_bytes_max"):

@@ -28,6 +28,7 @@ from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
 from pegaskv.replica.ring import Ring
+from pegaskv.replica.row_cache import RowCache
 from pegaskv.replica.slow_requests import SlowRequests
 from pegaskv.replica.streams import Stream
 from pegaskv.replica.ticking import Tick
@@ -57,6 +58,8 @@ class Replica(Follower):
     # The table wants more replicas than before, and they are being made.
     growing = False
     earliest_expiry = 0
+    # Of rows that are written without a time to live, in seconds; 0 = for ever.
+    default_ttl = 0
     # Batches that were never logged.
     batches_refused = 0
 
@@ -66,6 +69,7 @@ class Replica(Follower):
         *,
         machine: ReplicaMachine,
         engine: Engine,
+        cache: RowCache,
         incarnation: int,
         partition_count: int,
         cluster_id: int,
@@ -81,6 +85,7 @@ class Replica(Follower):
     ) -> None:
         super().__init__(
             engine=engine,
+            cache=cache,
             participation=participation,
             apply_worker=apply_worker,
             tick=tick,
@@ -95,7 +100,6 @@ class Replica(Follower):
         self.index = gpid.partition_index
         self.mask = partition_count - 1
         self.cluster_bits = cluster_id << 1
-        self.default_ttl = 0
         stored = engine.get(DURABILITY_KEY)
         self.durability = Durability(stored.decode()) if stored else Durability.FSYNC
         # How often the manifest was told whether `os` acknowledgements may come.

@@ -41,6 +41,7 @@ from pegaskv.replica.replica import Replica
 from pegaskv.replica.reports import replica_reports, replica_state
 from pegaskv.replica.request_handlers import request_handlers
 from pegaskv.replica.roles import Roles
+from pegaskv.replica.row_cache import RowCaches
 from pegaskv.replica.settings import min_write_replicas, take_bounds
 from pegaskv.replica.shipping import ShippingMemory
 from pegaskv.replica.slow_requests import SlowRequests
@@ -127,6 +128,7 @@ class ReplicaStub:
             now_ms=clock.monotonic_ms, waiting_max=options.throttled_requests_max
         )
         self._shipping_memory = ShippingMemory(options.shipping_bytes_max)
+        self._row_caches = RowCaches(options.row_cache_bytes)
         # Whether there may be log that nobody needs.
         self._collect_due = True
         self._stopping = False
@@ -435,6 +437,7 @@ class ReplicaStub:
                 tail=recovered.tail,
             ),
             engine=engine,
+            cache=self._row_caches.make(),
             incarnation=recovered.incarnation,
             partition_count=table.partition_count,
             cluster_id=self._cluster_id,
@@ -558,7 +561,11 @@ class ReplicaStub:
             log_unflushed_bytes_max=self._log_options.flush_total_bytes,
         )
         yield from bound_metrics(
-            replicas, self._options, scans=self._workers.reads, line=self._line
+            replicas,
+            self._options,
+            scans=self._workers.reads,
+            line=self._line,
+            row_caches=self._row_caches,
         )
         if self._roles is not None:
             yield from self._roles.metrics()

@@ -42,7 +42,7 @@ def feed_in_chunks(splitter: FrameSplitter, data: bytes, size: int) -> list[list
 def test_a_frame_in_one_chunk_is_returned_at_once() -> None:
     splitter = FrameSplitter()
     assert splitter.feed(encode_frame(MESSAGES)) == [MESSAGES]
-    assert splitter.buffered_bytes == 0
+    assert not splitter.held
 
 
 @pytest.mark.parametrize("cut", range(1, 60))
@@ -58,7 +58,7 @@ def test_chunks_of_any_size_give_the_same_frames(size: int) -> None:
     splitter = FrameSplitter()
     data = b"".join(encode_frame([message]) for message in MESSAGES * 20)
     assert feed_in_chunks(splitter, data, size) == [[message] for message in MESSAGES * 20]
-    assert splitter.buffered_bytes == 0
+    assert not splitter.held
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=9), max_size=9), st.randoms())
@@ -73,7 +73,7 @@ def test_random_frames_in_random_chunks_come_out_as_they_went_in(
         received += splitter.feed(data[:cut])
         data = data[cut:]
     assert received == frames
-    assert splitter.buffered_bytes == 0
+    assert not splitter.held
 
 
 def test_many_frames_in_one_chunk_keep_their_order() -> None:
@@ -85,7 +85,7 @@ def test_the_rest_of_a_chunk_waits_for_its_own_frame_alone() -> None:
     splitter = FrameSplitter()
     first, second = encode_frame(MESSAGES), encode_frame(MESSAGES[:1])
     assert splitter.feed(first + second[:5]) == [MESSAGES]
-    assert splitter.buffered_bytes == 5
+    assert len(splitter.held) == 5
     assert splitter.feed(second[5:]) == [MESSAGES[:1]]
 
 
@@ -123,7 +123,7 @@ def test_memory_of_an_unfinished_frame_is_bounded_by_what_arrived() -> None:
         held, _peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert splitter.buffered_bytes == len(data)
+    assert len(splitter.held) == len(data)
     assert held < 2 * size
 
 
@@ -131,7 +131,7 @@ def test_a_length_above_the_limit_is_refused_on_the_header_alone() -> None:
     splitter = FrameSplitter(1000)
     with pytest.raises(WireError, match="frame of 1001 bytes; the limit is 1000"):
         splitter.feed(struct.pack(">II", 1001, 0))
-    assert splitter.buffered_bytes == 0
+    assert not splitter.held
 
 
 @pytest.mark.parametrize("length", [CLIENT_FRAME_BYTES_MAX + 1, 2**31, 2**32 - 1])
@@ -215,7 +215,7 @@ def test_of_any_bytes_only_frames_or_a_wire_error_come_out(data: bytes) -> None:
     except WireError:
         return
     assert all(type(frame) is list for frame in frames)
-    assert splitter.buffered_bytes <= 100 + HEADER_BYTES + 7
+    assert len(splitter.held) <= 100 + HEADER_BYTES + 7
 
 
 @given(st.binary(max_size=200))
@@ -240,7 +240,7 @@ def test_more_is_said_only_while_there_is_more(rest: int) -> None:
         calls += 1
         assert calls < 10, "nothing comes of it"
     assert calls
-    assert splitter.buffered_bytes == rest
+    assert len(splitter.held) == rest
     found += splitter.feed(frames[0][rest:])
     assert [messages[0][0] for messages in found] == [0, 1, 2, 3, 4, 5, 0]
 

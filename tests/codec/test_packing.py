@@ -153,15 +153,23 @@ def test_the_longest_arrays_that_we_send_pass(length: int) -> None:
 
 
 def test_a_tighter_array_limit_is_obeyed() -> None:
-    assert unpack(pack([1, 2, 3]), array_length_max=3) == [1, 2, 3]
+    assert unpack(pack([1] * 1_000), array_length_max=1_000) == [1] * 1_000
     with pytest.raises(WireError, match="max_array_len"):
-        unpack(pack([1, 2, 3, 4]), array_length_max=3)
+        unpack(pack([1] * 1_001), array_length_max=1_000)
 
 
-def test_a_tighter_map_limit_is_obeyed() -> None:
-    assert unpack(pack({"a": 1}), map_length_max=1) == {"a": 1}
+def test_a_map_is_bounded_too() -> None:
+    longest = {str(key): 0 for key in range(4_096)}
+    assert unpack(pack(longest)) == longest
     with pytest.raises(WireError, match="max_map_len"):
-        unpack(pack({"a": 1, "b": 2}), map_length_max=1)
+        unpack(pack(longest | {"one more": 0}))
+
+
+@pytest.mark.parametrize("size", [700, 768, 769, 900])
+def test_what_a_container_claims_is_bounded_by_its_body(size: int) -> None:
+    for claim in (b"\xdd\x7f\xff\xff\xff", b"\xdf\x7f\xff\xff\xff"):
+        with pytest.raises(WireError, match="max_"):
+            unpack(claim + b"\xc0" * (size - len(claim)))
 
 
 @pytest.mark.parametrize("empty", [b"\x80", b"\x90", b"\x81\xa0\xc0", b"\xa2ab"], ids=repr)

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from pegaskv.codec.operations import Operation
+from pegaskv.replica.options import ReplicaOptions
 from pegaskv.storage.log_options import LogOptions
 from tests.replica.stub_world import Server, play
 from tests.simulation.world import Life, World
@@ -31,7 +32,9 @@ class Caller:
 
     async def open(self, *, first: bool = False) -> None:
         options = LogOptions(log_segment_bytes=64 * 1024, flush_age_ms=2_000)
-        self.server = Server(self.life, log_options=options)
+        # None, one or all of the rows are kept when they are read.
+        cache = ReplicaOptions(row_cache_bytes=self.random.choice([0, 1_000, 1 << 20]))
+        self.server = Server(self.life, log_options=options, options=cache)
         await self.server.start()
         await self.server.serve(first=first)
         self.server.slow("apply", self.random.choice([0, 3_000, 40_000]))

@@ -34,9 +34,10 @@ _SHORT_TRIES: Final = 200
 # few of them have a full write after less, and such a write costs as much as ten requests.
 _APPLY_AFTER_MS: Final = 500
 # About so many are written in one turn of the loop, which takes a millisecond or two; a write
-# costs as much as these.
+# costs as much as these, and so many bytes as much as one.
 _ROWS_PER_TURN: Final = 1_024
 _ROWS_OF_A_WRITE: Final = 64
+_BYTES_OF_A_ROW: Final = 256
 # So that each of many partitions does not come with a timer of its own.
 _LOOK_AGAIN_MS: Final = 20
 # What one tick takes into the log, so that the loop is not held by many large writes; those of
@@ -194,6 +195,7 @@ class Front:
         while self._applicants and room > 0:
             replica = next(iter(self._applicants))
             room -= len(replica.applying) + _ROWS_OF_A_WRITE
+            room -= replica.applying_bytes // _BYTES_OF_A_ROW
             replica.apply_now()
             del self._applicants[replica]
         if self._applicants:

@@ -291,18 +291,27 @@ async def count_rows(
 
 
 def _split(keys: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Cut stored keys into hash keys and sort keys; neighbours mostly share the hash key."""
+    """Cut stored keys, which are in order, into hash keys and sort keys."""
+    # No stored key begins with this, and none that does would stand before others.
+    prefix = b"\xff\xff"
+    if keys and keys[-1].startswith(prefix):
+        raise WireError("not a stored key")
+    if len({key[:2] for key in keys}) == 1:
+        # Hash keys of one length, as they mostly are: half of the time that the loop takes.
+        end = 2 + int.from_bytes(keys[0][:2], "big")
+        if min(map(len, keys)) >= end:
+            if keys[0][:end] == keys[-1][:end]:
+                return [keys[0][2:end]] * len(keys), [key[end:] for key in keys]
+            return [key[2:end] for key in keys], [key[end:] for key in keys]
     hash_keys: list[bytes] = []
     sort_keys: list[bytes] = []
-    # No stored key begins with this.
-    prefix = b"\xff\xff"
     end = 0
     hash_key = b""
     for key in keys:
         if not key.startswith(prefix):
             end = 2 + int.from_bytes(key[:2], "big")
             prefix = key[:end]
-            if len(prefix) < end or end < 2 or prefix[:2] == b"\xff\xff" or len(key) < 2:
+            if len(key) < end:
                 raise WireError("not a stored key")
             hash_key = prefix[2:]
         hash_keys.append(hash_key)

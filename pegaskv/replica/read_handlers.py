@@ -301,7 +301,7 @@ class ReadHandlers:
                 result, error = None, replica.refusal()
             if result is not None:
                 found = next(part for part in result if type(part) is list)
-                size = sum(len(part) for part in found if type(part) is bytes)
+                size = _bytes_of(found)
                 connection.out_bytes += size
                 connection.finish((request_id, 0, *result))
                 if replica.read_gate is not None:
@@ -389,6 +389,13 @@ class ReadHandlers:
 
     def _now(self) -> int:
         return seconds_since_epoch(self._clock.wall_us())
+
+
+def _bytes_of(found: list[Any]) -> int:
+    """Return the bytes of a flat list of keys and values, or of keys, values and expiries."""
+    if len(found) > 2 and type(found[2]) is int:
+        return sum(map(len, found[::3])) + sum(map(len, found[1::3]))
+    return sum(map(len, found))
 
 
 def _never_late() -> bool:

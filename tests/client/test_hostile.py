@@ -72,6 +72,30 @@ async def test_a_reply_that_is_nonsense_is_an_error_or_a_value_and_never_a_forei
     assert await table.get("h", "n") is not None
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [b"\xff\xff" + bytes(65_600), b"\xff\xff" + b"\x01" * 65_600],
+        [b"\x00\x02a", b"\x00\x02b"],
+        [b"\x00\x02aa", b"\x00\x02b"],
+        [b"\x00\x01a", b"\x00\x02b"],
+        [b"\x00"],
+        [b""],
+        [b"", b"\x00\x01a"],
+    ],
+    ids=lambda keys: repr([key[:8] for key in keys]),
+)
+async def test_a_page_of_what_is_no_stored_key_is_refused(
+    server: FakeServer, table: Table, keys: list[bytes]
+) -> None:
+    flat = [part for key in keys for part in (key, b"v")]
+    server.faults = [Fault(Operation.SCAN, lambda i: [i, 0, None, len(keys), flat])]
+    with pytest.raises(Unavailable, match="malformed"):
+        async for _ in table.full_scan():
+            pass
+    assert not server.faults
+
+
 @pytest.mark.parametrize("reply", BROKEN)
 @pytest.mark.parametrize("operation", [Operation.GET, Operation.SET, Operation.SCAN])
 async def test_a_broken_message_costs_its_connection_and_nothing_else(

@@ -238,22 +238,24 @@ class Holder:
 
     behind = True
 
-    def __init__(self, loop: Loop, rows: int) -> None:
+    def __init__(self, loop: Loop, rows: int, size: int = 0) -> None:
         self.loop = loop
         self.applying = dict.fromkeys(range(rows))
+        self.applying_bytes = rows * size
         self.applied_ms: list[int] = []
 
     def apply_now(self) -> None:
         self.applied_ms.append(self.loop.now_ms)
 
 
-def holders(loop: Loop, number: int, rows: int) -> list[Any]:
-    return [Holder(loop, rows) for _ in range(number)]
+def holders(loop: Loop, number: int, rows: int, size: int = 0) -> list[Any]:
+    return [Holder(loop, rows, size) for _ in range(number)]
 
 
-def test_large_writes_to_engines_are_spread_over_turns_of_the_loop() -> None:
+@pytest.mark.parametrize(("rows", "size"), [(MANY, 0), (256, 1_024)])
+def test_large_writes_to_engines_are_spread_over_turns_of_the_loop(rows: int, size: int) -> None:
     loop = Loop()
-    replicas = holders(loop, 5, MANY)
+    replicas = holders(loop, 5, rows, size)
     for replica in replicas:
         loop.front.apply_soon(replica)
     for turn in range(1, 6):

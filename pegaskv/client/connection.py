@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_alone",
         "_backlog",
         "_bytes",
         "_bytes_max",
@@ -150,6 +151,8 @@ class Connection(asyncio.Protocol):
         self._ended: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
         self._splitter = FrameSplitter(_BEFORE_HELLO_BYTES_MAX)
+        # Whether the last turn of the loop that sent anything sent one request.
+        self._alone = False
 
         # Id 0 is the server's, for what concerns the connection as a whole.
         self._next_id = 1
@@ -249,7 +252,10 @@ class Connection(asyncio.Protocol):
         if fields[1] != self._usual_timeout_ms:
             self._timeouts[request_id] = fields[1]
         if not self._scheduled:
-            self._schedule()
+            if self._alone and len(pending) == 1:
+                self._send_alone()
+            else:
+                self._schedule()
         if early and len(self._out) >= self._early:
             self._early *= 2
             self._write_out()
@@ -342,11 +348,23 @@ class Connection(asyncio.Protocol):
         self._scheduled = True
         self._loop.call_soon(self._flush)
         if self._ticking is None:
-            self.now_ms = self._heard_ms = self._clock.monotonic_ms()
-            self._ticking = self._loop.call_later(SLOT_MS / 1_000, self._tick)
+            self._begin_ticking()
+
+    def _send_alone(self) -> None:
+        """Who calls one after another need not wait for others of this turn of the loop."""
+        if self._ticking is None:
+            self._begin_ticking()
+        self._write_out()
+        if self._spinner is not None:
+            self._spinner.wake()
+
+    def _begin_ticking(self) -> None:
+        self.now_ms = self._heard_ms = self._clock.monotonic_ms()
+        self._ticking = self._loop.call_later(SLOT_MS / 1_000, self._tick)
 
     def _flush(self) -> None:
         self._scheduled = False
+        self._alone = len(self._out) == 1
         half = len(self._pending) // 2
         self._early = half if half > _EARLY_MESSAGES_MIN else _EARLY_MESSAGES_MIN
         self._write_out()

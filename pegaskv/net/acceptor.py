@@ -87,6 +87,8 @@ class Acceptor:
         self.may_answer: Callable[[], bool] | None = None
         # Told of every read, if the loop is to stay awake after it.
         self.spinner: Spinner | None = None
+        # Called when a read has left its connection with one request under way.
+        self.on_single: Callable[[], None] | None = None
         # Who has more to handle than one turn of the loop takes; servers never rest.
         self.pace = Pace(clock.wall_us, options.bulk_share_percent)
         self.turns = Turns(self.pace)

@@ -73,6 +73,7 @@ class ServerConnection(FlowControl):
 
     __slots__ = (
         "_handlers",
+        "_single",
         "_small_reads",
         "_spinner",
         "_turns",
@@ -115,6 +116,7 @@ class ServerConnection(FlowControl):
         self._handlers = handlers
         self._turns = acceptor.turns
         self._spinner = acceptor.spinner
+        self._single = acceptor.on_single
         # How many small reads are left until this counts as a caller with little to do.
         self._small_reads = 0
 
@@ -237,6 +239,8 @@ class ServerConnection(FlowControl):
             self._received(size, whole=bool(frames))
         if self.out:
             self.flush()
+        if self.in_flight == 1 and self._single is not None:
+            self._single()
         if self._spinner is not None:
             self._spinner.wake()
         if (splitter.more or size >= FULL_READ_BYTES) and not self.closed:

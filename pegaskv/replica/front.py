@@ -90,6 +90,10 @@ class Front:
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
+        # Connections with one request that came in this turn of the loop, and whether there was
+        # but one in the last turn that had any.
+        self._singles = 0
+        self._single_caller = False
         # The partitions with members of which a tick is under way, by the decree that ends it, and
         # since when. The next tick takes all of them together: one message to each server.
         self._round: dict[Replica, int] = {}
@@ -221,12 +225,28 @@ class Front:
         """Whether no tick is open or in flight."""
         return not self._dirty and not self._accepted and not self._short and self._syncing is None
 
+    def on_single(self) -> None:
+        """A connection has one request under way, and nothing more was read of it.
+
+        Who calls one after another is answered in this turn of the loop, not in the next.
+        """
+        self._singles += 1
+        if self._single_caller and self._singles == 1 and len(self._dirty) == 1:
+            replica = self._dirty[0]
+            if not (replica.fsync or replica.streams):
+                self._tick()
+
     def _schedule(self) -> None:
         self._scheduled = True
-        self.call_soon(self._tick)
+        self.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._single_caller = self._singles == 1
+        self._singles = 0
+        self._tick()
 
     def _tick(self) -> None:
-        self._scheduled = False
         if self._short:
             self._tick_sparingly()
             return

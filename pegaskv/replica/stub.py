@@ -423,6 +423,12 @@ class ReplicaStub:
         """What every connection asks before it writes: whether the leases hold."""
         return self._its_roles.membership.may_answer
 
+    @property
+    def on_single(self) -> Callable[[], None]:
+        """What a connection calls when a read has left one request of it under way."""
+        assert self._front is not None
+        return self._front.on_single
+
     def _make_replica(
         self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica, engine: Engine
     ) -> Replica:

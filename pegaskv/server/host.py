@@ -172,6 +172,10 @@ class Host(ABC):
         """Return what is asked before every write to a connection, if anything."""
         return None
 
+    def single_caller(self) -> Callable[[], None] | None:
+        """Return who is told of reads that left one request under way, if anybody is."""
+        return None
+
     def is_syncing(self) -> bool:
         """Whether a thread is at work that a loop without sleep would only hold up."""
         return False
@@ -267,6 +271,7 @@ class Host(ABC):
             ),
         )
         acceptor.may_answer = self.answer_guard()
+        acceptor.on_single = self.single_caller()
         if server.spin_us:
             acceptor.spinner = Spinner(
                 server.spin_us,

@@ -161,6 +161,10 @@ class ReplicaServer(Host):
         """Return what is asked before every write: whether the leases of this server hold."""
         return self._stub.may_answer
 
+    def single_caller(self) -> Callable[[], None]:
+        """Return who is told of reads that left one request under way."""
+        return self._stub.on_single
+
     def is_syncing(self) -> bool:
         """Whether the disk is at work for a tick."""
         return self._stub.syncing

@@ -4,7 +4,7 @@ Nothing is decided here. Both parts are opened in the one order that works, repl
 and speak to each other directly; the replica server has no peers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from pegaskv.base.metrics import MetricSource
@@ -86,6 +86,10 @@ class Standalone(Host):
         """Take the remote clusters of a configuration that was read again."""
         if self._meta is not None:
             self._meta.read_clusters_again(config)
+
+    def single_caller(self) -> Callable[[], None]:
+        """Return who is told of reads that left one request under way."""
+        return self._rows.stub.on_single
 
     def is_syncing(self) -> bool:
         """Whether the disk is at work for a tick."""

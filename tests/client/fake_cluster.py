@@ -96,9 +96,10 @@ def in_cluster(
     async def main(world: World) -> None:
         cluster = FakeCluster(world)
         await cluster.start()
-        client = await cluster.client(limit_ms=limit_ms)
+        # On its machine: what stalls that stalls its timers too.
+        client = await cluster.life.task(cluster.client(limit_ms=limit_ms))
         try:
-            await play(cluster, client, await cluster.open(client))
+            await play(cluster, client, await cluster.life.task(cluster.open(client)))
         finally:
             await client.close()
 

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -220,3 +221,38 @@ def test_whatever_the_network_does_reads_are_right_and_every_call_ends(seed: int
     with World(seed) as world:
         world.run(main(world))
     assert counts["ok"] > 20
+
+
+async def test_who_calls_one_after_another_does_not_wait_for_the_end_of_the_turn(
+    server: FakeServer, table: Table
+) -> None:
+    connection = connection_of(table)
+    for _ in range(3):
+        await table.get("h", "s")
+    # The last one left alone, so this one leaves when it is made.
+    alone = begin(table.get("h", "s"))
+    await asyncio.sleep(0)
+    assert not connection._out
+    assert not connection._scheduled
+    # Others come in the same turn: all of them leave together, and so do the next ones.
+    others = [begin(table.get("h", b"%d" % i)) for i in range(10)]
+    for each in [alone, *others]:
+        await each
+    server.frames.clear()
+    for each in [begin(table.get("h", b"%d" % i)) for i in range(10)]:
+        await each
+    assert server.frames == [10]
+
+
+async def test_a_call_that_leaves_alone_has_its_time_limit_too(
+    server: FakeServer, table: Table
+) -> None:
+    connection = connection_of(table)
+    for _ in range(3):
+        await table.get("h", "s")
+    # Nothing was under way for a while, so nobody looks at the time.
+    await poll_until(lambda: connection._ticking is None)
+    server.faults.append(Fault(Operation.GET, "hold"))
+    with pytest.raises(Timeout):
+        await table.get("h", "s", timeout=0.2)
+    server.release()

@@ -388,3 +388,19 @@ async def test_accounts_are_right_and_every_request_is_answered_in_any_order(see
         assert sorted(reply[0] for reply in peer.replies()) == sorted(sent[peer])
     assert server.acceptor.bytes_in_flight == 0
     assert pauses > 10, "no limit was reached: nothing was tested"
+
+
+async def test_a_read_that_leaves_one_request_under_way_is_told() -> None:
+    server = Server()
+    told: list[int] = []
+    server.acceptor.on_single = lambda: told.append(len(server.waiting))
+    peer = server.greeted()
+    peer.send([[2, ECHO, 0]])
+    assert told == []
+    peer.send([[3, LATER, 0]])
+    assert told == [1]
+    peer.send([[4, LATER, 0]])
+    server.answer()
+    peer.send([[5, LATER, 0], [6, LATER, 0]])
+    assert told == [1]
+    server.answer()

@@ -1,11 +1,11 @@
 """The owner of the tick. On the hot path: no task, future or dataclass per request.
 
-Requests fill batches (`writes`); at the end of the loop turn the front closes the
-batches of all partitions, appends them to the log as one block, and steps each
-partition's machine synchronously. Tables that wait for the disk share one sync;
-while it runs in its thread the next batches fill, and when it ends the next tick
-goes to the disk before the last one is answered. There is never a delay to make a
-batch larger.
+Requests fill batches (`writes`); at the end of the loop turn, or at once for a single
+caller, the front closes the batches of all partitions, appends them to the log as one
+block, and steps each partition's machine synchronously. Tables that wait for the disk
+share one sync; while it runs in its thread the next batches fill, and when it ends the
+next tick goes to the disk before the last one is answered. There is never a delay to
+make a batch larger.
 
 A failed append or sync of the log ends all acknowledgements of this process: the
 front stops, `on_fatal` is told, and the process recovers by a restart.

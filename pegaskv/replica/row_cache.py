@@ -100,7 +100,7 @@ class RowCaches:
             self._leaving_bytes = 0
 
     def _grow_old(self) -> None:
-        # Whatever has not left yet leaves at once: that were rows much smaller than those of now.
+        # What has not left yet leaves at once; there is any only after much smaller rows.
         self._leaving = [cache.old for cache in self._members if cache.old]
         for cache in self._members:
             cache.old, cache.young = cache.young, {}

@@ -1,7 +1,7 @@
 """Rows that were read lately, in memory before the engine. On the hot path.
 
-A look into a dictionary costs a tenth of LevelDB's look into its own memory, a thirtieth of
-one into its tables, and waits for no thread that writes or compacts.
+A look into a dictionary costs a tenth of LevelDB's look into its own memory, and waits for no
+thread that writes or compacts.
 
 Two generations: what is read goes to the young rows of its partition. When the young rows of
 all partitions together have a third of the memory, they become the old ones, and of these only

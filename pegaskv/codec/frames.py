@@ -18,7 +18,7 @@ from pegaskv.base.errors import WireError
 from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX, FRAME_VALUES_MAX
 from pegaskv.codec.packing import pack, unpack
 
-__all__ = ["HEADER_BYTES", "FrameSplitter", "encode_frame"]
+__all__ = ["HEADER_BYTES", "FrameSplitter", "encode_frame", "whole_frame"]
 
 _HEADER: Final = Struct(">II")
 HEADER_BYTES: Final = _HEADER.size
@@ -31,6 +31,25 @@ def encode_frame(messages: list[Any]) -> bytes:
     """Return the frame that carries `messages` (1 to 1 024 of them)."""
     body = pack(messages)
     return _pack_header(len(body), crc32c(body)) + body
+
+
+def whole_frame(data: bytes) -> list[Any] | None:
+    """Return the messages if `data`, no longer than a frame before hello, is one good frame.
+
+    None says nothing but that a splitter should look at it.
+    """
+    size = len(data)
+    if size <= HEADER_BYTES:
+        return None
+    try:
+        length, checksum = _unpack_header(data)
+        body = data[HEADER_BYTES:]
+        if length != size - HEADER_BYTES or crc32c(body) != checksum:
+            return None
+        messages = unpack(body)
+    except (WireError, MemoryError):
+        return None
+    return messages if type(messages) is list and messages else None
 
 
 class FrameSplitter:

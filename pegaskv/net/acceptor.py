@@ -29,6 +29,7 @@ from pegaskv.codec.operations import Operation
 from pegaskv.net.connection import CONNECTION_ID, Handler, ServerConnection
 from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
+from pegaskv.net.outgoing import Outgoing
 from pegaskv.net.refusing import explain_shape
 from pegaskv.net.turns import Pace, Turns
 from pegaskv.runtime.clock import Clock
@@ -93,6 +94,7 @@ class Acceptor:
         self.pace = Pace(clock.wall_us, options.bulk_share_percent)
         self.turns = Turns(self.pace)
         self.server_turns = Turns(Pace(clock.wall_us, 100))
+        self.outgoing = Outgoing()
         self._memory_failures = 0
         # Time as of the last sweep: near enough for time limits of seconds, and free.
         self.now_ms = clock.monotonic_ms()
@@ -224,6 +226,7 @@ class Acceptor:
             if not self._per_address[connection.address]:
                 del self._per_address[connection.address]
         self._stalled.pop(connection, None)
+        self.outgoing.forget(connection)
         self._past_requests += connection.requests
         self._past_received_bytes += connection.received_bytes
         self._past_sent_bytes += connection.sent_bytes

@@ -20,7 +20,7 @@ nothing) are kept by the acceptor, which looks at watched connections now and th
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -38,10 +38,19 @@ from pegaskv.base.limits import (
     REPLY_FLUSH_BYTES,
     SERVER_FRAME_BYTES_MAX,
 )
-from pegaskv.codec.frames import FrameSplitter, encode_frame
+from pegaskv.codec.frames import FrameSplitter, encode_frame, whole_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
-from pegaskv.net.flow_control import DRAIN, HOLDING, IN_FLIGHT, OUTPUT, TURN, FlowControl
+from pegaskv.net.flow_control import (
+    DRAIN,
+    FEW_REQUESTS,
+    HOLDING,
+    IN_FLIGHT,
+    LITTLE_BYTES,
+    OUTPUT,
+    TURN,
+    FlowControl,
+)
 from pegaskv.net.frames_apart import frames_apart
 from pegaskv.net.hello import SERVER_FEATURE, answer_hello
 from pegaskv.net.refusing import HTTP_ANSWER, HTTP_METHODS, has_id
@@ -73,6 +82,7 @@ class ServerConnection(FlowControl):
 
     __slots__ = (
         "_handlers",
+        "_outgoing",
         "_single",
         "_small_reads",
         "_spinner",
@@ -114,6 +124,7 @@ class ServerConnection(FlowControl):
         self.sent_bytes = 0
 
         self._handlers = handlers
+        self._outgoing = acceptor.outgoing
         self._turns = acceptor.turns
         self._spinner = acceptor.spinner
         self._single = acceptor.on_single
@@ -216,8 +227,60 @@ class ServerConnection(FlowControl):
         if self.closed:
             return
         size = len(data)
-        began_us = self.pace.now_us() if size >= DECODED_BYTES_MAX else 0
         self.received_bytes += size
+        if (
+            size <= LITTLE_BYTES
+            and self.in_flight < self._few
+            and not (self._paused or self._charged or self._backlog or self._splitter.held)
+            and (messages := whole_frame(data)) is not None
+        ):
+            # Nothing to split or to put off: what `_read` does of more, written out.
+            if len(messages) == 1:
+                self.requests += 1
+                self._take(messages)
+            else:
+                self._handle([messages])
+                if self.in_flight:
+                    self._received(size, whole=True)
+            if self._small_reads:
+                self._small_reads -= 1
+            elif self.rests:
+                self.pace.heard = True
+        else:
+            self._read(data, size)
+        if self.out:
+            outgoing = self._outgoing
+            if outgoing.last is self:
+                self.flush()
+            else:
+                outgoing.add(self)
+        if self.in_flight == 1 and self._single is not None:
+            self._single()
+        if self._spinner is not None:
+            self._spinner.wake()
+
+    def pause_writing(self) -> None:
+        """The peer does not read its replies: stop reading its requests."""
+        self.unsent_since_ms = self._acceptor.now_ms
+        self._acceptor.watch(self)
+        self._pause(OUTPUT)
+
+    def resume_writing(self) -> None:
+        """The peer has read most of its replies."""
+        self.unsent_since_ms = None
+        self.resume(OUTPUT)
+
+    # Requests.
+
+    def _read(self, data: bytes, size: int) -> None:
+        """Split what arrived into frames; handle them, or keep them if others come first."""
+        began_us = 0
+        if size > LITTLE_BYTES:
+            if self._outgoing.waiting:
+                # Not behind what takes long.
+                self._outgoing.write()
+            if size >= DECODED_BYTES_MAX:
+                began_us = self.pace.now_us()
         splitter = self._splitter
         try:
             frames = splitter.feed(data)
@@ -237,12 +300,6 @@ class ServerConnection(FlowControl):
                 self._handle(frames)
         if self.in_flight or self._charged or splitter.held or self._backlog:
             self._received(size, whole=bool(frames))
-        if self.out:
-            self.flush()
-        if self.in_flight == 1 and self._single is not None:
-            self._single()
-        if self._spinner is not None:
-            self._spinner.wake()
         if (splitter.more or size >= FULL_READ_BYTES) and not self.closed:
             self._end_turn(began_us)
         elif self._small_reads:
@@ -250,26 +307,12 @@ class ServerConnection(FlowControl):
         elif self.rests:
             self.pace.heard = True
 
-    def pause_writing(self) -> None:
-        """The peer does not read its replies: stop reading its requests."""
-        self.unsent_since_ms = self._acceptor.now_ms
-        self._acceptor.watch(self)
-        self._pause(OUTPUT)
-
-    def resume_writing(self) -> None:
-        """The peer has read most of its replies."""
-        self.unsent_since_ms = None
-        self.resume(OUTPUT)
-
-    # Requests.
-
     def _handle(self, frames: list[list[Any]]) -> None:
         if len(frames) != 1 or len(frames[0]) > TURN_MESSAGES:
             frames, behind = cut(frames)
             if behind:
                 self._backlog = behind + self._backlog
                 self._end_turn()
-        handlers = self._handlers
         written = 0
         for number, messages in enumerate(frames, 1):
             count = len(messages)
@@ -279,34 +322,43 @@ class ServerConnection(FlowControl):
                 return
             self.requests += count
             rest = iter(messages)
-            for message in rest:
-                try:
-                    # The types are exact: a bool is no number here.
-                    if (
-                        type(message) is not list
-                        or type(message[0]) is not int
-                        or not 0 < message[0] <= 0xFFFFFFFF
-                        or type(message[1]) is not int
-                        or (type(message[2]) is not int and type(message[2]) is not list)
-                    ):
-                        raise WireError("not a request")
-                    handlers[message[1]](self, message)
-                except Exception as error:  # noqa: BLE001 - a stranger's message ends nothing
-                    self.refuse(message, error)
-                    if self.closed:
-                        return
-                if self.out_bytes > REPLY_FLUSH_BYTES:
-                    written += self.out_bytes
-                    self.flush()
-                    if written > TURN_BYTES:
-                        self._end_turn()
-                    if self._paused & HOLDING or self.closed:
-                        # The peer is slower than we are: the rest is for later.
-                        left = list(rest)
-                        self.requests -= len(left)
-                        behind = [left, *frames[number:]] if left else frames[number:]
-                        self._backlog = behind + self._backlog
-                        return
+            while not self._take(rest):
+                if self.closed:
+                    return
+                written += self.out_bytes
+                self.flush()
+                if written > TURN_BYTES:
+                    self._end_turn()
+                if self._paused & HOLDING or self.closed:
+                    # The peer is slower than we are: the rest is for later.
+                    left = list(rest)
+                    self.requests -= len(left)
+                    behind = [left, *frames[number:]] if left else frames[number:]
+                    self._backlog = behind + self._backlog
+                    return
+
+    def _take(self, messages: Iterable[Any]) -> bool:
+        """Handle messages; False when the connection has ended or the replies should leave."""
+        handlers = self._handlers
+        for message in messages:
+            try:
+                # The types are exact: a bool is no number here.
+                if (
+                    type(message) is not list
+                    or type(message[0]) is not int
+                    or not 0 < message[0] <= 0xFFFFFFFF
+                    or type(message[1]) is not int
+                    or (type(message[2]) is not int and type(message[2]) is not list)
+                ):
+                    raise WireError("not a request")
+                handlers[message[1]](self, message)
+            except Exception as error:  # noqa: BLE001 - a stranger's message ends nothing
+                self.refuse(message, error)
+                if self.closed:
+                    return False
+            if self.out_bytes > REPLY_FLUSH_BYTES:
+                return False
+        return True
 
     def _end_turn(self, began_us: int = 0) -> None:
         self._pause(TURN)
@@ -348,6 +400,7 @@ class ServerConnection(FlowControl):
             return []
         self.greeted = True
         self.deadline_ms = None
+        self._few = min(FEW_REQUESTS, self._options.connection_requests_max - 1)
         self._splitter.frame_bytes_max = CLIENT_FRAME_BYTES_MAX
         if SERVER_FEATURE in message[7]:
             self.of_server = True

@@ -15,7 +15,17 @@ from pegaskv.net.turns import DECODED_BYTES_MAX
 if TYPE_CHECKING:
     from pegaskv.net.acceptor import Acceptor
 
-__all__ = ["DRAIN", "HOLDING", "IN_FLIGHT", "OUTPUT", "PROCESS", "TURN", "FlowControl"]
+__all__ = [
+    "DRAIN",
+    "FEW_REQUESTS",
+    "HOLDING",
+    "IN_FLIGHT",
+    "LITTLE_BYTES",
+    "OUTPUT",
+    "PROCESS",
+    "TURN",
+    "FlowControl",
+]
 
 # Why reading is paused; it goes on when no reason is left.
 IN_FLIGHT: Final = 1
@@ -28,8 +38,8 @@ TURN: Final = 16
 HOLDING: Final = IN_FLIGHT | OUTPUT | DRAIN | TURN
 # So few requests that came in so few bytes each are not charged: 4 KiB of a connection, which is
 # less than its buffers. To charge them costs a twentieth of a small write.
-_FEW_REQUESTS: Final = 8
-_LITTLE_BYTES: Final = 512
+FEW_REQUESTS: Final = 8
+LITTLE_BYTES: Final = 512
 
 
 class FlowControl(asyncio.Protocol):
@@ -68,7 +78,8 @@ class FlowControl(asyncio.Protocol):
         self._acceptor = acceptor
         self._options = options = acceptor.options
         self._bytes_max = options.connection_in_flight_bytes_max
-        self._few = min(_FEW_REQUESTS, options.connection_requests_max - 1)
+        # So many requests under way are few; none are before hello.
+        self._few = 0
         self._splitter = FrameSplitter(
             options.hello_bytes_max, call_bytes_max=DECODED_BYTES_MAX, values_max=REQUEST_VALUES_MAX
         )
@@ -92,7 +103,7 @@ class FlowControl(asyncio.Protocol):
 
     def _received(self, size: int, *, whole: bool) -> None:
         """Charge `size` bytes that just came, if they matter; `whole`: they completed a frame."""
-        few = self.in_flight <= self._few and size <= _LITTLE_BYTES
+        few = self.in_flight <= self._few and size <= LITTLE_BYTES
         if not few or self._charged or self._splitter.held or self._backlog:
             self._charge(size, whole=whole)
 

@@ -17,7 +17,7 @@ from pegaskv.base.limits import (
     CLIENT_FRAME_BYTES_MAX,
     FRAME_MESSAGES_MAX,
 )
-from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame
+from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame, whole_frame
 from pegaskv.codec.packing import pack
 
 MESSAGES: list[list[Any]] = [
@@ -247,3 +247,33 @@ def test_more_is_said_only_while_there_is_more(rest: int) -> None:
 
 def test_the_layout_of_a_frame_never_changes() -> None:
     assert encode_frame([[7, 1, 0]]).hex() == "00000005" + "2257a033" + "9193070100"
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.builds(frame_of, st.binary(max_size=40)),
+        st.builds(
+            lambda frames, cut: b"".join(map(encode_frame, frames))[cut:],
+            st.lists(st.lists(st.sampled_from(MESSAGES), max_size=3), max_size=2),
+            st.sampled_from([0, 0, 0, 1]),
+        ),
+    )
+)
+def test_a_whole_frame_is_what_a_splitter_finds_in_the_same_bytes(data: bytes) -> None:
+    splitter = FrameSplitter()
+    try:
+        frames = splitter.feed(data)
+    except WireError:
+        frames = []
+    whole = len(frames) == 1 and not splitter.held
+    assert whole_frame(data) == (frames[0] if whole else None)
+
+
+def test_a_changed_bit_is_no_whole_frame() -> None:
+    data = encode_frame(MESSAGES[:1])
+    assert whole_frame(data) == MESSAGES[:1]
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 4
+        assert whole_frame(bytes(changed)) is None

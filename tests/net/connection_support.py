@@ -193,7 +193,9 @@ class Peer:
         self.send_bytes(b"".join(map(encode_frame, frames)))
 
     def send_bytes(self, data: bytes) -> None:
+        """Send, and let the turn of the loop end that reads it."""
         self.connection.data_received(data)
+        self.server.acceptor.outgoing.write()
         self.server.acceptor.check()
 
     def frames(self) -> list[list[Any]]:

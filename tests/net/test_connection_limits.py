@@ -416,7 +416,7 @@ async def test_a_frame_without_memory_ends_its_connection_with_the_reason(
     server = Server()
     peer, other = server.greeted(), server.greeted()
 
-    def scarce(body: bytes, *, values_max: int) -> Any:
+    def scarce(body: bytes, **limits: int) -> Any:
         raise MemoryError
 
     with monkeypatch.context() as patch:

@@ -231,7 +231,9 @@ class ServerConnection(FlowControl):
         if (
             size <= LITTLE_BYTES
             and self.in_flight < self._few
-            and not (self._paused or self._charged or self._backlog or self._splitter.held)
+            # A frame that is not complete is charged; so are requests that wait, but their order
+            # must not depend on that.
+            and not (self._paused or self._charged or self._backlog)
             and (messages := whole_frame(data)) is not None
         ):
             # Nothing to split or to put off: what `_read` does of more, written out.

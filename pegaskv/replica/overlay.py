@@ -6,7 +6,7 @@ what was committed since lies in memory. Range reads and scans see both through 
 
 from collections.abc import Iterator, Mapping
 
-from pegaskv.storage.engine import Snapshot
+from pegaskv.storage.engine import Snapshot, in_chunks
 
 __all__ = ["OverlaidSnapshot"]
 
@@ -43,6 +43,10 @@ class OverlaidSnapshot:
                 yield key, row
         while keys:
             yield from self._pair(keys.pop())
+
+    def chunks(self, start: bytes, stop: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield what `iterate` yields upward with marks, as `in_chunks` cuts it."""
+        return in_chunks(self.iterate(start, stop, marks=True))
 
     def _pair(self, key: bytes) -> Iterator[tuple[bytes, bytes]]:
         row = self._rows[key]

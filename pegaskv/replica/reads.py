@@ -8,6 +8,7 @@ was taken on the loop.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from pegaskv.base.limits import PAGE_BYTES_MAX, PAGE_ROWS_MAX
@@ -24,6 +25,9 @@ __all__ = ["RangeRead", "ScanRead", "multi_get_keys", "multi_get_range", "scan"]
 # How many rows are looked at between two looks at the clock.
 _ROWS_PER_CLOCK: Final = 64
 _NEVER: Final = b"\x00\x00\x00\x00"
+_LEAST_EXPIRY: Final = b"\x00\x00\x00\x01"
+_value_of: Final = itemgetter(slice(ROW_HEADER_BYTES, None))
+_flags_of: Final = itemgetter(ROW_HEADER_BYTES - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,33 +151,58 @@ def scan(
     if count_only:
         # Nothing is carried back: time alone bounds the page.
         rows_max = bytes_max = 1 << 62
-    plain = not (read.hash_filter or read.sort_filter or read.value_filter)
+    filtered = read.hash_filter or read.sort_filter or read.value_filter
     no_value = read.flags & ScanFlag.NO_VALUE
     with_expiry = read.flags & ScanFlag.RETURN_EXPIRY
+    whole = not (filtered or count_only or no_value or with_expiry)
     found: list[bytes | int] = []
     count = size = 0
-    for seen, (key, row) in enumerate(snapshot.iterate(read.start, stop, marks=True), 1):
-        if count >= rows_max or size >= bytes_max:
-            return key, count, found
+    begun = False
+    for chunk in snapshot.chunks(read.start, stop):
         # A page always makes progress.
-        if (seen % _ROWS_PER_CLOCK == 0 or (not row and key > read.start)) and is_late():
-            return key, count, found
-        if not row:
-            continue
-        if (row[:4] != _NEVER or row[11] & 1) and not is_visible(row, now):
-            continue
-        if not plain and not _passes(read, key, row):
-            continue
-        count += 1
-        if count_only:
-            continue
-        value = b"" if no_value else row[ROW_HEADER_BYTES:]
-        found.append(key)
-        found.append(value)
-        size += len(key) + len(value)
-        if with_expiry:
-            found.append(row_expiry(row))
+        if begun and is_late():
+            return chunk[0][0], count, found
+        begun = True
+        if whole:
+            # What the loop below does, for all of them at once.
+            keys, rows = zip(*chunk, strict=True)
+            more = sum(map(len, keys)) + sum(map(len, rows)) - ROW_HEADER_BYTES * len(rows)
+            fits = count + len(keys) <= rows_max and size + more <= bytes_max
+            if fits and _are_seen(rows):
+                flat = [b""] * (2 * len(keys))
+                flat[::2] = keys
+                flat[1::2] = map(_value_of, rows)
+                found += flat
+                count += len(keys)
+                size += more
+                continue
+        for key, row in chunk:
+            if count >= rows_max or size >= bytes_max:
+                return key, count, found
+            if not row or ((row[:4] != _NEVER or row[11] & 1) and not is_visible(row, now)):
+                continue
+            if filtered and not _passes(read, key, row):
+                continue
+            count += 1
+            if count_only:
+                continue
+            value = b"" if no_value else row[ROW_HEADER_BYTES:]
+            found.append(key)
+            found.append(value)
+            size += len(key) + len(value)
+            if with_expiry:
+                found.append(row_expiry(row))
     return None, count, found
+
+
+def _are_seen(rows: tuple[bytes, ...]) -> bool:
+    """Whether none of these is a mark, a tombstone, or a row that expires some day."""
+    return (
+        rows[-1] != b""
+        # A row begins with its expiry; that of the others is 0.
+        and max(rows) < _LEAST_EXPIRY
+        and not any(flags & 1 for flags in set(map(_flags_of, rows)))
+    )
 
 
 def _passes(read: ScanRead, key: bytes, row: bytes) -> bool:

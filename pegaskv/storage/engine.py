@@ -8,6 +8,8 @@ at any earlier decree, but never below the last `flush`, and never with a hole.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from struct import Struct
 from typing import Final, Protocol
@@ -24,10 +26,17 @@ __all__ = [
     "ReplicaState",
     "Snapshot",
     "cuts_between",
+    "in_chunks",
 ]
 
 # The reserved key that holds `ReplicaState`.
 STATE_KEY: Final = b"\xff\xffstate"
+
+# What `in_chunks` reads ahead at most: so many rows, or about so many bytes.
+_CHUNK_ROWS: Final = 32
+_CHUNK_BYTES: Final = 64 * 1024
+
+_row_of: Final = itemgetter(1)
 
 _STATE: Final = Struct(">BQIQ")
 _pack_state = _STATE.pack
@@ -77,6 +86,43 @@ class CheckpointInfo:
     files: tuple[tuple[str, int], ...]
 
 
+def in_chunks(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Cut an iteration into lists that are not empty: many rows at once cost half of one by one.
+
+    A mark, (key, b""), is always the last of its list. Lists are short at the beginning, behind
+    marks and where rows are large, so that little is read in vain when a page ends. What was read
+    before an error comes before it.
+    """
+    most = 1
+    while True:
+        chunk: list[tuple[bytes, bytes]] = []
+        failure = None
+        try:
+            # What came before an error stays in the list.
+            chunk.extend(islice(rows, most))
+        except Exception as error:  # noqa: BLE001 - raised below
+            failure = error
+        marked = not all(map(_row_of, chunk))
+        if marked:
+            yield from _ended_by_marks(chunk)
+        elif chunk:
+            yield chunk
+        if failure is not None:
+            raise failure
+        if len(chunk) < most:
+            return
+        _, last = chunk[-1]
+        most = 1 if marked else min(4 * most, _CHUNK_ROWS, _CHUNK_BYTES // len(last) + 1)
+
+
+def _ended_by_marks(rows: list[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    begin = 0
+    for end, (_, row) in enumerate(rows, 1):
+        if not row or end == len(rows):
+            yield rows[begin:end]
+            begin = end
+
+
 class Snapshot(Protocol):
     """The engine as it was at one moment; may be read from a worker thread."""
 
@@ -93,6 +139,10 @@ class Snapshot(Protocol):
         engine that walks over many removed rows says so now and then by (key, b""): the walk
         may end there, and go on from that key.
         """
+        ...
+
+    def chunks(self, start: bytes, stop: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield what `iterate` yields upward with marks, as `in_chunks` cuts it."""
         ...
 
     def close(self) -> None:

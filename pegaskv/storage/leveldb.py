@@ -1,4 +1,4 @@
-"""Rows in LevelDB; the only file that imports plyvel. `get` and `write` are on the hot path.
+"""Rows in LevelDB; its three files alone import plyvel. `get` and `write` are on the hot path.
 
 LevelDB is a cache of the mutation log, so nothing is synced but by `flush`, and
 LevelDB's own log is removed before every open: the tables alone are the truth, and
@@ -12,7 +12,6 @@ snapshot counts until it is closed.
 """
 
 import errno
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,12 +23,14 @@ import plyvel
 from pegaskv.base.errors import CorruptionError
 from pegaskv.storage.disk import Disk
 from pegaskv.storage.engine import STATE_KEY, CheckpointInfo, EngineClosed, ReplicaState
+from pegaskv.storage.leveldb_errors import translate, translated
 from pegaskv.storage.leveldb_files import TableLinker, make_ready, newest_log, restore
 from pegaskv.storage.leveldb_marks import Marks, is_marked
 from pegaskv.storage.leveldb_salvage import Salvage
+from pegaskv.storage.leveldb_snapshot import LevelDBSnapshot
 from pegaskv.storage.options import StorageOptions
 
-__all__ = ["LevelDBEngine", "LevelDBFactory", "LevelDBSnapshot"]
+__all__ = ["LevelDBEngine", "LevelDBFactory"]
 
 # LevelDB delays each write at 8 files in level 0, and stops them all at 12.
 _LEVEL0_FILES_CALM: Final = 6
@@ -46,8 +47,6 @@ _DRAIN_POLL_S: Final = 0.001
 _DRAIN_POLLS_MAX: Final = 30_000
 # Beside a thread that only writes, one in forty flushes does nothing.
 _FLUSH_TRIES_MAX: Final = 100
-# A damaged pointer leads behind the end of a mapped table; LevelDB calls that an I/O error.
-_OUTSIDE_OF_TABLE: Final = ".ldb: Invalid argument"
 
 
 class LevelDBFactory:
@@ -174,7 +173,7 @@ class LevelDBEngine:
         self._disk = disk
         self._working = working
         self._on_closed = on_closed
-        with _translated():
+        with translated():
             self._db = plyvel.DB(
                 str(path),
                 create_if_missing=True,
@@ -187,7 +186,7 @@ class LevelDBEngine:
                 max_file_size=options.table_file_bytes,
             )
         try:
-            with _translated():
+            with translated():
                 stored = self._db.get(STATE_KEY, verify_checksums=True)
             self._encoded_state = ReplicaState.decode(stored).encode()
             self._linker = TableLinker(disk, path)
@@ -224,7 +223,7 @@ class LevelDBEngine:
             # A mark is empty.
             return self._get(key, verify_checksums=True) or None
         except plyvel.Error as error:
-            raise _translate(error) from None
+            raise translate(error) from None
         finally:
             uses.pop()
 
@@ -261,7 +260,7 @@ class LevelDBEngine:
                 batch.approximate_size() + len(rows) * (_BYTES_PER_ROW // 2) + _BYTES_PER_ROW
             )
         except plyvel.Error as error:
-            raise _translate(error) from None
+            raise translate(error) from None
         finally:
             uses.pop()
 
@@ -388,7 +387,7 @@ class LevelDBEngine:
                     raise OSError(errno.EBUSY, "the engine is still in use", str(self.path))
                 pause.wait(_DRAIN_POLL_S)
             # What cannot be flushed is in the mutation log.
-            with suppress(OSError, CorruptionError), _translated():
+            with suppress(OSError, CorruptionError), translated():
                 self._flush(self._db)
             self._db.close()
             self._closed = True
@@ -400,7 +399,7 @@ class LevelDBEngine:
         written = self._written
         if written == self._flushed:
             return state.decree
-        with self._files_lock, self._work(), _translated():
+        with self._files_lock, self._work(), translated():
             # All that was written is in the logs up to this one.
             number = newest_log(self._disk, self.path)
             for _ in range(_FLUSH_TRIES_MAX):
@@ -439,7 +438,7 @@ class LevelDBEngine:
         try:
             if self._closing:
                 self._refuse()
-            with _translated():
+            with translated():
                 yield self._db
         finally:
             self._uses.pop()
@@ -454,147 +453,3 @@ class LevelDBEngine:
 
     def _refuse(self, *_args: object, **_options: object) -> NoReturn:
         raise EngineClosed(f"engine {self.path} is closed")
-
-
-class LevelDBSnapshot:
-    """The engine as it was at one moment; for one thread at a time."""
-
-    __slots__ = ("_iterators", "_marks", "_snapshot", "_uses")
-
-    def __init__(self, snapshot: Any, uses: list[None], marks: Marks) -> None:
-        self._snapshot: Any = snapshot
-        self._marks = marks
-        self._uses = uses
-        self._iterators: list[Any] = []
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the row as it was.
-
-        Raises:
-            CorruptionError: the table that holds it is damaged.
-            EngineClosed: the snapshot was closed.
-
-        """
-        if self._snapshot is None:
-            raise EngineClosed("snapshot is closed")
-        try:
-            return self._snapshot.get(key, verify_checksums=True) or None
-        except plyvel.Error as error:
-            raise _translate(error) from None
-
-    def iterate(
-        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, row) with start <= key < stop (b"" = no end) in key order, or downward.
-
-        With `marks` also (key, b"") now and then where rows were removed.
-
-        Raises:
-            CorruptionError: a table in the range is damaged.
-            EngineClosed: the snapshot was closed.
-
-        """
-        if self._snapshot is None:
-            raise EngineClosed("snapshot is closed")
-        # plyvel's other iterator ends silently where the last block of a table is damaged,
-        # and downward it misses a first row that equals `start`.
-        rows = self._snapshot.raw_iterator(verify_checksums=True)
-        self._iterators.append(rows)
-        found = self._downward(rows, start, stop) if reverse else self._upward(rows, start, stop)
-        return found if marks else (pair for pair in found if pair[1])
-
-    def _upward(self, rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        key_of, row_of, advance = rows.key, rows.value, rows.next
-        # The first of the marks since the last row, the last one, and how many.
-        first = last = b""
-        met = 0
-        try:
-            with self._iterating(rows):
-                rows.seek(start)
-                while True:
-                    key = key_of()
-                    if stop and key >= stop:
-                        return
-                    row = row_of()
-                    if not row:
-                        first, last, met = first or key, key, met + 1
-                    elif met:
-                        self._marks.met(first, last, met)
-                        first, met = b"", 0
-                    yield key, row
-                    advance()
-        finally:
-            if met:
-                self._marks.met(first, last, met)
-
-    def _downward(self, rows: Any, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        key_of, row_of, advance = rows.key, rows.value, rows.prev
-        with self._iterating(rows):
-            if stop:
-                rows.seek(stop)
-            if stop and rows.valid():
-                advance()
-            else:
-                rows.seek_to_last()
-            while True:
-                key = key_of()
-                if key < start:
-                    return
-                yield key, row_of()
-                advance()
-
-    @contextmanager
-    def _iterating(self, rows: Any) -> Iterator[None]:
-        try:
-            yield
-        except plyvel.IteratorInvalidError:
-            # Behind the last row, or before the first.
-            return
-        except plyvel.Error as error:
-            raise _translate(error) from None
-        except RuntimeError:
-            if self._snapshot is not None:
-                raise
-            raise EngineClosed("snapshot is closed") from None
-        finally:
-            rows.close()
-            if rows in self._iterators:
-                self._iterators.remove(rows)
-
-    def close(self) -> None:
-        """Let the snapshot go, with its iterators; a second call does nothing."""
-        if self._snapshot is None:
-            return
-        snapshot, self._snapshot = self._snapshot, None
-        for rows in self._iterators:
-            rows.close()
-        self._iterators.clear()
-        snapshot.close()
-        self._uses.pop()
-
-    def __del__(self) -> None:
-        # One that was forgotten must not keep the engine from closing for ever.
-        self.close()
-
-
-def _translate(error: Exception) -> Exception:
-    told = error.args[0] if error.args else ""
-    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
-    if not isinstance(error, plyvel.IOError):
-        # Besides damage, LevelDB refuses only a directory that is not what it made.
-        return CorruptionError(text)
-    if text.endswith(_OUTSIDE_OF_TABLE):
-        return CorruptionError(text)
-    # The number is lost on the way, and only its words are left.
-    for number in errno.errorcode:
-        if text.endswith(os.strerror(number)):
-            return OSError(number, text)
-    return OSError(errno.EIO, text)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except plyvel.Error as error:
-        raise _translate(error) from None

@@ -26,6 +26,7 @@ from pegaskv.storage.engine import (
     EngineClosed,
     ReplicaState,
     cuts_between,
+    in_chunks,
 )
 
 __all__ = ["MemoryEngine", "MemoryFactory", "MemorySnapshot"]
@@ -303,6 +304,10 @@ class MemorySnapshot:
         for position in reversed(positions) if reverse else positions:
             rows = self._open_rows()
             yield keys[position], rows.by_key[keys[position]]
+
+    def chunks(self, start: bytes, stop: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield what `iterate` yields, as `in_chunks` cuts it; raises the same."""
+        return in_chunks(self.iterate(start, stop))
 
     def close(self) -> None:
         """Let the snapshot go; a second call does nothing."""

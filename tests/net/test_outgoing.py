@@ -233,3 +233,62 @@ async def test_requests_under_way_are_bounded_on_the_short_way_too() -> None:
         await turn()
     assert server.handled == [*range(2, 9)]
     assert peer.transport.reading
+
+
+def bulk(request_id: int, size: int) -> list[object]:
+    return [request_id, ECHO, 1_000, bytes(size)]
+
+
+@pytest.mark.parametrize("size", [1, 20_000])
+async def test_a_small_request_does_not_pass_what_came_before_it(size: int) -> None:
+    server = Server(connection_unsent_pause_bytes=10_000)
+    peer = server.greeted(reads=False)
+    read(peer, [bulk(2, 20_000)])
+    # It does not read its replies: what comes is kept.
+    read(peer, [bulk(3, size)])
+    read(peer, [echo(4)])
+    assert server.handled == [2]
+    peer.transport.take()
+    # Reading goes on in the next turn; before that comes one more.
+    read(peer, [echo(5)])
+    assert server.handled == [2]
+    for _ in range(8):
+        await turn()
+        peer.transport.take()
+    assert server.handled == [2, 3, 4, 5]
+
+
+async def test_a_part_of_a_large_frame_is_no_frame_whatever_it_looks_like() -> None:
+    server = Server()
+    peer = server.greeted()
+    hidden = encode_frame([echo(66)])
+    outer = encode_frame([[2, ECHO, 1_000, b"before" + hidden + b"behind"]])
+    begin = outer.index(hidden)
+    for part in (outer[:begin], hidden, outer[begin + len(hidden) :]):
+        read_bytes(peer, part)
+    assert server.handled == [2]
+
+
+async def test_who_ends_is_forgotten() -> None:
+    server = Server()
+    peer = server.greeted()
+    read(peer, [echo(2)])
+    await turn()
+    assert server.acceptor.outgoing.last is peer.connection
+    peer.transport.lose()
+    assert server.acceptor.outgoing.last is None
+
+
+async def test_a_small_request_is_heard_but_for_the_last_parts_of_large_ones() -> None:
+    server = Server()
+    peer = server.greeted()
+    pace = server.acceptor.pace
+    pace.heard = False
+    peer.connection._small_reads = 2
+    for heard in (False, False, True):
+        read(peer, [echo(2)])
+        assert pace.heard is heard
+    pace.heard = False
+    peer.connection.rests = False
+    read(peer, [echo(3)])
+    assert pace.heard is False

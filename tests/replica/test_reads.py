@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from pegaskv.base.limits import PAGE_ROWS_MAX
+from pegaskv.base.limits import PAGE_BYTES_MAX, PAGE_ROWS_MAX
 from pegaskv.base.types import FilterType
 from pegaskv.codec.keys import encode_key
 from pegaskv.codec.operations import RangeFlag, ScanFlag
-from pegaskv.codec.values import make_timetag, pack_row_header
+from pegaskv.codec.values import is_visible, make_timetag, pack_row_header
 from pegaskv.replica.checks import matches
 from pegaskv.replica.reads import RangeRead, ScanRead, multi_get_keys, multi_get_range, scan
+from pegaskv.storage.engine import in_chunks
 
 NOW = 1_000
 
@@ -31,6 +32,9 @@ class ModelSnapshot:
         keys = sorted(key for key in self.rows if start <= key and (not stop or key < stop))
         for key in reversed(keys) if reverse else keys:
             yield key, self.rows[key]
+
+    def chunks(self, start: bytes, stop: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        return in_chunks(self.iterate(start, stop, marks=True))
 
     def close(self) -> None:
         pass
@@ -281,3 +285,59 @@ def test_expiry_is_returned_when_it_is_asked_for() -> None:
         snapshot, scan_read(flags=int(ScanFlag.RETURN_EXPIRY)), now=NOW, is_late=never
     )
     assert found == [encode_key(b"h", b"a"), b"1", NOW + 9]
+
+
+class CountedSnapshot(ModelSnapshot):
+    """Says how many rows were taken of it."""
+
+    taken = 0
+
+    def iterate(
+        self, start: bytes, stop: bytes, *, reverse: bool = False, marks: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        for pair in super().iterate(start, stop, reverse=reverse, marks=marks):
+            self.taken += 1
+            yield pair
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_each_page_has_what_its_limits_let_through_and_no_more(seed: int) -> None:
+    """All rows at once, and one by one where some are hidden: the limits are the same."""
+    chance = random.Random(seed)
+    hidden = chance.choice([0, 0, 0.01, 0.3])
+    rows = {}
+    for number in range(chance.choice([5, 60, 400])):
+        expiry = chance.choice([NOW, NOW + 9, 0]) if chance.random() < hidden else 0
+        deleted = chance.random() < hidden / 2
+        value = bytes(chance.choice([0, 9, 40] if seed % 4 else [9, 30_000]))
+        rows[encode_key(b"h%03d" % number, b"")] = row(value, expiry=expiry, deleted=deleted)
+    visible = [(key, stored[12:]) for key, stored in rows.items() if is_visible(stored, NOW)]
+    snapshot = ModelSnapshot(rows)
+    rows_max = chance.choice([0, 1, 7, 40, 64])
+    bytes_max = chance.choice([0, 1, 300, 1_000, 5_000])
+    flags = chance.choice([0, 0, int(ScanFlag.NO_VALUE)])
+    start: bytes | None = b""
+    found: list[tuple[object, object]] = []
+    while start is not None:
+        read = scan_read(start=start, flags=flags, rows_max=rows_max, bytes_max=bytes_max)
+        start, count, flat = scan(snapshot, read, now=NOW, is_late=never)
+        page = list(zip(flat[::2], flat[1::2], strict=True))
+        assert count == len(page) <= (rows_max or PAGE_ROWS_MAX)
+        sizes = [len(key) + len(value) for key, value in page]  # type: ignore[arg-type]
+        most = bytes_max or PAGE_BYTES_MAX
+        assert sum(sizes[:-1]) < most
+        if start is not None:
+            assert count == (rows_max or PAGE_ROWS_MAX) or sum(sizes) >= most
+            assert not page or start > page[-1][0]  # type: ignore[operator]
+        found += page
+    assert found == [(key, b"" if flags else value) for key, value in visible]
+
+
+@pytest.mark.parametrize("limits", [{"rows_max": 21}, {"bytes_max": 21 * 17}])
+def test_a_page_that_is_full_does_not_walk_over_hidden_rows(limits: dict[str, int]) -> None:
+    rows = {encode_key(b"h", b"%04d" % number): row(b"vvvvvvvvvv") for number in range(21)}
+    rows |= {encode_key(b"h", b"x%04d" % number): row(b"", deleted=True) for number in range(5_000)}
+    snapshot = CountedSnapshot(rows)
+    resume, count, _ = scan(snapshot, scan_read(**limits), now=NOW, is_late=never)
+    assert (resume, count) == (encode_key(b"h", b"x0000"), 21)
+    assert snapshot.taken < 60

@@ -278,9 +278,7 @@ class ServerConnection(FlowControl):
         """Split what arrived into frames; handle them, or keep them if others come first."""
         began_us = 0
         if size > LITTLE_BYTES:
-            if self._outgoing.waiting:
-                # Not behind what takes long.
-                self._outgoing.write()
+            self.write_waiting()
             if size >= DECODED_BYTES_MAX:
                 began_us = self.pace.now_us()
         splitter = self._splitter
@@ -370,7 +368,12 @@ class ServerConnection(FlowControl):
     def take_turn(self) -> None:
         """Go on after the end of a turn."""
         self._paused &= ~TURN
+        self.write_waiting()
         self._go_on()
+
+    def write_waiting(self) -> None:
+        """Small replies, of others mostly, do not wait for what is about to take long."""
+        self._outgoing.write()
 
     def refuse(self, message: Any, error: Exception) -> None:
         """Answer a message that its handler did not take, or close if it has no id."""

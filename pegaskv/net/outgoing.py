@@ -55,7 +55,9 @@ class Outgoing:
             asyncio.get_running_loop().call_soon(self._end_turn)
 
     def write(self) -> None:
-        """Flush those who wait."""
+        """Flush those who wait; for whoever is about to hold the loop, too."""
+        if not self.waiting:
+            return
         waiting, self.waiting = self.waiting, []
         self._room = _BYTES_MAX
         for connection in waiting:

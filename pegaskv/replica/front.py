@@ -90,6 +90,8 @@ class Front:
         self._on_fatal = on_fatal
         self._dirty: list[Replica] = []
         self._scheduled = False
+        # Writes the replies that wait for the end of this turn of the loop.
+        self.write_waiting: Callable[[], None] | None = None
         # Connections with one request that came in this turn of the loop, and whether there was
         # but one in the last turn that had any.
         self._singles = 0
@@ -195,6 +197,7 @@ class Front:
                 self.apply_soon(replica)
 
     def _apply_some(self) -> None:
+        self._write_waiting()
         room = _ROWS_PER_TURN
         while self._applicants and room > 0:
             replica = next(iter(self._applicants))
@@ -242,9 +245,15 @@ class Front:
 
     def _turn(self) -> None:
         self._scheduled = False
+        self._write_waiting()
         self._single_caller = self._singles == 1
         self._singles = 0
         self._tick()
+
+    def _write_waiting(self) -> None:
+        """Nobody waits for what is about to hold the loop."""
+        if self.write_waiting is not None:
+            self.write_waiting()
 
     def _tick(self) -> None:
         if self._short:

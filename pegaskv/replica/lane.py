@@ -79,6 +79,7 @@ class Lane:
         key, requests = next(iter(self._waiting.items()))
         connection, request_id, steps = requests[0]
         self.steps += 1
+        connection.write_waiting()
         began_us = connection.pace.now_us()
         try:
             if connection.closed:

@@ -21,6 +21,7 @@ from pegaskv.base.types import Durability, Gpid, ReplicaStatus, TableInfo
 from pegaskv.codec.messages_meta import NodeBeacon, NodeReport, Order, OrderKind, TablePush
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.lease.options import LeaseOptions
+from pegaskv.net.acceptor import Acceptor
 from pegaskv.net.connection import Handler
 from pegaskv.replica.compaction import ManualCompactions
 from pegaskv.replica.control import on_pin_changed
@@ -423,11 +424,11 @@ class ReplicaStub:
         """What every connection asks before it writes: whether the leases hold."""
         return self._its_roles.membership.may_answer
 
-    @property
-    def on_single(self) -> Callable[[], None]:
-        """What a connection calls when a read has left one request of it under way."""
+    def attach(self, acceptor: Acceptor) -> None:
+        """Let the front and the acceptor, through which requests come, know of each other."""
         assert self._front is not None
-        return self._front.on_single
+        acceptor.on_single = self._front.on_single
+        self._front.write_waiting = acceptor.outgoing.write
 
     def _make_replica(
         self, table: TableInfo, gpid: Gpid, recovered: RecoveredReplica, engine: Engine

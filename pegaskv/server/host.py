@@ -172,9 +172,9 @@ class Host(ABC):
         """Return what is asked before every write to a connection, if anything."""
         return None
 
-    def single_caller(self) -> Callable[[], None] | None:
-        """Return who is told of reads that left one request under way, if anybody is."""
-        return None
+    def attach(self, acceptor: Acceptor) -> None:
+        """Let who answers requests at the ends of ticks and the acceptor know of each other."""
+        return
 
     def is_syncing(self) -> bool:
         """Whether a thread is at work that a loop without sleep would only hold up."""
@@ -271,7 +271,7 @@ class Host(ABC):
             ),
         )
         acceptor.may_answer = self.answer_guard()
-        acceptor.on_single = self.single_caller()
+        self.attach(acceptor)
         if server.spin_us:
             acceptor.spinner = Spinner(
                 server.spin_us,

@@ -16,6 +16,7 @@ from pegaskv.base.errors import PegasKVError
 from pegaskv.base.metrics import MetricSource
 from pegaskv.base.types import ReplicaStatus
 from pegaskv.codec.messages_meta import NodeReport
+from pegaskv.net.acceptor import Acceptor
 from pegaskv.net.connection import Handler
 from pegaskv.net.peer import PeerConnections
 from pegaskv.replica.stub import ReplicaStub
@@ -161,9 +162,9 @@ class ReplicaServer(Host):
         """Return what is asked before every write: whether the leases of this server hold."""
         return self._stub.may_answer
 
-    def single_caller(self) -> Callable[[], None]:
-        """Return who is told of reads that left one request under way."""
-        return self._stub.on_single
+    def attach(self, acceptor: Acceptor) -> None:
+        """Let who answers requests at the ends of ticks and the acceptor know of each other."""
+        self._stub.attach(acceptor)
 
     def is_syncing(self) -> bool:
         """Whether the disk is at work for a tick."""

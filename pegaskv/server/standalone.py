@@ -4,11 +4,12 @@ Nothing is decided here. Both parts are opened in the one order that works, repl
 and speak to each other directly; the replica server has no peers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import ClassVar
 
 from pegaskv.base.metrics import MetricSource
 from pegaskv.codec.operations import Operation
+from pegaskv.net.acceptor import Acceptor
 from pegaskv.net.connection import Handler
 from pegaskv.replica.stub import ReplicaStub
 from pegaskv.runtime.worker import Worker
@@ -87,9 +88,9 @@ class Standalone(Host):
         if self._meta is not None:
             self._meta.read_clusters_again(config)
 
-    def single_caller(self) -> Callable[[], None]:
-        """Return who is told of reads that left one request under way."""
-        return self._rows.stub.on_single
+    def attach(self, acceptor: Acceptor) -> None:
+        """Let who answers requests at the ends of ticks and the acceptor know of each other."""
+        self._rows.stub.attach(acceptor)
 
     def is_syncing(self) -> bool:
         """Whether the disk is at work for a tick."""

@@ -145,6 +145,26 @@ async def test_small_replies_do_not_wait_for_what_takes_long() -> None:
     assert peer.replies() == [[2, 0]]
 
 
+async def test_small_replies_do_not_wait_for_the_next_turn_of_a_large_read() -> None:
+    server = Server()
+    peer, bulk = server.greeted(), server.greeted()
+    written: list[int] = []
+
+    def look(connection: object, message: list[object]) -> None:
+        written.append(peer.transport.writes)
+
+    bulk.connection._handlers = {**bulk.connection._handlers, 99: look}
+    before = peer.transport.writes
+    # More than one turn takes.
+    read(bulk, *([[number, 99, 1_000]] for number in range(1, 401)))
+    assert len(written) == 256
+    read(peer, [echo(2)])
+    await turn()
+    await turn()
+    assert written == [before] * 256 + [before + 1] * 144
+    assert peer.replies() == [[2, 0]]
+
+
 async def test_replies_that_wait_are_written_before_a_close() -> None:
     server = Server()
     peers = [server.greeted() for _ in range(4)]

@@ -149,6 +149,11 @@ class Connection:
         self.pace = Pace(lambda: 0, 100)
         self.output_paused = False
         self.answers: dict[int, Any] = {}
+        # How often others' replies were written before a step of a large request.
+        self.stepped_aside = 0
+
+    def write_waiting(self) -> None:
+        self.stepped_aside += 1
 
     def never_rest(self) -> None:
         self.rests = False

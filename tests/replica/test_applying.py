@@ -264,6 +264,20 @@ def test_large_writes_to_engines_are_spread_over_turns_of_the_loop(rows: int, si
     assert not loop.ready
 
 
+def test_replies_that_wait_leave_before_large_writes_to_engines_and_ticks() -> None:
+    loop = Loop()
+    log: list[list[int]] = []
+    (replica,) = holders(loop, 1, MANY)
+    loop.front.write_waiting = lambda: log.append(list(replica.applied_ms))
+    loop.front.apply_soon(replica)
+    loop.turn()
+    assert log == [[]]
+    assert replica.applied_ms == [0]
+    loop.front.hurry()
+    loop.turn()
+    assert log == [[], [0]]
+
+
 def test_small_writes_to_engines_share_turns_of_the_loop() -> None:
     loop = Loop()
     replicas = holders(loop, 100, 40)

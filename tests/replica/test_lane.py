@@ -98,6 +98,8 @@ def test_while_others_call_a_clients_steps_are_apart_and_a_servers_are_not() -> 
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)
         alone_ms = await steps(life, server, 10, heard=False)
+        # Replies of others that wait for the end of a turn leave before each step.
+        assert server.connection.stepped_aside >= 10
         # A millisecond each, and four of rest behind all but the last.
         assert await steps(life, server, 10, heard=True) >= alone_ms + 8 * 4
         server.connection.never_rest()

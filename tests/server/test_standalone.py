@@ -25,6 +25,7 @@ from pegaskv.server.listening import ListenError
 from pegaskv.server.standalone import Standalone
 from tests.helpers import poll_until
 from tests.net.test_connection_sockets import Client
+from tests.server.cluster import make_meta, make_replica, serving
 
 SMALL = "[server]\nlisten = '127.0.0.1:0'\nhttp = 'none'\n[storage]\nlog_segment_bytes = 65536\n"
 
@@ -172,6 +173,21 @@ async def test_a_connection_is_refused_when_the_files_left_are_for_storage(
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+async def test_the_front_and_the_connections_know_of_each_other(tmp_path: Path) -> None:
+    """Who calls alone is answered at once, and no reply waits for a tick of others."""
+    async with (
+        running(tmp_path / "data") as server,
+        serving(make_meta(tmp_path / "meta")) as meta,
+        serving(make_replica(tmp_path / "replica", meta.address)) as replica,
+    ):
+        for acceptor, stub in (
+            (server._acceptor, server._rows.stub),
+            (replica._acceptor, replica._stub),  # type: ignore[attr-defined]
+        ):
+            assert acceptor.on_single == stub._front.on_single
+            assert stub._front.write_waiting == acceptor.outgoing.write
 
 
 async def test_a_wildcard_address_is_reported_as_where_the_client_came(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class AcceptorOptions:
     connection_unsent_bytes_max: int = CONNECTION_OUTPUT_BYTES_MAX
     # The most of the loop's time, in percent, for clients that send or ask for much at once, while
     # others call too; 100 = all of it.
-    bulk_share_percent: int = 15
+    bulk_share_percent: int = 10
     # What a connection may send before its hello is accepted: one frame.
     hello_bytes_max: int = BEFORE_HELLO_BYTES_MAX
     # A connection that has not said hello by then is closed.

@@ -211,9 +211,10 @@ class Handlers:
     def _render_duplication(
         self, _table: TableInfo | None, more: tuple[Any, ...], live: LiveStates
     ) -> tuple[Any, ...]:
-        (table_id, dupid), warnings = more
-        entry = self._machine.cluster.book.get(table_id, dupid)
-        return (None if entry is None else self._duplications.entry(entry, live), warnings)
+        (table_id, dupid), warnings, changed = more
+        # One that was removed may be gone since: then it is shown as the change has left it.
+        entry = self._machine.cluster.book.get(table_id, dupid) or changed
+        return (self._duplications.entry(entry, live), warnings)
 
     def _render_cluster(
         self, _table: TableInfo | None, more: tuple[Any, ...], _live: LiveStates

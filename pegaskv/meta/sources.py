@@ -169,7 +169,8 @@ class Sources:
         )
         # A follower that goes back to where it comes from is no follower any more.
         follower = table.follower and not back
-        more = ((table.table_id, entry.dupid), _warnings(table, event, two_way=bool(back)))
+        warnings = _warnings(table, event, two_way=bool(back))
+        more = ((table.table_id, entry.dupid), warnings, entry)
         if event.checkpoint:
             return self._store_entry(entry, event.request_id, more, need=None, follower=follower)
         # Nothing that is written after the answer may be missed: every partition has its pin.
@@ -273,7 +274,7 @@ class Sources:
         table = tables.find_available(host.cluster, event.table)
         entry = find_entry(host.cluster.book, table, event.dupid)
         changed, warnings = modified(entry, event, host.now)
-        more = ((table.table_id, entry.dupid), warnings)
+        more = ((table.table_id, entry.dupid), warnings, changed)
         if changed == entry:
             return [Answer(event.request_id, None, more)]
         return self._store_entry(changed, event.request_id, more)

@@ -242,8 +242,7 @@ class ServerConnection(FlowControl):
                 self._take(messages)
             else:
                 self._handle([messages])
-                if self.in_flight:
-                    self._received(size, whole=True)
+                self._received(size, whole=True)
             if self._small_reads:
                 self._small_reads -= 1
             elif self.rests:

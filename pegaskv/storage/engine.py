@@ -87,7 +87,7 @@ class CheckpointInfo:
 
 
 def in_chunks(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Cut an iteration into lists that are not empty: many rows at once cost half of one by one.
+    """Cut an iteration into lists that are not empty, for whoever does more rows at once.
 
     A mark, (key, b""), is always the last of its list. Lists are short at the beginning, behind
     marks and where rows are large, so that little is read in vain when a page ends. What was read

@@ -1,5 +1,6 @@
 """Duplications through the service: what clients and other parts of the server see."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -73,6 +74,31 @@ def test_a_duplication_goes_through_its_life_and_is_shown_in_it() -> None:
         await door.forgotten(work.dupid, work.uuid)
         assert door.remote_work() == []
         assert process.remote_work == 4
+
+    run_process(test)
+
+
+def test_a_removal_that_is_over_before_it_was_shown_is_answered() -> None:
+    async def test(process: Process) -> None:
+        entry = await add(process)
+        door = await ensured(process, entry)
+        gate = process.node.states_gate = asyncio.Event()
+        fields = ("users", entry["dupid"], "remove", None)
+        async with TaskScope("test") as scope:
+            removed = scope.start(
+                "remove", process.client.ask(Operation.MODIFY_DUPLICATION, *fields)
+            )
+            while not (works := door.remote_work()):
+                await process.life.clock.sleep_ms(1)
+            await door.forgotten(works[0].dupid, works[0].uuid)
+            book = process.service._machine.cluster.book
+            while [*book.all()]:
+                await process.life.clock.sleep_ms(1)
+            assert not removed.done()
+            gate.set()
+            shown, warnings = await removed
+        assert (shown["dupid"], shown["status"]) == (entry["dupid"], "DS_REMOVED")
+        assert warnings == []
 
     run_process(test)
 

@@ -278,6 +278,20 @@ async def test_a_small_request_does_not_pass_what_came_before_it(size: int) -> N
     assert server.handled == [2, 3, 4, 5]
 
 
+async def test_requests_of_a_small_frame_that_have_to_wait_are_charged() -> None:
+    server = Server(connection_unsent_pause_bytes=10_000)
+    peer = server.greeted(reads=False)
+    read(peer, [echo(number, LARGE, 70_000) for number in range(2, 5)])
+    assert server.handled == [2]
+    assert peer.connection.held_bytes > 0
+    server.acceptor.check()
+    for _ in range(8):
+        peer.transport.take()
+        await turn()
+    assert server.handled == [2, 3, 4]
+    assert peer.connection.held_bytes == 0
+
+
 async def test_a_part_of_a_large_frame_is_no_frame_whatever_it_looks_like() -> None:
     server = Server()
     peer = server.greeted()

@@ -1,5 +1,6 @@
 """What holds of LevelDB beyond the contract: damage, kills, races, its quirks."""
 
+import contextlib
 import errno
 import shutil
 import subprocess
@@ -250,6 +251,11 @@ def all_answers(path: Path, keys: list[bytes]) -> list[object]:
     ask(lambda: rows_of(engine, reverse=True))
     for key in keys:
         ask(lambda key=key: engine.get(key))  # type: ignore[misc]
+    with contextlib.closing(engine.snapshot()) as snapshot:
+        # Pages that begin and end in the middle of blocks, and behind the last row of one.
+        for start, stop in zip(keys, [*keys[2:], b"", b""], strict=True):
+            ask(lambda start=start, stop=stop: list(snapshot.iterate(start, stop)))  # type: ignore[misc]
+            ask(lambda start=start, stop=stop: list(snapshot.chunks(start + b"\x00", stop)))  # type: ignore[misc]
     engine.close()
     return answers
 

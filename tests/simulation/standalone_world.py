@@ -187,7 +187,8 @@ class _Scenario:
         self.run.checks += 1
 
     async def _check_writer(self, table: Table, writer: Writer, *, may_lose: bool) -> None:
-        rows = await table.multi_get(writer.name)
+        # A slow worker takes seconds for each step of a start; the bound is that of `connected`.
+        rows = await table.multi_get(writer.name, timeout=60.0)
         if rows.get(b"left") != rows.get(b"right"):
             self.run.wrong.append(f"half a multi_set of {writer.name!r}: {dict(rows)}")
         for sort_key, kind in ((b"left", 0), (b"single", 1)):

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pegaskv
 from tools.bench.loading import VALUE, call_rate, load, names
-from tools.bench.processes import Server, cpu_seconds, pegaskv_server
+from tools.bench.processes import Server, calm, cpu_seconds, pegaskv_server
 from tools.bench.report import OURS, Report, turns
 
 __all__ = ["run"]
@@ -72,6 +72,9 @@ async def _measure(report: Report, seconds: float, rounds: int) -> None:
                 await client.admin.create_table(durability, count, envs={"durability": durability})
                 tables[count] = await client.table(durability)
                 await load(tables[count], NAMES[:1_000] if trial else NAMES)
+            # What was dropped before is purged in the background, 256 directories of it.
+            for server in servers.values():
+                await calm(server)
             figures: dict[int, list[_Round]] = {count: [] for count in counts}
             for number in range(rounds):
                 for _, count in turns({str(count): count for count in counts}, number):

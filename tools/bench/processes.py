@@ -1,5 +1,6 @@
 """Servers under measurement as processes: started on free ports, always ended by their id."""
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Final
 
 __all__ = [
     "Server",
+    "calm",
     "cpu_seconds",
     "free_port",
     "pegaskv_server",
@@ -45,6 +47,17 @@ def cpu_seconds(pid: int) -> float:
     """The processor time that a process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+
+
+async def calm(server: "Server") -> None:
+    """Wait until a server has nothing to do in the background."""
+    before = cpu_seconds(server.pid)
+    while True:
+        await asyncio.sleep(0.5)
+        after = cpu_seconds(server.pid)
+        if after - before < 0.05:
+            return
+        before = after
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -29,7 +29,7 @@ from pegaskv.base.compaction import MANUAL_COMPACT_ONCE
 from pegaskv.runtime.tasks import TaskScope
 from tools.bench import flood
 from tools.bench.loading import VALUE, load, names
-from tools.bench.processes import Server, cpu_seconds, pegaskv_server
+from tools.bench.processes import Server, calm, pegaskv_server
 from tools.bench.report import OURS, Report
 
 __all__ = ["QUIET", "run"]
@@ -185,7 +185,7 @@ class _Bench:
         self, phase: str, probed: pegaskv.Table, work: _Work, between: _Work | None = None
     ) -> None:
         """Measure quiet, then `work`; do `between` before that."""
-        await self.calm()
+        await calm(self._server)
         quiet = await _probe(probed, lambda: asyncio.sleep(QUIET_S * self._share))
         if between is not None:
             await between()
@@ -198,16 +198,6 @@ class _Bench:
                 comparison = self._report.start(f"{phase}: {figure}", "ms")
                 for loud, quiet in rounds:
                     comparison.add({OURS: loud.figures()[figure], QUIET: quiet.figures()[figure]})
-
-    async def calm(self) -> None:
-        """Wait until the server has nothing to do in the background."""
-        before = cpu_seconds(self._server.pid)
-        while True:
-            await asyncio.sleep(0.5)
-            after = cpu_seconds(self._server.pid)
-            if after - before < 0.05:
-                return
-            before = after
 
     @contextlib.asynccontextmanager
     async def flood(

@@ -127,16 +127,21 @@ async def test_who_calls_alone_is_answered_at_once() -> None:
     assert peer.replies() == []
 
 
-async def test_small_replies_do_not_wait_for_what_takes_long() -> None:
-    server = Server()
-    peer, bulk = server.greeted(), server.greeted()
+def look_at(peer: Peer, bulk: Peer) -> tuple[int, list[int]]:
+    """Return how often `peer` was written to, and where each request 99 of `bulk` notes that."""
     written: list[int] = []
 
     def look(connection: object, message: list[object]) -> None:
         written.append(peer.transport.writes)
 
     bulk.connection._handlers = {**bulk.connection._handlers, 99: look}
-    before = peer.transport.writes
+    return peer.transport.writes, written
+
+
+async def test_small_replies_do_not_wait_for_what_takes_long() -> None:
+    server = Server()
+    peer, bulk = server.greeted(), server.greeted()
+    before, written = look_at(peer, bulk)
     read(peer, [echo(2)])
     read(bulk, [[2, 99, 1_000]])
     assert written == [before]
@@ -148,13 +153,7 @@ async def test_small_replies_do_not_wait_for_what_takes_long() -> None:
 async def test_small_replies_do_not_wait_for_the_next_turn_of_a_large_read() -> None:
     server = Server()
     peer, bulk = server.greeted(), server.greeted()
-    written: list[int] = []
-
-    def look(connection: object, message: list[object]) -> None:
-        written.append(peer.transport.writes)
-
-    bulk.connection._handlers = {**bulk.connection._handlers, 99: look}
-    before = peer.transport.writes
+    before, written = look_at(peer, bulk)
     # More than one turn takes.
     read(bulk, *([[number, 99, 1_000]] for number in range(1, 401)))
     assert len(written) == 256

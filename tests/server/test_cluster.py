@@ -141,7 +141,8 @@ async def test_a_server_that_stops_hands_over_and_no_call_fails(tmp_path: Path) 
             info = await client.admin.table_info("t")
             gone = servers.path / name
             assert gone.is_dir()
-            assert all(one.primary and len(one.secondaries) == 1 for one in info.partitions)
+            left = [(one.primary, one.secondaries) for one in info.partitions]
+            assert all(primary and len(secondaries) == 1 for primary, secondaries in left), left
             await servers.start(name)
             await poll_until(lambda: whole(client))
 

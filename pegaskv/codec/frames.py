@@ -34,7 +34,7 @@ def encode_frame(messages: list[Any]) -> bytes:
 
 
 def whole_frame(data: bytes) -> list[Any] | None:
-    """Return the messages if `data`, no longer than a frame before hello, is one good frame.
+    """Return the messages if `data`, which no limit of a frame can concern, is one good frame.
 
     None says nothing but that a splitter should look at it.
     """

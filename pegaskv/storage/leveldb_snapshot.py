@@ -1,8 +1,8 @@
 """A LevelDB as it was at one moment: single rows, and walks up and down.
 
-plyvel has two iterators. The one behind `iterator` is twice as quick, takes all rows in one call
-each and says what is damaged on its way; but it just ends where the last block of a table is
-damaged, so at its end the other one, `raw_iterator`, looks whether there is more.
+plyvel has two iterators. The one behind `iterator` takes a row in one call instead of three, two
+thirds of the time, and says what is damaged on its way; but it just ends where the last block of a
+table is damaged, so at its end the other one, `raw_iterator`, looks whether there is more.
 """
 
 from collections.abc import Iterator

@@ -66,14 +66,18 @@ class Guardian:
         """Nodes, tables or the level have changed."""
         self._look_at_all = True
 
-    def on_stored(self, record: PartitionRecord) -> list[Effect]:
-        """A partition has another configuration; where a copy ended, another may begin."""
-        copy = self._copies.get(record.gpid)
-        ended = copy is not None and copy.node_id in record.members
-        if ended:
-            del self._copies[record.gpid]
-        self._judge(record.gpid)
-        return self.repair() if ended and len(self._unfit) <= _AT_ONCE_MAX else []
+    def on_stored(self, records: Iterable[PartitionRecord]) -> list[Effect]:
+        """Partitions have other configurations; where copies ended, others may begin."""
+        some_ended = False
+        for record in records:
+            copy = self._copies.get(record.gpid)
+            if copy is not None and copy.node_id in record.members:
+                del self._copies[record.gpid]
+                some_ended = True
+            self._judge(record.gpid)
+        # Only now, when it is known of all which copies have ended: who has just become a member
+        # must not be taken for a learner that is needed no more.
+        return self.repair() if some_ended and len(self._unfit) <= _AT_ONCE_MAX else []
 
     def on_time(self) -> list[Effect]:
         """Do what is due."""

@@ -405,9 +405,8 @@ class MetaMachine:
             self._look_at_nodes()
         self.cluster.apply(change, revision)
         effects = [] if pending.then is None else pending.then()
-        orders: list[Effect] = []
+        orders = self.guardian.on_stored(change.partitions)
         for record in change.partitions:
-            orders += self.guardian.on_stored(record)
             orders += self.moves.on_stored(record)
         # A commit is the last effect.
         place = len(effects) - 1 if self._pending is not None else len(effects)

@@ -8,7 +8,7 @@ from typing import Any
 from pegaskv.base.errors import RequestError
 from pegaskv.base.types import Gpid, TableInfo, TableStatus
 from pegaskv.codec.messages_duplication import SourceOrder
-from pegaskv.codec.messages_meta import NodeReport, ReplicaReport, TablePush
+from pegaskv.codec.messages_meta import NodeReport, Order, OrderKind, ReplicaReport, TablePush
 from pegaskv.meta.cluster import CHANGE_OPERATIONS_MAX, Cluster
 from pegaskv.meta.effects import Answer, Commit, Effect, Obey, Push, PushLater, Refuse, Warn
 from pegaskv.meta.events import (
@@ -17,6 +17,7 @@ from pegaskv.meta.events import (
     DropTable,
     Event,
     NodeReported,
+    ProposeByHand,
     PushEnded,
     Started,
 )
@@ -194,6 +195,7 @@ class Meta:
     def feed(self, event: Event) -> list[Effect]:
         """Take an event; return its effects without commits."""
         seen: list[Effect] = []
+        by_hand = isinstance(event, ProposeByHand)
         effects = self.machine.step(event, unix_seconds=self.now, now_ms=self.now_ms)
         while effects:
             self.machine.check()
@@ -202,7 +204,7 @@ class Meta:
             commit = last if isinstance(last, Commit) else None
             seen += effects if commit is None else effects[:-1]
             # Before the commit: what was answered or pushed by now is out.
-            self._keep(effects if commit is None else effects[:-1])
+            self._keep(effects if commit is None else effects[:-1], by_hand=by_hand)
             effects = []
             if commit is not None:
                 revision = self.records.commit(commit)
@@ -214,14 +216,16 @@ class Meta:
         assert self.machine.cluster.dump() == stored, "memory and store differ"
         return seen
 
-    def _keep(self, effects: list[Effect]) -> None:
+    def _keep(self, effects: list[Effect], *, by_hand: bool) -> None:
         for effect in effects:
             match effect:
                 case Push():
                     self.pushes.append(effect)
                 case PushLater():
                     self.later.append(effect)
-                case Obey():
+                case Obey(_, order):
+                    if order.kind is OrderKind.REMOVE and not by_hand:
+                        assert self._is_too_many(order), f"needed: {order}"
                     self.orders.append(effect)
                 case Answer(request_id):
                     assert request_id not in {**self.answers, **self.refusals}, "answered twice"
@@ -231,6 +235,15 @@ class Meta:
                     self.refusals[request_id] = error
                 case Warn(text):
                     self.warnings.append(text)
+
+    def _is_too_many(self, order: Order) -> bool:
+        """Whether a partition can do without the one that it shall let go."""
+        record = self.machine.cluster.partition(order.gpid)
+        assert record is not None
+        wanted = self.machine.cluster.tables[order.gpid.table_id].replica_count
+        node = self.machine.nodes.get(order.node_id)
+        leaves = node is not None and node.leaving
+        return leaves or order.node_id not in record.members or len(record.members) > wanted
 
     def deliver(self, server: ReplicaServer, *, error: str = "") -> list[Push]:
         """Deliver all pushes, and those that follow; return them."""

@@ -3,7 +3,7 @@
 import pytest
 
 from pegaskv.base.types import Gpid
-from pegaskv.codec.messages_meta import NodeBeacon, OrderKind
+from pegaskv.codec.messages_meta import NodeBeacon, OrderKind, Proposal, ProposalKind
 from pegaskv.meta.events import NodeLeaving, SetReplicaCount, TimePassed
 from tests.meta.calm import Calm
 from tests.meta.cluster_world import Replica
@@ -121,6 +121,39 @@ def test_an_order_is_repeated_and_not_every_second() -> None:
     cluster.pass_time(20_000)
     # Of those seconds, the first ten were the time in which the node may have come back.
     assert 4 <= len(cluster.orders(LEARN)) <= 10
+
+
+def test_of_several_that_become_members_at_once_nobody_is_let_go() -> None:
+    cluster = Calm(3, learners_per_node_max=4)
+    cluster.create(partitions=8)
+    cluster.servers["n1"].stop()
+    cluster.settle(10)
+    cluster.servers["n1"].start()
+    cluster.pass_time(1_000)
+    records = [cluster.record(1, index) for index in range(8)]
+    learnt = [one for one in records if cluster.machine.guardian.learner(one.gpid) == "n1"]
+    assert len(learnt) == 4
+    cluster.ordered.clear()
+    # What primaries ask for while the store is busy is stored together.
+    cluster.propose(
+        *(
+            Proposal(
+                str(one.primary),
+                one.gpid,
+                one.ballot,
+                ProposalKind.UPGRADE,
+                "n1",
+                process=cluster.servers[str(one.primary)].process,
+            )
+            for one in learnt
+        )
+    )
+    cluster.deliver()
+    assert all(len(members(cluster, one.gpid.partition_index)) == 3 for one in learnt)
+    given = cluster.ordered
+    assert [one for one in given if one.order.kind is REMOVE] == []
+    # The others begin at once.
+    assert len({one.order.gpid for one in given if one.order.kind is LEARN}) == 4
 
 
 def test_more_and_fewer_replicas_of_a_table_come_by_themselves() -> None:

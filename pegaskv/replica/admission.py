@@ -1,6 +1,7 @@
 """Whether a partition takes a write at this moment, and what it says if not."""
 
 from collections.abc import Sized
+from typing import Generic, TypeVar
 
 from pegaskv.base.errors import (
     Busy,
@@ -20,20 +21,48 @@ from pegaskv.replica.guards import Guarded
 
 __all__ = ["Admission"]
 
+_T = TypeVar("_T")
+
+
+class _Bar(Generic[_T]):
+    """An attribute that bars writes while it is true; what it is at first is false."""
+
+    __slots__ = ("_first", "_name")
+
+    def __init__(self, first: _T) -> None:
+        self._first = first
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, replica: "Admission | None", owner: type) -> _T:
+        if replica is None:
+            return self._first
+        found: _T = vars(replica).get(self._name, self._first)
+        return found
+
+    def __set__(self, replica: "Admission", value: _T) -> None:
+        vars(replica)[self._name] = value
+        replica.raise_guards()
+
 
 class Admission(Guarded):
-    """The part of a replica that refuses writes; `read_only` says until an operator acts."""
+    """The part of a replica that refuses writes; `read_only` says until an operator acts.
 
+    Invariant: `admits` is that a client's write is taken unless too many are under way.
+    """
+
+    admits = False
     uncommitted_mutations_max = PARTITION_MUTATIONS_UNCOMMITTED_MAX
     uncommitted_bytes_max = PARTITION_BYTES_UNCOMMITTED_MAX
     applying_bytes_max = PARTITION_BYTES_UNAPPLIED_MAX
-    read_only = ""
-    disk_full = False
+    read_only = _Bar("")
+    disk_full = _Bar(False)
     # Why there are too few members to write to, or "".
-    too_few_members = ""
+    too_few_members = _Bar("")
+    engine_failed = _Bar[BaseException | None](None)
     # Why the replica does not serve until an operator acts, or "".
     closed = ""
-    engine_failed: BaseException | None = None
     # Batches without a decree, and those that are not committed.
     full: Sized
     in_flight: Sized
@@ -45,6 +74,18 @@ class Admission(Guarded):
         if self.closed:
             return PartitionClosed(f"partition {self.gpid} is closed: {self.closed}")
         return NotReady(f"partition {self.gpid} is not ready yet")
+
+    def raise_guards(self) -> None:
+        """Bring the flags that the hot path looks at in line with the rest."""
+        super().raise_guards()
+        self.admits = (
+            self._serving
+            and not self._follower
+            and not self.too_few_members
+            and not self.disk_full
+            and not self.read_only
+            and self.engine_failed is None
+        )
 
     def admit(self, size: int = 0) -> None:
         """Raise the error that a client's write of `size` bytes is answered with, if any."""

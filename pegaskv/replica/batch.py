@@ -11,12 +11,13 @@ from typing import Any
 from pegaskv.codec.mutations import OperationKind
 from pegaskv.codec.values import seconds_since_epoch
 from pegaskv.net.connection import ServerConnection
+from pegaskv.replica.prepare_list import Mutation
 
 __all__ = ["Batch"]
 
 
-class Batch:
-    """Operations that will share one decree.
+class Batch(Mutation):
+    """A mutation with what is known where it was collected; it has a decree once it is closed.
 
     `rows` is what the engine gets, by key, since atomic operations look at pending writes;
     `replies` says who must be told. A reply is a list whose third
@@ -26,11 +27,7 @@ class Batch:
 
     __slots__ = (
         "answered",
-        "ballot",
         "controls",
-        "decree",
-        "first_timestamp_us",
-        "last_timestamp_us",
         "opened_ms",
         "opened_us",
         "operations",
@@ -61,6 +58,7 @@ class Batch:
         self.size = 0
         self.decree = 0
         self.ballot = 0
+        self.payload = b""
 
     @property
     def now(self) -> int:

@@ -20,7 +20,7 @@ from pegaskv.codec.frames import encode_frame
 from pegaskv.net.connection import ServerConnection
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.replica import Replica
-from pegaskv.storage.mutation_log import LogRecord, MutationLog
+from pegaskv.storage.mutation_log import LogRecord, MutationLog, RecordFields
 
 __all__ = ["Front"]
 
@@ -60,7 +60,7 @@ class Lines(Protocol):
         """`replica` has committed what its members have not heard of."""
         ...
 
-    def send_lines(self, records: list[LogRecord]) -> None:
+    def send_lines(self, records: list[RecordFields]) -> None:
         """These records of own partitions were logged: send what streams have of them."""
         ...
 
@@ -109,7 +109,7 @@ class Front:
         # often there was no memory since the last record.
         self._short = False
         self._short_tries = 0
-        self._unlogged: list[LogRecord] = []
+        self._unlogged: list[RecordFields] = []
         self._unanswered: list[tuple[Replica, int]] = []
         self._syncing: list[tuple[Replica, int]] | None = None
         # What goes out when the sync under way has ended, packed while the disk is at work.
@@ -266,7 +266,7 @@ class Front:
         # Those that have more than this tick takes: behind the others in the next one.
         rest: list[Replica] = []
         room = _TICK_BYTES
-        records: list[LogRecord] = []
+        records: list[RecordFields] = []
         synced: list[tuple[Replica, int]] = []
         unsynced: list[tuple[Replica, int]] = []
         accepted = self._take_accepted(records) if self._accepted else ()
@@ -351,7 +351,7 @@ class Front:
             if replica.machine.committed >= self._round.get(replica, _NO_DECREE):
                 del self._round[replica]
 
-    def _take_accepted(self, records: list[LogRecord]) -> list[_Accepted]:
+    def _take_accepted(self, records: list[RecordFields]) -> list[_Accepted]:
         """Take what others' partitions have to log, as far as the disk is free for it."""
         accepted, self._accepted = self._accepted, []
         if self._syncing is not None:
@@ -451,14 +451,18 @@ class Front:
         """Commit, and send what was packed for it, before anything else is done."""
         answers, self._answers = self._answers, []
         counts, self._answering = self._answering, []
-        if not counts or any(replica.machine.committed >= decree for replica, decree in synced):
-            # A table that became `os` meanwhile has been answered with its next tick.
+        if not counts:
             return
         for replica, decree in synced:
-            replica.machine.logged(decree)
-        if any(replica.machine.prepared.committed < decree for replica, decree in synced):
-            # One is no primary any more: its writers are not told that they were heard.
-            return
+            machine = replica.machine
+            prepared = machine.prepared
+            if prepared.committed >= decree:
+                # A table that became `os` meanwhile has been answered with its next tick.
+                return
+            machine.logged(decree)
+            if prepared.committed < decree:
+                # It is no primary any more: its writers are not told that they were heard.
+                return
         for batch, count in counts:
             batch.answered = count
         for connection, frame, count in answers:
@@ -474,8 +478,10 @@ class Front:
         assert synced is not None
         covered, self._covered = self._covered, []
         waiting, self._waiting = self._waiting, []
-        for replica, decree in synced + covered:
-            replica.shipping.synced = max(replica.shipping.synced, decree)
+        for replica, decree in synced + covered if covered else synced:
+            shipping = replica.shipping
+            if shipping.synced < decree:
+                shipping.synced = decree
         if (self._dirty or self._accepted) and not self._short:
             # The disk gets the next tick before the clients get their answers.
             self._tick()
@@ -501,7 +507,9 @@ class Front:
         now_ms = self._now_ms()
         moved: list[Replica] = []
         for replica, decree in logged:
-            replica.machine.logged(decree)
+            machine = replica.machine
+            if machine.prepared.committed < decree:
+                machine.logged(decree)
             if replica.take_committed(touched, now_ms):
                 moved.append(replica)
         for connection in touched:
@@ -530,7 +538,7 @@ class Front:
         self._on_fatal(error)
 
 
-def _close_some(replica: Replica, records: list[LogRecord], room: int) -> int:
+def _close_some(replica: Replica, records: list[RecordFields], room: int) -> int:
     """Give decrees to the batches of a replica that has many; return how many bytes of them."""
     pending = replica.pending_bytes
     replica.close_batches(records, bytes_max=room)
@@ -538,7 +546,7 @@ def _close_some(replica: Replica, records: list[LogRecord], room: int) -> int:
     return pending - replica.pending_bytes
 
 
-def _of_one_partition(records: list[LogRecord]) -> int:
+def _of_one_partition(records: list[RecordFields]) -> int:
     """How many records from the first on are of its partition.
 
     A tail that is proposed again goes into the log in one block, or not at all: half of it

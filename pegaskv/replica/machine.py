@@ -134,21 +134,18 @@ class ReplicaMachine:
 
     # A primary's tick.
 
-    def propose(
-        self, payload: bytes, first_timestamp_us: int, last_timestamp_us: int
-    ) -> Mutation | None:
-        """Give collected operations the next decree; the caller puts the mutation into the log.
+    def propose(self, mutation: Mutation) -> bool:
+        """Give a mutation the present ballot and the next decree; the caller puts it into the log.
 
-        None when the replica is not primary, and nothing was changed.
+        False when the replica is not primary, and nothing was changed.
         """
         if self.status is not _PRIMARY:
-            return None
+            return False
         prepared = self.prepared
-        mutation = Mutation(
-            self.ballot, prepared.last_prepared + 1, first_timestamp_us, last_timestamp_us, payload
-        )
+        mutation.ballot = self.ballot
+        mutation.decree = prepared.last_prepared + 1
         prepared.add(mutation)
-        return mutation
+        return True
 
     def logged(self, decree: int) -> bool:
         """The own log holds everything up to `decree`, by the table's durability.
@@ -160,6 +157,10 @@ class ReplicaMachine:
         if self.status is not _PRIMARY or decree <= self._logged:
             return False
         self._logged = decree
+        if self.serving and not self._acknowledged:
+            # `_advance`, written out for who has no members.
+            self.prepared.commit(decree)
+            return False
         return self._advance()
 
     def acknowledged(self, member: str, ballot: int, decree: int) -> bool:

@@ -26,7 +26,7 @@ from pegaskv.replica.ground import Ground, Partitions
 from pegaskv.replica.group import Group
 from pegaskv.replica.replica import Replica
 from pegaskv.replica.streams import Line, Stream
-from pegaskv.storage.log_format import LogRecord, encode_records
+from pegaskv.storage.log_format import LogRecord, RecordFields, encode_records
 
 __all__ = ["LOOK_MS", "Membership"]
 
@@ -360,7 +360,7 @@ class Membership:
         for line, streams in lines.items():
             line.tell(streams)
 
-    def send_lines(self, records: list[LogRecord]) -> None:
+    def send_lines(self, records: list[RecordFields]) -> None:
         """These records of own partitions were logged: send what streams have of them."""
         body = b""
         for line in self._lines.values():
@@ -386,7 +386,8 @@ class Membership:
         for replica in list(self._replicas.values()):
             status = replica.machine.status
             if status is _PRIMARY:
-                self._look_at_members(replica, now_ms, stalled=late_ms > _STALL_MS)
+                if replica.streams:
+                    self._look_at_members(replica, now_ms, stalled=late_ms > _STALL_MS)
                 self.look_at(replica)
                 if replica.closed:
                     self._hand_closed_over(replica)

@@ -52,6 +52,11 @@ class PrepareList:
         """Move the commit point up to `decree`, which must be prepared."""
         assert decree <= self.last_prepared
         forget = self._mutations.popleft
+        if decree == self.committed + 1:
+            # Mostly.
+            forget()
+            self.committed = decree
+            return
         for _ in range(decree - self.committed):
             forget()
         if decree > self.committed:

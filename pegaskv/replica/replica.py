@@ -35,7 +35,7 @@ from pegaskv.replica.ticking import Tick
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine
-from pegaskv.storage.mutation_log import LogRecord
+from pegaskv.storage.mutation_log import LogRecord, RecordFields
 
 __all__ = ["Replica"]
 
@@ -143,7 +143,14 @@ class Replica(Follower):
             NotReady, PartitionClosed, FollowerTable, DiskFull, Busy: nothing can be written now.
 
         """
-        self.admit(size)
+        if (
+            not self.admits
+            or self.full
+            or self.in_flight
+            or size > self.uncommitted_bytes_max
+            or self.applying_bytes > self.applying_bytes_max
+        ):
+            self.admit(size)
         batch = self.open
         if batch is None:
             batch = self.open = self.begin_batch()
@@ -242,7 +249,7 @@ class Replica(Follower):
         return size + sum(batch.size for batch in self.full) if self.full else size
 
     def close_batches(
-        self, records: list[LogRecord], most: int = 1 << 30, *, bytes_max: int = 1 << 62
+        self, records: list[RecordFields], most: int = 1 << 30, *, bytes_max: int = 1 << 62
     ) -> None:
         """Give each open batch a decree and append its record to `records`.
 
@@ -251,10 +258,17 @@ class Replica(Follower):
         """
         if self._unproposed:
             self._repropose(records)
-        full, machine = self.full, self.machine
+        full = self.full
         batch = self.open
         if batch is not None:
             batch.last_timestamp_us = self.last_timestamp_us
+            if not full:
+                # Mostly it is the only one.
+                batch.payload = encode_mutation(batch.first_timestamp_us, batch.operations)
+                self.open = None
+                self.uncommitted_bytes += batch.size
+                self._close(batch, records)
+                return
             full.append(batch)
             self.uncommitted_bytes += batch.size
             self.open = None
@@ -262,21 +276,25 @@ class Replica(Follower):
             most -= 1
             batch = full[0]
             # If there is no memory for it, the batch stays where it is.
-            payload = encode_mutation(batch.first_timestamp_us, batch.operations)
+            batch.payload = encode_mutation(batch.first_timestamp_us, batch.operations)
             bytes_max -= batch.size
             full.popleft()
-            # Memory that is let go at once, and not with the batch, is used again while it is warm.
-            batch.operations.clear()
-            mutation = machine.propose(payload, batch.first_timestamp_us, batch.last_timestamp_us)
-            if mutation is None:
-                self._refuse(batch)
-                # What came behind it may be of the same request: none of it must go on alone.
-                while full:
-                    self._refuse(full.popleft())
-                break
-            self._in_log(batch, mutation, machine.prepared.committed, records)
+            self._close(batch, records)
 
-    def _repropose(self, records: list[LogRecord]) -> None:
+    def _close(self, batch: Batch, records: list[RecordFields]) -> None:
+        """Give a batch that has its payload a decree."""
+        # Memory that is let go at once, and not with the batch, is used again while it is warm.
+        batch.operations.clear()
+        machine = self.machine
+        if machine.propose(batch):
+            self._in_log(batch, machine.prepared.committed, records)
+            return
+        self._refuse(batch)
+        # What came behind it may be of the same request: none of it must go on alone.
+        while self.full:
+            self._refuse(self.full.popleft())
+
+    def _repropose(self, records: list[RecordFields]) -> None:
         known = {batch.decree: batch for batch in self.in_flight}
         self.in_flight.clear()
         for mutation, committed in self._unproposed:
@@ -288,28 +306,27 @@ class Replica(Follower):
                 batch = self._batch_from(mutation)
                 self.shipping.look(self.proposed)
                 self.uncommitted_bytes += batch.size
-            self._in_log(batch, mutation, committed, records)
+            batch.ballot, batch.payload = mutation.ballot, mutation.payload
+            self._in_log(batch, committed, records)
         self._unproposed = []
 
-    def _in_log(
-        self, batch: Batch, mutation: Mutation, committed: int, records: list[LogRecord]
-    ) -> None:
-        batch.decree = mutation.decree
-        batch.ballot = mutation.ballot
+    def _in_log(self, batch: Batch, committed: int, records: list[RecordFields]) -> None:
         self.in_flight.append(batch)
         if self.shipping.pinned:
-            self.shipping.remember(mutation.decree, mutation.payload)
-        record = self._record(mutation, committed)
-        records.append(record)
-        for stream in self.streams.values():
-            if stream.opened:
-                stream.send(record)
-        if self.ring is not None:
-            self.ring.add(record)
+            self.shipping.remember(batch.decree, batch.payload)
+        fields = self._fields(batch, committed)
+        records.append(fields)
+        if self.streams or self.ring is not None:
+            record = LogRecord._make(fields)
+            for stream in self.streams.values():
+                if stream.opened:
+                    stream.send(record)
+            if self.ring is not None:
+                self.ring.add(record)
 
-    def _record(self, mutation: Mutation, committed: int) -> LogRecord:
+    def _fields(self, mutation: Mutation, committed: int) -> RecordFields:
         table_id, index = self.gpid
-        return LogRecord(
+        return (
             table_id,
             index,
             self.incarnation,
@@ -342,7 +359,9 @@ class Replica(Follower):
     def window(self) -> list[LogRecord]:
         """Return the records that are prepared and not committed, as a stream begins with them."""
         committed = self.machine.committed
-        return [self._record(mutation, committed) for mutation in self.machine.prepared]
+        return [
+            LogRecord._make(self._fields(mutation, committed)) for mutation in self.machine.prepared
+        ]
 
     def _refuse(self, batch: Batch) -> None:
         # It is in no mutation: the client may send it again elsewhere.
@@ -390,25 +409,29 @@ class Replica(Follower):
             batch = in_flight.popleft()
             self.uncommitted_bytes -= batch.size
             self._keep(batch)
-            for kind, fields in batch.controls:
-                self._on_control(self, kind, fields)
-            for call in batch.settled:
-                call()
-            decree = batch.decree
+            if batch.controls:
+                for kind, fields in batch.controls:
+                    self._on_control(self, kind, fields)
+            if batch.settled:
+                for call in batch.settled:
+                    call()
             if now_ms - batch.opened_ms >= self.slow_ms:
                 self._slow.on_batch(self, batch, now_ms - batch.opened_ms)
-            replies = batch.replies
-            # Who came after the answers were packed is answered here.
-            for connection, reply in replies[batch.answered :] if batch.answered else replies:
-                if reply[1] == 0:
-                    reply[2] = decree
-                # `finish`, written out.
-                connection.in_flight -= 1
-                connection.out.append(reply)
-                if connection is not last:
-                    touched[connection] = None
-                    last = connection
+            replies, decree, answered = batch.replies, batch.decree, batch.answered
+            if answered < len(replies):
+                # Who came after the answers were packed is answered here.
+                for connection, reply in replies[answered:] if answered else replies:
+                    if reply[1] == 0:
+                        reply[2] = decree
+                    # `finish`, written out.
+                    connection.in_flight -= 1
+                    connection.out.append(reply)
+                    if connection is not last:
+                        touched[connection] = None
+                        last = connection
+            # The engine may want the batch for a while, nobody these.
             replies.clear()
+            batch.payload = b""
         if self.streams:
             self._told(self)
         if self._begins_to_serve and self.machine.serving:

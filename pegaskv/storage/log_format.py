@@ -21,9 +21,9 @@ everything was known durable when the frame was written: what recovery weighs da
 The header stands twice, since without its salt no block can be believed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from google_crc32c import extend, value
 
@@ -39,6 +39,7 @@ __all__ = [
     "Frame",
     "LogRecord",
     "LogRun",
+    "RecordFields",
     "SegmentHeader",
     "decode_footer",
     "decode_records",
@@ -103,6 +104,10 @@ class LogRecord(NamedTuple):
     committed: int
     first_timestamp_us: int
     payload: bytes
+
+
+# What makes a `LogRecord`; the log itself does not ask for more.
+RecordFields: TypeAlias = tuple[int, int, int, int, int, int, int, bytes]
 
 
 class SegmentHeader(NamedTuple):
@@ -183,7 +188,9 @@ def parse_header(data: bytes, number: int) -> SegmentHeader | None:
     return None
 
 
-def encode_block(records: list[LogRecord], *, position: int, synced: int, salt: int) -> bytes:
+def encode_block(
+    records: Sequence[RecordFields], *, position: int, synced: int, salt: int
+) -> bytes:
     """Return the frame that carries `records`; once per tick, for all partitions."""
     parts = [_pack_frame_rest(position, synced)]
     _add_records(parts, records)
@@ -191,7 +198,7 @@ def encode_block(records: list[LogRecord], *, position: int, synced: int, salt: 
     return _pack_frame_start(_BLOCK_MAGIC, len(body), extend(salt, body)) + body
 
 
-def encode_records(records: list[LogRecord]) -> bytes:
+def encode_records(records: Sequence[RecordFields]) -> bytes:
     """Return the records as they stand in a block, for `wrap_records`."""
     parts: list[bytes] = []
     _add_records(parts, records)
@@ -205,7 +212,7 @@ def wrap_records(body: bytes, *, position: int, synced: int, salt: int) -> bytes
     return _pack_frame_start(_BLOCK_MAGIC, len(rest) + len(body), checksum) + rest + body
 
 
-def _add_records(parts: list[bytes], records: list[LogRecord]) -> None:
+def _add_records(parts: list[bytes], records: Sequence[RecordFields]) -> None:
     add = parts.append
     for table, index, incarnation, ballot, decree, committed, first, payload in records:
         size = len(payload)

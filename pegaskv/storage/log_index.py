@@ -15,14 +15,14 @@ with consecutive decrees of one ballot. Rules:
 `note` is on the hot path: once per tick, a few steps per record.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid
-from pegaskv.storage.log_format import RECORD_BYTES, LogRecord, LogRun
+from pegaskv.storage.log_format import RECORD_BYTES, LogRun, RecordFields
 from pegaskv.storage.log_options import LogOptions
 
 __all__ = ["NO_PINS", "Hold", "LogGone", "LogIndex", "Pin", "Run", "Segment"]
@@ -192,7 +192,7 @@ class LogIndex:
         assert number not in self._segments
         self._open = self._add_segment(number, cold=cold)
 
-    def note(self, records: list[LogRecord], start: int, end: int, now_ms: int) -> None:
+    def note(self, records: Sequence[RecordFields], start: int, end: int, now_ms: int) -> None:
         """Records were written into the open segment, as the block from `start` to `end`."""
         number = self._open.number
         run_bytes = self._run_bytes

@@ -17,7 +17,7 @@ what is long.
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,7 @@ from pegaskv.storage.log_damage import Damage, Loss
 from pegaskv.storage.log_format import (
     DATA_START,
     LogRecord,
+    RecordFields,
     SegmentHeader,
     encode_block,
     encode_footer,
@@ -62,6 +63,7 @@ __all__ = [
     "Loss",
     "MutationLog",
     "Pin",
+    "RecordFields",
     "RecoveredLog",
     "valid_history",
 ]
@@ -202,7 +204,7 @@ class MutationLog:
             self._spare.prepare()
         return self._broken is not None
 
-    def append(self, records: list[LogRecord]) -> None:
+    def append(self, records: Sequence[RecordFields]) -> None:
         """Write `records` as one block into the page cache; durable only after `sync`.
 
         The caller has seen `ready` in this turn of the loop. Records must be of present

@@ -24,7 +24,8 @@ GPID = Gpid(1, 0)
 
 
 def propose(machine: ReplicaMachine, timestamp: int = 10) -> Mutation | None:
-    return machine.propose(encode_mutation(timestamp, []), timestamp, timestamp)
+    mutation = Mutation(0, 0, timestamp, timestamp, encode_mutation(timestamp, []))
+    return mutation if machine.propose(mutation) else None
 
 
 def primary(ballot: int = 1) -> ReplicaMachine:

@@ -1,5 +1,6 @@
 """What strangers may ask for: bounded in memory, never half in a mutation, always answered."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pegaskv.codec.operations import Operation
 from pegaskv.replica.fields import HASH_KEY_COPIES_BYTES_MAX
 from pegaskv.replica.recovery import apply_records
 from pegaskv.replica.replay import mutation_rows
-from pegaskv.storage.mutation_log import LogRecord
+from pegaskv.storage.mutation_log import LogRecord, MutationLog, RecordFields
 from tests.replica.stub_world import Server, play
 from tests.simulation.world import Life, World
 
@@ -24,6 +25,19 @@ async def opened(life: Life, **more: Any) -> Server:
     await server.start()
     await server.serve(first=True)
     return server
+
+
+def keep_records(log: MutationLog) -> list[LogRecord]:
+    """Return what will be put into the log from now on."""
+    records: list[LogRecord] = []
+    append = log.append
+
+    def appending(of_tick: Sequence[RecordFields]) -> None:
+        records.extend(LogRecord(*fields) for fields in of_tick)
+        append(of_tick)
+
+    log.append = appending  # type: ignore[method-assign]
+    return records
 
 
 @pytest.mark.parametrize(
@@ -45,14 +59,7 @@ def test_a_long_hash_key_is_not_multiplied_by_thousands_of_rows(
 
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)
-        appended: list[int] = []
-        append = server.log.append
-
-        def measured(records: list[LogRecord]) -> None:
-            appended.extend(len(record.payload) for record in records)
-            append(records)
-
-        server.log.append = measured  # type: ignore[method-assign]
+        records = keep_records(server.log)
         code, *_ = await server.ask(operation, *fields)
         assert code == 2
         # As many as fit are taken.
@@ -60,7 +67,10 @@ def test_a_long_hash_key_is_not_multiplied_by_thousands_of_rows(
         keys = MANY[:fitting]
         flat = [part for key in keys for part in (key, b"")]
         assert (await server.ask(Operation.MULTI_SET, LONG, flat, 0))[0] == 0
-        assert max(appended) < HASH_KEY_COPIES_BYTES_MAX + MUTATION_BYTES_MAX
+        assert (
+            max(len(record.payload) for record in records)
+            < HASH_KEY_COPIES_BYTES_MAX + MUTATION_BYTES_MAX
+        )
 
     play(scenario)
 
@@ -72,14 +82,7 @@ def test_a_clock_far_in_the_future_leaves_no_half_written_mutation() -> None:
         server = await opened(life)
         # The year 2100.
         world.nodes["server"].jump_wall(76 * 365 * 86_400 * 1_000_000)
-        records: list[LogRecord] = []
-        append = server.log.append
-
-        def kept(of_tick: list[LogRecord]) -> None:
-            records.extend(of_tick)
-            append(of_tick)
-
-        server.log.append = kept  # type: ignore[method-assign]
+        records = keep_records(server.log)
         requests = [
             server.send(Operation.SET, b"h", b"a", b"1", TTL_SECONDS_MAX),
             server.send(Operation.MULTI_SET, b"h", [b"b", b"1"], TTL_SECONDS_MAX),
@@ -123,14 +126,7 @@ def test_a_new_ballot_while_the_log_is_not_ready_proposes_nothing_twice() -> Non
         server = await opened(life)
         replica = server.replica()
         server.slow("log", 50_000)
-        written: list[LogRecord] = []
-        append = server.log.append
-
-        def kept(of_tick: list[LogRecord]) -> None:
-            written.extend(of_tick)
-            append(of_tick)
-
-        server.log.append = kept  # type: ignore[method-assign]
+        written = keep_records(server.log)
         first = server.send(Operation.SET, b"h", b"a", b"1", 0)
         await world.until(lambda: bool(written))
         decree = written[-1].decree
@@ -191,14 +187,7 @@ def test_what_the_engine_has_equals_what_the_log_has() -> None:
 
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)
-        records: list[LogRecord] = []
-        append = server.log.append
-
-        def kept(of_tick: list[LogRecord]) -> None:
-            records.extend(of_tick)
-            append(of_tick)
-
-        server.log.append = kept  # type: ignore[method-assign]
+        records = keep_records(server.log)
         flat = [part for row in range(999) for part in (b"h", b"%d" % (row % 300), b"%d" % row)]
         requests = [server.send(Operation.BATCH_SET, flat, 0) for _ in range(5)]
         answers = [await server.answer(request) for request in requests]

@@ -31,7 +31,7 @@ from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.membership import Membership
 from pegaskv.replica.prepare_list import PrepareList
 from pegaskv.replica.replica import Replica
-from pegaskv.storage.log_format import LogRecord
+from pegaskv.storage.log_format import LogRecord, RecordFields
 from pegaskv.storage.mutation_log import MutationLog
 from tests.simulation.loop import OWNER
 from tests.simulation.world import Life
@@ -408,8 +408,8 @@ class Watch:
                 self.reached.silenced += 1
             return allowed
 
-        def appending(log: MutationLog, records: list[LogRecord]) -> Any:
-            self._appended(log, records)
+        def appending(log: MutationLog, records: list[RecordFields]) -> Any:
+            self._appended(log, [LogRecord(*fields) for fields in records])
             return append(log, records)
 
         def applying(engine: Any, records: Any) -> Any:

@@ -143,11 +143,11 @@ class Replica(Follower):
             NotReady, PartitionClosed, FollowerTable, DiskFull, Busy: nothing can be written now.
 
         """
+        # With nothing under way a single write always fits.
         if (
             not self.admits
             or self.full
             or self.in_flight
-            or size > self.uncommitted_bytes_max
             or self.applying_bytes > self.applying_bytes_max
         ):
             self.admit(size)

@@ -91,6 +91,10 @@ class Disk(Protocol):
         """Return the names in a directory, sorted."""
         ...
 
+    def make_dir(self, path: Path) -> None:
+        """Make a directory; its name, or the next one, is durable with its parent's next sync."""
+        ...
+
     def make_dirs(self, path: Path) -> None:
         """Make the directory and its parents durably; fine if it is there."""
         ...

@@ -186,7 +186,10 @@ class Engine(Protocol):
         ...
 
     def checkpoint(self, target: Path) -> CheckpointInfo:
-        """Flush, and publish a copy of hard links as the new directory `target`."""
+        """Flush, and publish a copy of hard links as the new directory `target`.
+
+        The directory that it is in must be there.
+        """
         ...
 
     def compact(self, first: bytes = b"", last: bytes | None = None) -> None:

@@ -121,6 +121,8 @@ class TableLinker:
         # LevelDB begins a new MANIFEST at every open and at no other time.
         self._manifest = path / manifest_name(disk.read_bytes(path / "CURRENT"))
         self._reader = ManifestReader()
+        # So much of it is durable.
+        self._synced = 0
 
     def checkpoint(self, target: Path) -> CheckpointInfo:
         """Link the live tables into the new directory `target`; flush before.
@@ -136,7 +138,7 @@ class TableLinker:
         temporary = temporary_path(target)
         for left in range(_LINK_TRIES_MAX, 0, -1):
             disk.remove_tree(temporary)
-            disk.make_dirs(temporary)
+            disk.make_dir(temporary)
             tables = self._live()
             try:
                 for table in tables:
@@ -170,8 +172,10 @@ class TableLinker:
         try:
             start = self._reader.valid_bytes
             self._reader.advance(file.read_at(start, file.size() - start))
-            # What a power loss could still take back must not be linked: see above.
-            file.fdatasync()
+            if self._reader.valid_bytes > self._synced:
+                # What a power loss could still take back must not be linked: see above.
+                file.fdatasync()
+                self._synced = self._reader.valid_bytes
         finally:
             file.close()
         return self._reader.tables()

@@ -150,8 +150,14 @@ class LocalDisk:
         """Return the names in a directory, sorted."""
         return sorted(os.listdir(path))
 
+    def make_dir(self, path: Path) -> None:
+        """Make a directory; its name, or the next one, is durable with its parent's next sync."""
+        path.mkdir(_DIRECTORY_MODE)
+
     def make_dirs(self, path: Path) -> None:
         """Make the directory and its parents durably; fine if it is there."""
+        if path in self._durable and path.is_dir():
+            return
         for directory in [*reversed(path.parents), path][1:]:
             try:
                 os.mkdir(directory, _DIRECTORY_MODE)

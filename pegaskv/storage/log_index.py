@@ -450,7 +450,8 @@ class LogIndex:
             else:
                 others.append(partition)
         for partition in others:
-            if total <= options.flush_total_bytes:
+            # Those that are written alike would all be due together; from half on they take turns.
+            if total <= options.flush_total_bytes // 2:
                 break
             chosen.append(partition)
             total -= partition.unflushed_bytes

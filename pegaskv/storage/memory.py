@@ -223,7 +223,7 @@ class MemoryEngine:
         data = _encode(rows)
         temporary = temporary_path(target)
         disk.remove_tree(temporary)
-        disk.make_dirs(temporary)
+        disk.make_dir(temporary)
         write_new(disk, temporary / _ROWS_FILE, data)
         return publish(disk, target, _state_of(rows), [(_ROWS_FILE, len(data))])
 

@@ -1,5 +1,16 @@
 """What one partition may have under way is an option, and is seen beside what it has."""
 
+from typing import Any
+
+import pytest
+
+from pegaskv.base.errors import (
+    DiskFull,
+    FollowerTable,
+    NotEnoughMembers,
+    NotReady,
+    PartitionClosed,
+)
 from pegaskv.base.hashing import partition_index
 from pegaskv.codec.messages_duplication import DuplicationOrder
 from pegaskv.codec.operations import Operation
@@ -23,6 +34,33 @@ async def opened(life: Life, **options: int) -> Server:
     await server.start()
     await server.serve(first=True)
     return server
+
+
+@pytest.mark.parametrize(
+    ("name", "bar", "code"),
+    [
+        ("serving", False, NotReady.code),
+        ("follower", True, FollowerTable.code),
+        ("too_few_members", "partition 1.0 has 1 of the 2", NotEnoughMembers.code),
+        ("disk_full", True, DiskFull.code),
+        ("read_only", "its tables are damaged", PartitionClosed.code),
+        ("engine_failed", OSError("planned"), BUSY),
+    ],
+)
+def test_whatever_bars_writes_bars_them_until_it_is_gone(name: str, bar: Any, code: int) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        replica = server.replica()
+        free = getattr(replica, name)
+        assert replica.admits
+        for value, expected in ((bar, code), (free, OK), (bar, code), (free, OK)):
+            setattr(replica, name, value)
+            assert (await server.ask(Operation.SET, b"h", b"s", b"1", 0))[0] == expected
+            assert (await server.ask(Operation.INCR, b"h", b"s", 1, 0))[0] == expected
+            assert replica.admits is (expected == OK)
+        await server.stop()
+
+    play(scenario)
 
 
 def test_a_partition_takes_no_more_bytes_than_are_set() -> None:
@@ -68,6 +106,10 @@ def test_what_a_stalled_engine_has_not_taken_is_bounded_as_set() -> None:
             status, *_ = await server.ask(Operation.SET, b"h", b"%d" % number, bytes(1_000), 0)
             statuses.append(status)
         assert statuses == [OK] * 5 + [BUSY] * 3
+        # Their rows wait; the mutation that they came in is not kept beside them.
+        unapplied = server.replica().unapplied
+        assert unapplied is not None
+        assert (unapplied.payload, unapplied.operations, unapplied.replies) == (b"", [], [])
         found = values(server)
         assert found["partition_unapplied_bytes"] > found["partition_unapplied_bytes_max"] == 5_000
         server.slow("apply", 0)

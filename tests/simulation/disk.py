@@ -282,6 +282,13 @@ class SimulatedDisk:
         self._read(f"list {path}")
         return sorted(self._directory(path).entries)
 
+    def make_dir(self, path: Path) -> None:
+        """Make a directory; its name, or the next one, is durable with its parent's next sync."""
+        with self._io(f"mkdir {path}"):
+            if self._find(path) is not None:
+                raise FileExistsError(errno.EEXIST, "file exists", str(path))
+            self._platter.name([(self._directory(path.parent), path.name, DirectoryNode())])
+
     def make_dirs(self, path: Path) -> None:
         """Make the directory and its parents durably; fine if it is there."""
         self._check_alive()

@@ -54,10 +54,12 @@ def close_in_the_middle(path: Path) -> None:
         engine = factory.open(path / str(number))
         for decree in range(1, 2_000):
             write_one(engine, decree)
+        checkpoints = path / f"checkpoints-{number}"
+        checkpoints.mkdir()
         ended: list[str] = []
         threads = [
             threading.Thread(target=_until_refused, args=(use, ended))
-            for use in _uses(engine, path / f"checkpoints-{number}")
+            for use in _uses(engine, checkpoints)
         ]
         for thread in threads:
             thread.start()

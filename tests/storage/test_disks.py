@@ -123,6 +123,20 @@ def test_directories_are_made_with_their_parents_and_removed_whole(
         disk.make_dirs(root / "f" / "g")
 
 
+def test_one_directory_is_made_where_its_parent_is_and_nothing_else(
+    place: tuple[Disk, Path],
+) -> None:
+    disk, root = place
+    disk.make_dir(root / "x.tmp")
+    disk.rename(root / "x.tmp", root / "x")
+    assert disk.is_dir(root / "x")
+    with pytest.raises(FileExistsError):
+        disk.make_dir(root / "x")
+    with pytest.raises(FileNotFoundError):
+        disk.make_dir(root / "y" / "z")
+    assert disk.list(root) == ["x"]
+
+
 def test_an_atomic_write_replaces_the_whole_file_and_leaves_no_other(
     place: tuple[Disk, Path],
 ) -> None:

@@ -21,7 +21,7 @@ from pegaskv.storage.engine import STATE_KEY, EngineClosed, ReplicaState
 from pegaskv.storage.leveldb import LevelDBFactory
 from pegaskv.storage.leveldb_files import _state_in_tables
 from pegaskv.storage.leveldb_manifest import LiveTable
-from pegaskv.storage.local_disk import LocalDisk
+from pegaskv.storage.local_disk import LocalDisk, LocalFile
 from pegaskv.storage.options import StorageOptions
 from tests.helpers import wait_until
 from tests.storage.engine_contract import rows_of, write_row
@@ -102,6 +102,43 @@ def test_a_flush_beside_a_thread_that_writes_is_a_flush(tmp_path: Path) -> None:
     finally:
         stop.set()
         writer.join()
+    engine.close()
+
+
+def test_nothing_is_linked_before_the_manifest_that_names_it_is_durable(tmp_path: Path) -> None:
+    class Manifests(LocalDisk):
+        """Counts the syncs of MANIFEST, which may fail."""
+
+        fails = False
+        syncs = 0
+
+        def open(self, path: Path, *, writable: bool = False) -> LocalFile:
+            file = super().open(path, writable=writable)
+            return Manifest(file._descriptor) if path.name.startswith("MANIFEST") else file
+
+    class Manifest(LocalFile):
+        def fdatasync(self) -> None:
+            disk.syncs += 1
+            if disk.fails:
+                raise OSError(errno.EIO, "planned")
+
+    disk = Manifests()
+    engine = LevelDBFactory(disk, SMALL).open(tmp_path / "engine")
+    write_one(engine, 1)
+    disk.fails = True
+    with pytest.raises(OSError, match="planned"):
+        engine.checkpoint(tmp_path / "1")
+    assert not (tmp_path / "1").exists()
+    disk.fails, disk.syncs = False, 0
+    engine.checkpoint(tmp_path / "2")
+    # What the failed one had read is not taken for durable.
+    assert disk.syncs == 1
+    # Nothing has changed since.
+    engine.checkpoint(tmp_path / "3")
+    assert disk.syncs == 1
+    write_one(engine, 2)
+    engine.checkpoint(tmp_path / "4")
+    assert disk.syncs == 2
     engine.close()
 
 

@@ -466,11 +466,17 @@ class LogIndex:
         ]
 
     def sparse_segments(self) -> list[Segment]:
-        """Closed segments whose live records should be copied to one cold segment."""
+        """Closed segments whose live records should be copied to one cold segment.
+
+        Not while all that is in them is about to be flushed: that lets them go without a copy.
+        """
         sparse: list[Segment] = []
         small: list[Segment] = []
+        youngest = self._hot_opened - self._options.flush_age_segments
         for segment in self._segments.values():
             if not segment.closed or segment.spoilt:
+                continue
+            if not segment.cold and segment.ordinal >= youngest:
                 continue
             size, live = segment.size, segment.live
             if live > 0 and live * 2 < size:

@@ -17,7 +17,7 @@ OPTIONS: Final = LogOptions(
     flush_partition_bytes=3 * 1024,
     flush_total_bytes=5 * 1024,
     flush_age_ms=300,
-    flush_age_segments=4,
+    flush_age_segments=2,
 )
 PAYLOAD: Final = b"x" * 51
 SIZE: Final = RECORD_BYTES + len(PAYLOAD)
@@ -195,7 +195,7 @@ def test_any_walk_agrees_with_a_list_of_records(block: int) -> None:
     flushes = copies = removed = 0
     for seed in range(block, 24, 4):
         walk = Walk(seed)
-        for _ in range(120):
+        for _ in range(200):
             walk.step()
             walk.check()
             flushes += bool(walk.index.flush_candidates(walk.now_ms))
@@ -252,6 +252,23 @@ def test_old_records_are_flushed_by_time_and_by_segments() -> None:
         index.close_segment(number - 1)
         index.open_segment(number)
     assert index.flush_candidates(101) == [GPIDS[0]]
+
+
+def test_a_sparse_segment_is_copied_once_nothing_in_it_is_about_to_be_flushed() -> None:
+    index = opened()
+    index.note(filled(9), 0, 1, 0)
+    index.note(filled(1, GPIDS[1]), 1, 2, 0)
+    index.set_pin(GPIDS[1], "dup", 0, 0)
+    for gpid, decree in ((GPIDS[0], 9), (GPIDS[1], 1)):
+        index.mark_flushed(gpid, decree, 0)
+    for number in range(2, 3 + OPTIONS.flush_age_segments):
+        assert index.sparse_segments() == []
+        index.close_segment(number - 1)
+        index.open_segment(number)
+    assert [each.number for each in index.sparse_segments()] == [1]
+    # A copy of it is copied again as soon as that is worth it.
+    index.add_segment(99, runs_of(filled(9) + filled(1, GPIDS[1])), cold=True)
+    assert [each.number for each in index.sparse_segments()] == [1, 99]
 
 
 def test_of_two_pins_the_lower_one_counts_and_a_new_incarnation_has_none() -> None:

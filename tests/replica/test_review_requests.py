@@ -149,6 +149,34 @@ def test_a_new_ballot_while_the_log_is_not_ready_proposes_nothing_twice() -> Non
     play(scenario)
 
 
+def test_what_is_under_way_at_a_new_ballot_is_logged_again_under_it() -> None:
+    """A member has gone while a write is being synced: the same replica leads on."""
+
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life)
+        replica = server.replica()
+        ballot = replica.machine.ballot
+        server.slow("log", 50_000)
+        written = keep_records(server.log)
+        first = server.send(Operation.SET, b"h", b"a", b"1", 0)
+        await world.until(lambda: bool(written))
+        [record] = written
+        push = life.task(server.serve())
+        assert (await server.answer(first))[0] == 0
+        await push
+        assert replica.machine.ballot == ballot + 1
+        assert [(each.ballot, each.decree) for each in written] == [
+            (ballot, record.decree),
+            (ballot + 1, record.decree),
+            (ballot + 1, record.decree + 1),
+        ]
+        assert written[1].payload == record.payload
+        assert written[1].first_timestamp_us == record.first_timestamp_us
+        assert await server.get(b"a") == b"1"
+
+    play(scenario)
+
+
 def test_writes_of_any_kind_leave_nothing_on_the_accounts() -> None:
     async def scenario(world: World, life: Life) -> None:
         server = await opened(life)

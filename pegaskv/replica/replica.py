@@ -533,6 +533,9 @@ class Replica(Follower):
                 connection.flush()
             for call in batch.settled:
                 call()
+            # As a mutation it stays prepared until somebody knows how it ends.
+            batch.replies.clear()
+            batch.rows.clear()
         self.uncommitted_bytes = 0
         self.proposed = self.participation.copy()
         self.shipping.give_back()

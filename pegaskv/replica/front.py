@@ -506,25 +506,30 @@ class Front:
         touched: dict[ServerConnection, None] = {}
         now_ms = self._now_ms()
         moved: list[Replica] = []
+        pinned: list[tuple[Replica, int]] = []
         for replica, decree in logged:
             machine = replica.machine
-            if machine.prepared.committed < decree:
+            prepared = machine.prepared
+            if prepared.committed < decree:
                 machine.logged(decree)
             if replica.take_committed(touched, now_ms):
                 moved.append(replica)
+            shipping = replica.shipping
+            if shipping.pinned:
+                pinned.append((replica, decree))
+            else:
+                # `advance`, written out where nobody listens.
+                committed, synced = prepared.committed, shipping.synced
+                shipping.shippable = committed if committed < synced else synced
         for connection in touched:
             connection.flush()
         if self._round:
             self._look_at_round(moved)
-        for replica, decree in logged:
+        for replica, decree in pinned:
             shipping = replica.shipping
-            if shipping.pinned:
-                if shipping.synced < decree:
-                    self._uncovered.append((replica, decree))
-                shipping.advance(replica.machine.committed)
-            else:
-                committed, synced = replica.machine.prepared.committed, shipping.synced
-                shipping.shippable = committed if committed < synced else synced
+            if shipping.synced < decree:
+                self._uncovered.append((replica, decree))
+            shipping.advance(replica.machine.committed)
         self._sync_uncovered()
 
     def _sync_uncovered(self) -> None:

@@ -241,7 +241,9 @@ class Sweeper:
             await self._pass(replica)
 
     async def _pass(self, replica: Replica) -> None:
-        replica.expires = False
+        # What the engine has not taken yet is for the next pass.
+        replica.apply_now()
+        replica.expires = replica.owes_vanishing
         try:
             swept = await sweep(replica, clock=self._clock, worker=self._worker)
         except (OSError, PegasKVError) as error:

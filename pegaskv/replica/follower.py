@@ -25,7 +25,7 @@ from pegaskv.runtime.worker import Worker
 from pegaskv.storage.engine import Engine
 from pegaskv.storage.mutation_log import LogRecord
 
-__all__ = ["FOLLOWS", "Follower"]
+__all__ = ["FOLLOWS", "Follower", "may_vanish"]
 
 FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
 # Committed mutations of a primary are decoded when there are so many, or after a while.
@@ -33,7 +33,7 @@ _FOLLOWED_MAX: Final = 32
 _NEVER: Final = bytes(4)
 
 
-def _may_vanish(row: bytes | None) -> bool:
+def may_vanish(row: bytes | None) -> bool:
     """Whether a row expires or is a tombstone, so that a sweep finds it some day."""
     return (
         row is not None
@@ -177,7 +177,7 @@ class Follower(Applying):
     def _keep_followed(self, batch: Batch | None) -> None:
         if batch is not None:
             self._keep(batch)
-            self.expires = self.expires or any(map(_may_vanish, batch.rows.values()))
+            self.expires = self.expires or any(map(may_vanish, batch.rows.values()))
             for kind, fields in batch.controls:
                 self._on_control(self, kind, fields)
             if batch.controls:

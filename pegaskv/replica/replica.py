@@ -23,7 +23,7 @@ from pegaskv.net.connection import ServerConnection
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.effects import Append
 from pegaskv.replica.events import Assigned, Deactivated, Followed, Taught
-from pegaskv.replica.follower import FOLLOWS, Follower
+from pegaskv.replica.follower import FOLLOWS, Follower, may_vanish
 from pegaskv.replica.machine import ReplicaMachine
 from pegaskv.replica.participation import DURABILITY_KEY, Participation
 from pegaskv.replica.prepare_list import Mutation
@@ -546,6 +546,14 @@ class Replica(Follower):
         if not self.closed and self.machine.status in FOLLOWS:
             return NotPrimary(f"this server is not the primary of partition {self.gpid}")
         return super().refusal()
+
+    @property
+    def owes_vanishing(self) -> bool:
+        """Whether a row that may vanish is on its way to the engine, so that no sweep finds it."""
+        under_way = [self.applying, *(batch.rows for batch in (*self.full, *self.in_flight))]
+        if self.open is not None:
+            under_way.append(self.open.rows)
+        return any(may_vanish(row) for rows in under_way for row in rows.values())
 
     @property
     def idle(self) -> bool:

@@ -5,12 +5,15 @@ from random import Random
 import pytest
 
 from pegaskv.codec.keys import encode_key
+from pegaskv.codec.operations import Operation
 from pegaskv.codec.values import make_timetag, pack_row_header
 from pegaskv.replica.expiry import EVERYTHING, InvisiblePage, find_invisible
+from pegaskv.replica.options import ReplicaOptions
 from pegaskv.storage.engine import ReplicaState, Snapshot
 from pegaskv.storage.memory import MemoryEngine, MemoryFactory
-from tests.replica.stub_world import DATA
+from tests.replica.stub_world import DATA, Server, play
 from tests.simulation.disk import SimulatedDisk
+from tests.simulation.world import Life, World
 
 NOW = 1_000
 # As the module has them.
@@ -64,3 +67,34 @@ def test_a_page_ends_after_so_many_rows_or_bytes(size: int, count: int) -> None:
     found = pages(engine_of(rows).snapshot())
     assert abs(len(found) - count) <= 1
     assert not any(page.expired or page.tombstones or page.earliest for page in found)
+
+
+@pytest.mark.parametrize("where", ["in memory", "in a thread", "in the log", "in a batch"])
+def test_a_row_that_the_engine_has_not_taken_yet_is_for_the_next_pass(where: str) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = Server(life, options=ReplicaOptions(expiry_sweep_interval_ms=200))
+        await server.start()
+        await server.serve(first=True)
+        await world.sleep_ms(3_000)
+        replica, sweeper = server.replica(), server.stub._sweeper
+        assert not replica.expires, "there was nothing to look for"
+        if where == "in a thread":
+            server.engine().is_calm = False
+            server.slow("apply", 400_000)
+        elif where == "in the log":
+            server.slow("log", 400_000)
+        request = server.send(Operation.SET, b"h", b"s", b"1", 5)
+        if where != "in a batch":
+            await world.sleep_ms(10)
+        await sweeper.sweep(replica)
+        assert (await server.answer(request))[0] == 0
+        key = encode_key(b"h", b"s")
+        await world.until(lambda: server.engine().get(key) is not None, what="the row")
+        await world.until(lambda: sweeper.rows_expired == 1, limit_ms=10_000, what="its end")
+        assert server.engine().get(key) is None
+        # And then there is nothing to look for again.
+        await world.sleep_ms(2_000)
+        assert not replica.expires
+        await server.stop()
+
+    play(scenario)

@@ -153,6 +153,8 @@ class LocalDisk:
     def make_dir(self, path: Path) -> None:
         """Make a directory; its name, or the next one, is durable with its parent's next sync."""
         path.mkdir(_DIRECTORY_MODE)
+        # One of this name may have been durable, and removed.
+        self._durable.discard(path)
 
     def make_dirs(self, path: Path) -> None:
         """Make the directory and its parents durably; fine if it is there."""

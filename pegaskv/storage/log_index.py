@@ -8,9 +8,9 @@ with consecutive decrees of one ballot. Rules:
   not flushed or a pin is not past it; of a partition that nobody has spoken of yet
   everything lives (unknown means keep);
 * a closed segment without live records goes; one that is less than half alive has
-  its live records copied to a cold segment first;
+  its live records copied to a cold segment first, once nothing in it waits for a flush;
 * a partition is to be flushed when it holds too much unflushed log, or too old; or,
-  largest first, while all together hold too much.
+  largest first, while all together hold more than half of what they may.
 
 `note` is on the hot path: once per tick, a few steps per record.
 """

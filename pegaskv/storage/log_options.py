@@ -18,8 +18,8 @@ class LogOptions:
     log_segment_bytes: int = 16 * _MIB
     # A partition is flushed when it has more unflushed log than this ...
     flush_partition_bytes: int = 8 * _MIB
-    # ... or, the largest first and from half of this on, when all together have more: a restart
-    # replays it ...
+    # ... or when all together come near this, which is what a restart replays at most: from half of
+    # it on the largest are flushed, one after another ...
     flush_total_bytes: int = 64 * _MIB
     # ... or when its oldest unflushed record is this old, in time or in segments.
     flush_age_ms: int = 300_000

@@ -288,6 +288,7 @@ class SimulatedDisk:
             if self._find(path) is not None:
                 raise FileExistsError(errno.EEXIST, "file exists", str(path))
             self._platter.name([(self._directory(path.parent), path.name, DirectoryNode())])
+        self._durable.discard(path)
 
     def make_dirs(self, path: Path) -> None:
         """Make the directory and its parents durably; fine if it is there."""

@@ -138,6 +138,17 @@ def test_names_are_durable_only_after_the_directory_was_synced() -> None:
     assert {"a b", "c d", "a d", "b c", "a b d", "a", "c", "b c d"} == seen
 
 
+def test_a_directory_that_was_durable_once_is_made_durable_again() -> None:
+    for seed in range(20):
+        disk = SimulatedDisk(Random(seed))
+        disk.make_dirs(ROOT / "sub")
+        disk.remove_tree(ROOT / "sub")
+        disk.make_dir(ROOT / "sub")
+        disk.make_dirs(ROOT / "sub")
+        disk.power_cut()
+        assert disk.reborn().is_dir(ROOT / "sub")
+
+
 def test_synced_names_stay_whatever_happens() -> None:
     for seed in range(50):
         disk = SimulatedDisk(Random(seed))

@@ -182,6 +182,28 @@ def test_descriptors_of_the_real_disk_are_not_inherited(tmp_path: Path) -> None:
     file.close()
 
 
+def test_a_directory_is_synced_once_and_again_when_it_is_another_one(tmp_path: Path) -> None:
+    synced: list[Path] = []
+
+    class Watched(LocalDisk):
+        def fsync_dir(self, path: Path) -> None:
+            synced.append(path)
+            super().fsync_dir(path)
+
+    disk = Watched()
+    disk.make_dirs(tmp_path / "a")
+    assert synced.pop() == tmp_path
+    synced.clear()
+    disk.make_dirs(tmp_path / "a")
+    assert synced == []
+    for make in (disk.make_dir, disk.make_dirs):
+        disk.remove_tree(tmp_path / "a")
+        make(tmp_path / "a")
+        disk.make_dirs(tmp_path / "a")
+        assert synced == [tmp_path]
+        synced.clear()
+
+
 def test_directories_that_are_made_and_renamed_for_ever_are_not_remembered(tmp_path: Path) -> None:
     disk = LocalDisk()
     disk.make_dirs(tmp_path / "checkpoint")

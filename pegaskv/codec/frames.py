@@ -16,12 +16,14 @@ from google_crc32c import value as crc32c
 
 from pegaskv.base.errors import WireError
 from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX, FRAME_VALUES_MAX
-from pegaskv.codec.packing import pack, unpack
+from pegaskv.codec.packing import HARMLESS_BYTES_MAX, pack, unpack, unpack_harmless
 
-__all__ = ["HEADER_BYTES", "FrameSplitter", "encode_frame", "whole_frame"]
+__all__ = ["HEADER_BYTES", "WHOLE_BYTES_MAX", "FrameSplitter", "encode_frame", "whole_frame"]
 
 _HEADER: Final = Struct(">II")
 HEADER_BYTES: Final = _HEADER.size
+# What `whole_frame` may be given.
+WHOLE_BYTES_MAX: Final = HEADER_BYTES + HARMLESS_BYTES_MAX
 
 _unpack_header = _HEADER.unpack_from
 _pack_header = _HEADER.pack
@@ -34,20 +36,18 @@ def encode_frame(messages: list[Any]) -> bytes:
 
 
 def whole_frame(data: bytes) -> list[Any] | None:
-    """Return the messages if `data`, which no limit of a frame can concern, is one good frame.
+    """Return the messages if `data`, of at most `WHOLE_BYTES_MAX`, is one good frame.
 
-    None says nothing but that a splitter should look at it.
+    No limit of a frame can concern so little. None says nothing but that a splitter should
+    look at it, and raise what is to be raised.
     """
-    size = len(data)
-    if size <= HEADER_BYTES:
-        return None
     try:
         length, checksum = _unpack_header(data)
         body = data[HEADER_BYTES:]
-        if length != size - HEADER_BYTES or crc32c(body) != checksum:
+        if length != len(body) or crc32c(body) != checksum:
             return None
-        messages = unpack(body)
-    except (WireError, MemoryError):
+        messages = unpack_harmless(body, max_ext_len=0)
+    except Exception:  # noqa: BLE001 - msgpack raises half a dozen unrelated classes
         return None
     return messages if type(messages) is list and messages else None
 

@@ -11,6 +11,7 @@ from typing import Final
 from pegaskv.base.types import EPOCH_UNIX_SECONDS
 
 __all__ = [
+    "LEAST_EXPIRY",
     "ROW_HEADER_BYTES",
     "TIMESTAMP_MAX",
     "decode_row",
@@ -27,6 +28,8 @@ __all__ = [
 
 _HEADER: Final = Struct(">IQ")
 ROW_HEADER_BYTES: Final = _HEADER.size
+# A row begins with its expiry, so those from here on expire some day.
+LEAST_EXPIRY: Final = b"\x00\x00\x00\x01"
 
 # Timestamps at or above are refused: their timetags would not fit eight bytes.
 TIMESTAMP_MAX: Final = 1 << 55

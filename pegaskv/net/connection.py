@@ -164,7 +164,12 @@ class ServerConnection(FlowControl):
                 except (TypeError, ValueError, OverflowError, MemoryError):
                     self._write_apart(out)
                 else:
-                    self._write(frame)
+                    if self._paused or self._acceptor.may_answer is not None:
+                        self._write(frame)
+                    else:
+                        # What `_write` does if nothing can be in its way.
+                        self._transport.write(frame)  # type: ignore[union-attr]
+                        self.sent_bytes += len(frame)
             else:
                 self._write_apart(out)
             out.clear()
@@ -239,7 +244,20 @@ class ServerConnection(FlowControl):
             # Nothing to split or to put off: what `_read` does of more, written out.
             if len(messages) == 1:
                 self.requests += 1
-                self._take(messages)
+                message = messages[0]
+                # And what `_take` does.
+                try:
+                    if (
+                        type(message) is not list
+                        or type(message[0]) is not int
+                        or not 0 < message[0] <= 0xFFFFFFFF
+                        or type(message[1]) is not int
+                        or (type(message[2]) is not int and type(message[2]) is not list)
+                    ):
+                        raise WireError("not a request")
+                    self._handlers[message[1]](self, message)
+                except Exception as error:  # noqa: BLE001 - a stranger's message ends nothing
+                    self.refuse(message, error)
             else:
                 self._handle([messages])
                 self._received(size, whole=True)

@@ -21,7 +21,7 @@ from typing import Final
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid
 from pegaskv.codec.keys import RESERVED_PREFIX
-from pegaskv.codec.values import row_expiry, seconds_since_epoch
+from pegaskv.codec.values import LEAST_EXPIRY, row_expiry, seconds_since_epoch
 from pegaskv.replica.replica import Replica
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.worker import Worker
@@ -38,7 +38,6 @@ _PAGE_BYTES_MAX: Final = 400 * 1024
 _PAGE_MARKS_MAX: Final = 16
 _REMOVED_PER_TURN: Final = 200
 _PAUSE_MS: Final = 2
-_NEVER: Final = bytes(4)
 
 # Timetags up to which invisible versions go: of no row, and of every row.
 NOTHING: Final = b""
@@ -105,7 +104,7 @@ def find_invisible(snapshot: Snapshot, start: bytes, now: int, limit: bytes) -> 
             marks += 1
             continue
         size += len(row)
-        if row[:4] == _NEVER and not row[11] & 1:
+        if row < LEAST_EXPIRY and not row[11] & 1:
             continue
         expiry = row_expiry(row)
         is_tombstone = row[11] & 1

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pegaskv.base.errors import PegasKVError
 from pegaskv.base.types import Gpid, ReplicaStatus
 from pegaskv.codec.mutations import OperationKind, mutation_timestamps
-from pegaskv.codec.values import ROW_HEADER_BYTES
+from pegaskv.codec.values import LEAST_EXPIRY, ROW_HEADER_BYTES
 from pegaskv.lease.lease import Grace
 from pegaskv.replica.applying import Applying
 from pegaskv.replica.batch import Batch
@@ -30,7 +30,6 @@ __all__ = ["FOLLOWS", "Follower", "may_vanish"]
 FOLLOWS: Final = frozenset({ReplicaStatus.SECONDARY, ReplicaStatus.POTENTIAL_SECONDARY})
 # Committed mutations of a primary are decoded when there are so many, or after a while.
 _FOLLOWED_MAX: Final = 32
-_NEVER: Final = bytes(4)
 
 
 def may_vanish(row: bytes | None) -> bool:
@@ -38,7 +37,7 @@ def may_vanish(row: bytes | None) -> bool:
     return (
         row is not None
         and len(row) >= ROW_HEADER_BYTES
-        and (row[:4] != _NEVER or bool(row[11] & 1))
+        and (row >= LEAST_EXPIRY or bool(row[11] & 1))
     )
 
 

@@ -25,7 +25,13 @@ from pegaskv.base.errors import (
 from pegaskv.base.limits import BATCH_ROWS_MAX, OPERATION_ROWS_MAX, PAGE_BYTES_MAX, PAGE_TIME_MS_MAX
 from pegaskv.codec.keys import encode_key
 from pegaskv.codec.operations import ANY_MEMBER, Operation, RangeFlag, ScanFlag
-from pegaskv.codec.values import ROW_HEADER_BYTES, is_visible, row_expiry, seconds_since_epoch
+from pegaskv.codec.values import (
+    LEAST_EXPIRY,
+    ROW_HEADER_BYTES,
+    is_visible,
+    row_expiry,
+    seconds_since_epoch,
+)
 from pegaskv.net.connection import Handler, ServerConnection
 from pegaskv.net.detour import Detour
 from pegaskv.replica.fields import (
@@ -49,7 +55,6 @@ __all__ = ["ReadHandlers"]
 _pack_length = Struct(">H").pack
 _RANGE_FLAGS = int(~RangeFlag(0))
 _SCAN_FLAGS = int(~ScanFlag(0))
-_NEVER = b"\x00\x00\x00\x00"
 # Where a request without a usable time limit gives up waiting for its thread.
 _DEFAULT_TIMEOUT_MS = 30_000
 
@@ -115,7 +120,9 @@ class ReadHandlers:
             row = replica.get(_pack_length(len(hash_key)) + hash_key + sort_key)
         except CorruptionError as error:
             raise self._on_corruption(replica, error) from error
-        if row is None or ((row[:4] != _NEVER or row[11] & 1) and not is_visible(row, self._now())):
+        if row is None or (
+            (row >= LEAST_EXPIRY or row[11] & 1) and not is_visible(row, self._now())
+        ):
             connection.out.append((request_id, 0, None))
             return
         connection.out_bytes += len(row)

@@ -15,7 +15,7 @@ from pegaskv.base.limits import PAGE_BYTES_MAX, PAGE_ROWS_MAX
 from pegaskv.base.types import FilterType
 from pegaskv.codec.keys import RESERVED_PREFIX, encode_key, end_of_prefix
 from pegaskv.codec.operations import RangeFlag, ScanFlag
-from pegaskv.codec.values import ROW_HEADER_BYTES, is_visible, row_expiry
+from pegaskv.codec.values import LEAST_EXPIRY, ROW_HEADER_BYTES, is_visible, row_expiry
 from pegaskv.replica.checks import matches
 from pegaskv.replica.fields import check_row
 from pegaskv.storage.engine import Snapshot
@@ -24,8 +24,6 @@ __all__ = ["RangeRead", "ScanRead", "multi_get_keys", "multi_get_range", "scan"]
 
 # How many rows are looked at between two looks at the clock.
 _ROWS_PER_CLOCK: Final = 64
-_NEVER: Final = b"\x00\x00\x00\x00"
-_LEAST_EXPIRY: Final = b"\x00\x00\x00\x01"
 _value_of: Final = itemgetter(slice(ROW_HEADER_BYTES, None))
 _flags_of: Final = itemgetter(ROW_HEADER_BYTES - 1)
 
@@ -179,7 +177,7 @@ def scan(
         for key, row in chunk:
             if count >= rows_max or size >= bytes_max:
                 return key, count, found
-            if not row or ((row[:4] != _NEVER or row[11] & 1) and not is_visible(row, now)):
+            if not row or ((row >= LEAST_EXPIRY or row[11] & 1) and not is_visible(row, now)):
                 continue
             if filtered and not _passes(read, key, row):
                 continue
@@ -199,8 +197,7 @@ def _are_seen(rows: tuple[bytes, ...]) -> bool:
     """Whether none of these is a mark, a tombstone, or a row that expires some day."""
     return (
         rows[-1] != b""
-        # A row begins with its expiry; that of the others is 0.
-        and max(rows) < _LEAST_EXPIRY
+        and max(rows) < LEAST_EXPIRY
         and not any(flags & 1 for flags in set(map(_flags_of, rows)))
     )
 

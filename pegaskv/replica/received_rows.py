@@ -28,7 +28,7 @@ from pegaskv.base.limits import (
 from pegaskv.codec.keys import RESERVED_PREFIX
 from pegaskv.codec.messages_duplication import UUID_BYTES
 from pegaskv.codec.mutations import OperationKind, decode_mutation
-from pegaskv.codec.values import ROW_HEADER_BYTES, TIMESTAMP_MAX
+from pegaskv.codec.values import LEAST_EXPIRY, ROW_HEADER_BYTES, TIMESTAMP_MAX
 
 __all__ = [
     "PART_ROWS",
@@ -49,7 +49,6 @@ _DECREE_MAX: Final = (1 << 63) - 1
 PAIR_BYTES: Final = 10
 # So many rows are checked, or compared and logged, before others have their turn.
 PART_ROWS: Final = 512
-_NEVER: Final = b"\x00\x00\x00\x00"
 _EARLIEST: Final = bytes(8)
 
 
@@ -299,7 +298,7 @@ class Contest:
                         continue
                     if tag == other and (not self.overwrite_equal or row == here):
                         continue
-                if row[:4] != _NEVER or row[11] & 1:
+                if row >= LEAST_EXPIRY or row[11] & 1:
                     self.expires = True
                 here_by_key[key] = row
                 winners[key] = row

@@ -420,7 +420,8 @@ async def test_a_frame_without_memory_ends_its_connection_with_the_reason(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("pegaskv.codec.frames.unpack", scarce)
+        for name in ("unpack", "unpack_harmless"):
+            patch.setattr(f"pegaskv.codec.frames.{name}", scarce)
         peer.send([echo(2)])
     assert peer.replies()[-1][:3] == [0, Busy.code, "the server is short of memory"]
     assert peer.connection.closed

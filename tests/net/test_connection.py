@@ -348,6 +348,47 @@ async def test_an_unknown_operation_is_answered_by_its_number() -> None:
     assert replies[1] == [3, 0]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_may_not_be_said_any_more_is_not_said_and_ends_the_connection(
+    count: int,
+) -> None:
+    server = Server()
+    may_answer = True
+    server.acceptor.may_answer = lambda: may_answer
+    peer, other = server.greeted(), server.greeted()
+    peer.send([echo(number) for number in range(2, 2 + count)])
+    assert len(peer.replies()) == count
+    may_answer = False
+    peer.send([echo(number) for number in range(9, 9 + count)])
+    assert peer.replies() == []
+    assert peer.transport.aborted
+    may_answer = True
+    other.send([echo(2)])
+    assert other.replies() == [[2, 0]]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_requests_and_bytes_are_counted(reads: bool) -> None:
+    server = Server()
+    peer = server.greeted(reads=reads)
+    for frame in ([echo(2)], [echo(3), echo(4)], [[5, LARGE, 0, 3 * REPLY_FLUSH_BYTES]]):
+        before = _counts(server)
+        written = len(peer.transport.written)
+        peer.send(frame)
+        after = _counts(server)
+        assert after["requests"] - before["requests"] == len(frame)
+        assert after["received_bytes"] - before["received_bytes"] == len(encode_frame(frame))
+        assert after["sent_bytes"] - before["sent_bytes"] == len(peer.transport.written) - written
+
+
+def _counts(server: Server) -> dict[str, float]:
+    found = {metric.name: metric.samples for metric in server.acceptor.metrics()}
+    return {
+        name: found[f"pegaskv_{name}_total"][0][1]
+        for name in ("requests", "received_bytes", "sent_bytes")
+    }
+
+
 # Any order of events.
 
 

@@ -133,6 +133,17 @@ async def test_a_bad_message_is_answered_by_its_id_and_the_rest_of_its_frame_is_
     assert still_served(peer)
 
 
+@pytest.mark.parametrize("name", ANSWERED)
+async def test_a_bad_message_by_itself_is_answered_by_its_id(name: str) -> None:
+    message, code = ANSWERED[name]
+    server = Server()
+    peer = server.greeted()
+    peer.send([message])
+    assert [reply[:2] for reply in peer.replies()] == [[7, code]]
+    assert server.handled == []
+    assert still_served(peer)
+
+
 @pytest.mark.parametrize("request_id", [-1, 0, U32 + 1, 2**63])
 async def test_an_id_out_of_its_range_closes_the_connection(request_id: int) -> None:
     server = Server()

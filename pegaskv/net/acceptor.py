@@ -31,6 +31,7 @@ from pegaskv.net.hello import ANNOUNCED_LIMITS, ServerIdentity
 from pegaskv.net.options import AcceptorOptions
 from pegaskv.net.outgoing import Outgoing
 from pegaskv.net.refusing import explain_shape
+from pegaskv.net.single_caller import SingleCaller
 from pegaskv.net.turns import Pace, Turns
 from pegaskv.runtime.clock import Clock
 from pegaskv.runtime.spin import Spinner
@@ -88,8 +89,7 @@ class Acceptor:
         self.may_answer: Callable[[], bool] | None = None
         # Told of every read, if the loop is to stay awake after it.
         self.spinner: Spinner | None = None
-        # Called when a read has left its connection with one request under way.
-        self.on_single: Callable[[], None] | None = None
+        self.single = SingleCaller()
         # Who has more to handle than one turn of the loop takes; servers never rest.
         self.pace = Pace(clock.wall_us, options.bulk_share_percent)
         self.turns = Turns(self.pace)

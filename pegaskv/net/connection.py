@@ -127,7 +127,7 @@ class ServerConnection(FlowControl):
         self._outgoing = acceptor.outgoing
         self._turns = acceptor.turns
         self._spinner = acceptor.spinner
-        self._single = acceptor.on_single
+        self._single = acceptor.single
         # How many small reads are left until this counts as a caller with little to do.
         self._small_reads = 0
 
@@ -273,8 +273,11 @@ class ServerConnection(FlowControl):
                 self.flush()
             else:
                 outgoing.add(self)
-        if self.in_flight == 1 and self._single is not None:
-            self._single()
+        if self.in_flight == 1:
+            single = self._single
+            single.count += 1
+            if single.alone:
+                single.answer()
         if self._spinner is not None:
             self._spinner.wake()
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from pegaskv.base.limits import FRAME_MESSAGES_MAX, REPLY_FLUSH_BYTES
 from pegaskv.codec.frames import encode_frame
 from pegaskv.net.connection import ServerConnection
+from pegaskv.net.single_caller import SingleCaller
 from pegaskv.replica.batch import Batch
 from pegaskv.replica.replica import Replica
 from pegaskv.storage.mutation_log import LogRecord, MutationLog, RecordFields
@@ -92,10 +93,7 @@ class Front:
         self._scheduled = False
         # Writes the replies that wait for the end of this turn of the loop.
         self.write_waiting: Callable[[], None] | None = None
-        # Connections with one request that came in this turn of the loop, and whether there was
-        # but one in the last turn that had any.
-        self._singles = 0
-        self._single_caller = False
+        self._single = SingleCaller()
         # The partitions with members of which a tick is under way, by the decree that ends it, and
         # since when. The next tick takes all of them together: one message to each server.
         self._round: dict[Replica, int] = {}
@@ -228,13 +226,13 @@ class Front:
         """Whether no tick is open or in flight."""
         return not self._dirty and not self._accepted and not self._short and self._syncing is None
 
-    def on_single(self) -> None:
-        """A connection has one request under way, and nothing more was read of it.
+    def attend(self, single: SingleCaller) -> None:
+        """Answer who calls one after another in the turn of the loop in which a call came."""
+        self._single = single
+        single.answer = self._answer_single
 
-        Who calls one after another is answered in this turn of the loop, not in the next.
-        """
-        self._singles += 1
-        if self._single_caller and self._singles == 1 and len(self._dirty) == 1:
+    def _answer_single(self) -> None:
+        if self._single.count == 1 and len(self._dirty) == 1:
             replica = self._dirty[0]
             if not (replica.fsync or replica.streams):
                 self._tick()
@@ -246,8 +244,9 @@ class Front:
     def _turn(self) -> None:
         self._scheduled = False
         self._write_waiting()
-        self._single_caller = self._singles == 1
-        self._singles = 0
+        single = self._single
+        single.alone = single.count == 1
+        single.count = 0
         self._tick()
 
     def _write_waiting(self) -> None:

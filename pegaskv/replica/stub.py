@@ -427,7 +427,7 @@ class ReplicaStub:
     def attach(self, acceptor: Acceptor) -> None:
         """Let the front and the acceptor, through which requests come, know of each other."""
         assert self._front is not None
-        acceptor.on_single = self._front.on_single
+        self._front.attend(acceptor.single)
         self._front.write_waiting = acceptor.outgoing.write
 
     def _make_replica(

@@ -431,17 +431,21 @@ async def test_accounts_are_right_and_every_request_is_answered_in_any_order(see
     assert pauses > 10, "no limit was reached: nothing was tested"
 
 
-async def test_a_read_that_leaves_one_request_under_way_is_told() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_read_that_leaves_one_request_under_way_is_told(alone: bool) -> None:
     server = Server()
     told: list[int] = []
-    server.acceptor.on_single = lambda: told.append(len(server.waiting))
+    single = server.acceptor.single
+    single.alone = alone
+    single.answer = lambda: told.append(len(server.waiting))
     peer = server.greeted()
     peer.send([[2, ECHO, 0]])
-    assert told == []
+    assert single.count == 0
     peer.send([[3, LATER, 0]])
-    assert told == [1]
+    assert single.count == 1
     peer.send([[4, LATER, 0]])
     server.answer()
     peer.send([[5, LATER, 0], [6, LATER, 0]])
-    assert told == [1]
+    assert single.count == 1
+    assert told == ([1] if alone else [])
     server.answer()

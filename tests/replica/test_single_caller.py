@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from pegaskv.codec.operations import Operation
+from pegaskv.net.single_caller import SingleCaller
 from tests.replica.stub_world import Server, play
 from tests.simulation.world import Life, World
 
@@ -12,6 +13,7 @@ from tests.simulation.world import Life, World
 async def opened(life: Life, durability: str = "os") -> Server:
     server = Server(life)
     await server.start()
+    server.stub._front.attend(SingleCaller())  # type: ignore[union-attr]
     await server.serve(first=True, envs={"durability": durability})
     await server.set(b"first", b"v")
     await life.clock.sleep_ms(1_000)
@@ -21,8 +23,16 @@ async def opened(life: Life, durability: str = "os") -> Server:
 def call(server: Server, sort_key: bytes) -> int:
     """A read of a connection brings one request."""
     request = server.send(Operation.SET, b"h", sort_key, b"v", 0)
-    server.stub._front.on_single()  # type: ignore[union-attr]
+    read_one(server)
     return request
+
+
+def read_one(server: Server) -> None:
+    """What a connection does after a read that left it with one request."""
+    single = server.stub._front._single  # type: ignore[union-attr]
+    single.count += 1
+    if single.alone:
+        single.answer()
 
 
 def answered(server: Server, request: int) -> Any:
@@ -43,7 +53,7 @@ def test_the_second_of_calls_one_after_another_is_answered_at_once() -> None:
             assert server.stub._front.ticks == ticks + 1  # type: ignore[union-attr]
             await life.clock.sleep_ms(1)
         # What is deferred and no write, as a scan is, has nothing to tick for.
-        server.stub._front.on_single()  # type: ignore[union-attr]
+        read_one(server)
         await life.clock.sleep_ms(1)
         assert await server.get(b"2") == b"v"
 

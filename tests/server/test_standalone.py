@@ -186,7 +186,8 @@ async def test_the_front_and_the_connections_know_of_each_other(tmp_path: Path) 
             (server._acceptor, server._rows.stub),
             (replica._acceptor, replica._stub),  # type: ignore[attr-defined]
         ):
-            assert acceptor.on_single == stub._front.on_single
+            assert acceptor.single.answer == stub._front._answer_single
+            assert acceptor.single is stub._front._single
             assert stub._front.write_waiting == acceptor.outgoing.write
 
 

@@ -18,21 +18,42 @@ from pegaskv.base.errors import WireError
 from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX, FRAME_VALUES_MAX
 from pegaskv.codec.packing import HARMLESS_BYTES_MAX, pack, unpack, unpack_harmless
 
-__all__ = ["HEADER_BYTES", "WHOLE_BYTES_MAX", "FrameSplitter", "encode_frame", "whole_frame"]
+__all__ = [
+    "HEADER_BYTES",
+    "WHOLE_BYTES_MAX",
+    "FrameSplitter",
+    "encode_frame",
+    "encode_write_reply",
+    "whole_frame",
+]
 
 _HEADER: Final = Struct(">II")
 HEADER_BYTES: Final = _HEADER.size
 # What `whole_frame` may be given.
 WHOLE_BYTES_MAX: Final = HEADER_BYTES + HARMLESS_BYTES_MAX
 
+# An array of one array of three, a u32, 0, a u64.
+_WRITE_REPLY: Final = Struct(">BBBIBBQ")
+_WRITE_REPLY_BYTES: Final = _WRITE_REPLY.size
+
 _unpack_header = _HEADER.unpack_from
 _pack_header = _HEADER.pack
+_pack_write_reply = _WRITE_REPLY.pack
 
 
 def encode_frame(messages: list[Any]) -> bytes:
     """Return the frame that carries `messages` (1 to 1 024 of them)."""
     body = pack(messages)
     return _pack_header(len(body), crc32c(body)) + body
+
+
+def encode_write_reply(request_id: int, decree: int) -> bytes:
+    """Return the frame whose one message is [request id u32, 0, decree u64].
+
+    What most writes are answered, without the packer: numbers have one length each.
+    """
+    body = _pack_write_reply(0x91, 0x93, 0xCE, request_id, 0, 0xCF, decree)
+    return _pack_header(_WRITE_REPLY_BYTES, crc32c(body)) + body
 
 
 def whole_frame(data: bytes) -> list[Any] | None:

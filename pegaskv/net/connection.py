@@ -20,7 +20,7 @@ nothing) are kept by the acceptor, which looks at watched connections now and th
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -38,7 +38,7 @@ from pegaskv.base.limits import (
     REPLY_FLUSH_BYTES,
     SERVER_FRAME_BYTES_MAX,
 )
-from pegaskv.codec.frames import FrameSplitter, encode_frame, whole_frame
+from pegaskv.codec.frames import FrameSplitter, encode_frame, encode_write_reply, whole_frame
 from pegaskv.codec.operations import Operation
 from pegaskv.net.detour import Detour
 from pegaskv.net.flow_control import (
@@ -137,7 +137,7 @@ class ServerConnection(FlowControl):
         """Say that the request at hand will be answered later."""
         self.in_flight += 1
 
-    def finish(self, reply: tuple[Any, ...]) -> None:
+    def finish(self, reply: Sequence[Any]) -> None:
         """Answer a deferred request; the caller flushes when it has answered all it can."""
         self.in_flight -= 1
         self.out.append(reply)
@@ -185,6 +185,28 @@ class ServerConnection(FlowControl):
         if not self.closed:
             self._write(frame)
         self.flush()
+
+    def answer_write(self, reply: list[int]) -> None:
+        """Answer the one deferred request, a write, with [request id, 0, decree]."""
+        try:
+            frame = encode_write_reply(reply[0], reply[2])
+        except MemoryError:
+            frame = b""
+        if self.closed or self.out or not frame:
+            self.finish(reply)
+            self.flush()
+            return
+        self.in_flight -= 1
+        if self._paused or self._acceptor.may_answer is not None:
+            self._write(frame)
+        else:
+            # As in `flush`.
+            self._transport.write(frame)  # type: ignore[union-attr]
+            self.sent_bytes += len(frame)
+        if self._counted:
+            self._settle()
+        if self._paused:
+            self._consider()
 
     def close(self) -> None:
         """Write what is in `out`, then close when the peer has taken it."""

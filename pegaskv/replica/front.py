@@ -502,7 +502,7 @@ class Front:
         if self.stopped:
             return
         # A dictionary, since the order of a set of objects differs from run to run.
-        touched: dict[ServerConnection, None] = {}
+        touched: dict[ServerConnection, list[int] | None] = {}
         now_ms = self._now_ms()
         moved: list[Replica] = []
         pinned: list[tuple[Replica, int]] = []
@@ -520,8 +520,11 @@ class Front:
                 # `advance`, written out where nobody listens.
                 committed, synced = prepared.committed, shipping.synced
                 shipping.shippable = committed if committed < synced else synced
-        for connection in touched:
-            connection.flush()
+        for connection, reply in touched.items():
+            if reply is None:
+                connection.flush()
+            else:
+                connection.answer_write(reply)
         if self._round:
             self._look_at_round(moved)
         for replica, decree in pinned:

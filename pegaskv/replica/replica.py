@@ -395,10 +395,13 @@ class Replica(Follower):
                 else:
                     found.append(reply)
 
-    def take_committed(self, touched: dict[ServerConnection, None], now_ms: int) -> bool:
+    def take_committed(
+        self, touched: dict[ServerConnection, list[int] | None], now_ms: int
+    ) -> bool:
         """Hand over what the machine has just committed; answer into `touched` who was not.
 
-        False: all that is under way waits for members still, so nothing is new.
+        There is the reply of whoever has no other request under way; of others replies are in
+        `out`. False: all that is under way waits for members still, so nothing is new.
         """
         committed = self.machine.prepared.committed
         in_flight = self.in_flight
@@ -423,6 +426,9 @@ class Replica(Follower):
                 for connection, reply in replies[answered:] if answered else replies:
                     if reply[1] == 0:
                         reply[2] = decree
+                        if connection.in_flight == 1 and len(reply) == 3 and not connection.out:
+                            touched[connection] = reply
+                            continue
                     # `finish`, written out.
                     connection.in_flight -= 1
                     connection.out.append(reply)

@@ -315,6 +315,10 @@ class Wire:
         self.in_flight -= 1
         self.out.append(reply)
 
+    def answer_write(self, reply: list[int]) -> None:
+        self.finish(reply)
+        self.flush()
+
     def error(self, request_id: int, error: RequestError) -> tuple[Any, ...]:
         return (request_id, error.code, error.message, error.hint, error.details)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from pegaskv.base.errors import RequestError
 from pegaskv.base.types import Gpid, PartitionConfiguration, TableInfo, TableStatus
-from pegaskv.codec.frames import FrameSplitter
+from pegaskv.codec.frames import FrameSplitter, encode_write_reply
 from pegaskv.codec.messages_duplication import DuplicationOrder, SourceOrder
 from pegaskv.codec.messages_meta import TablePush
 from pegaskv.codec.operations import Operation
@@ -171,6 +171,10 @@ class Connection:
         assert len(replies) == count
         self.out += replies
         self.flush()
+
+    def answer_write(self, reply: list[int]) -> None:
+        assert self.in_flight == 1
+        self.answer(encode_write_reply(reply[0], reply[2]), 1)
 
     def flush(self) -> None:
         for reply in self.out:

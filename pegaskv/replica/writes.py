@@ -72,6 +72,9 @@ __all__ = ["WriteHandlers"]
 _WRITE = int(OperationKind.WRITE)
 _pack_length = Struct(">H").pack
 _pack_operation = Struct(">IQB").pack
+# The same with the beginning of its body: an array of two, bytes of a length below 256.
+_pack_short = Struct(">IQBBBB").pack
+_SHORT_BYTES = [bytes((0xC4, length)) for length in range(256)]
 
 
 class WriteHandlers:
@@ -144,15 +147,23 @@ class WriteHandlers:
             expiry = expiry_of(replica, ttl, batch.now)
         row = pack_row_header(expiry, timestamp << 8 | replica.cluster_bits) + value
         key = _pack_length(len(hash_key)) + hash_key + sort_key
-        body = pack([key, row])
-        operation = _pack_operation(len(body), partition_hash, _WRITE) + body
+        # `encode_operation` of [key, row], written out.
+        key_bytes, row_bytes = len(key), len(row)
+        if key_bytes < 256 and row_bytes < 256:
+            size = 5 + key_bytes + row_bytes
+            head = _pack_short(size, partition_hash, _WRITE, 0x92, 0xC4, key_bytes)
+            operation = head + key + _SHORT_BYTES[row_bytes] + row
+        else:
+            body = pack([key, row])
+            size = len(body)
+            operation = _pack_operation(size, partition_hash, _WRITE) + body
         # Whatever may find no memory has been made: the batch takes all of it or nothing.
         replica.last_timestamp_us = timestamp
         batch.operations.append(operation)
         batch.rows[key] = row
         batch.replies.append((connection, [request_id, 0, 0]))
         connection.in_flight += 1
-        batch.size += len(body)
+        batch.size += size
         replica.writes += 1
         if batch.size >= MUTATION_BYTES_MAX or len(batch.operations) >= MUTATION_OPERATIONS_MAX:
             limit_batch(replica)

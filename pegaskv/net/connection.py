@@ -167,9 +167,11 @@ class ServerConnection(FlowControl):
                     if self._paused or self._acceptor.may_answer is not None:
                         self._write(frame)
                     else:
-                        # What `_write` does if nothing can be in its way.
+                        # `_write`, written out.
                         self._transport.write(frame)  # type: ignore[union-attr]
                         self.sent_bytes += len(frame)
+                        if self._paused:
+                            self._bound_unsent()
             else:
                 self._write_apart(out)
             out.clear()
@@ -200,9 +202,11 @@ class ServerConnection(FlowControl):
         if self._paused or self._acceptor.may_answer is not None:
             self._write(frame)
         else:
-            # As in `flush`.
+            # `_write`, written out.
             self._transport.write(frame)  # type: ignore[union-attr]
             self.sent_bytes += len(frame)
+            if self._paused:
+                self._bound_unsent()
         if self._counted:
             self._settle()
         if self._paused:
@@ -471,10 +475,11 @@ class ServerConnection(FlowControl):
             return
         transport.write(frame)
         self.sent_bytes += len(frame)
-        if (
-            self._paused & OUTPUT
-            and transport.get_write_buffer_size() > self._options.connection_unsent_bytes_max
-        ):
+        if self._paused:
+            self._bound_unsent()
+
+    def _bound_unsent(self) -> None:
+        if self._paused & OUTPUT and self.unsent_bytes > self._options.connection_unsent_bytes_max:
             self._acceptor.cut_off(self, "its unsent replies passed the limit")
 
     def _write_apart(self, out: list[Any]) -> None:

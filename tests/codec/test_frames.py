@@ -17,7 +17,13 @@ from pegaskv.base.limits import (
     CLIENT_FRAME_BYTES_MAX,
     FRAME_MESSAGES_MAX,
 )
-from pegaskv.codec.frames import HEADER_BYTES, FrameSplitter, encode_frame, whole_frame
+from pegaskv.codec.frames import (
+    HEADER_BYTES,
+    FrameSplitter,
+    encode_frame,
+    encode_write_reply,
+    whole_frame,
+)
 from pegaskv.codec.packing import pack
 
 MESSAGES: list[list[Any]] = [
@@ -247,6 +253,13 @@ def test_more_is_said_only_while_there_is_more(rest: int) -> None:
 
 def test_the_layout_of_a_frame_never_changes() -> None:
     assert encode_frame([[7, 1, 0]]).hex() == "00000005" + "2257a033" + "9193070100"
+
+
+@pytest.mark.parametrize("request_id", [1, 127, 128, 65_536, (1 << 32) - 1])
+@pytest.mark.parametrize("decree", [0, 1, 255, 1 << 32, (1 << 63) + 1, (1 << 64) - 1])
+def test_the_reply_to_a_write_is_what_the_packer_would_say(request_id: int, decree: int) -> None:
+    frame = encode_write_reply(request_id, decree)
+    assert FrameSplitter().feed(frame) == [[[request_id, 0, decree]]]
 
 
 @given(

@@ -426,7 +426,7 @@ class Replica(Follower):
                 for connection, reply in replies[answered:] if answered else replies:
                     if reply[1] == 0:
                         reply[2] = decree
-                        if connection.in_flight == 1 and len(reply) == 3 and not connection.out:
+                        if connection.in_flight == 1 and len(reply) == 3:
                             touched[connection] = reply
                             continue
                     # `finish`, written out.

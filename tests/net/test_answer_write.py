@@ -115,7 +115,8 @@ async def test_who_leaves_replies_unread_is_cut_off_at_the_limit() -> None:
 
 async def test_one_write_that_passes_the_limit_is_enough() -> None:
     server = Writes(connection_unsent_pause_bytes=10, connection_unsent_bytes_max=20)
-    peer, other = server.greeted(reads=False), server.greeted(reads=False)
+    peer, other = server.greeted(), server.greeted()
+    peer.transport.reads = other.transport.reads = False
     peer.send([[2, SET, 0]])
     peer.connection.answer_write([2, 0, 7])
     assert peer.refused

@@ -28,6 +28,10 @@ class Replying(Protocol):
         """Write them."""
         ...
 
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
 
 class Outgoing:
     """Connections whose replies are written when this turn of the loop has read its requests.
@@ -61,7 +65,11 @@ class Outgoing:
         waiting, self.waiting = self.waiting, []
         self._room = _BYTES_MAX
         for connection in waiting:
-            connection.flush()
+            try:
+                connection.flush()
+            except MemoryError:
+                # Its peer asks again elsewhere, or later; the others have their replies.
+                connection.abort()
 
     def forget(self, connection: Replying) -> None:
         """It has ended."""

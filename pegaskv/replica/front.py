@@ -465,7 +465,10 @@ class Front:
         for batch, count in counts:
             batch.answered = count
         for connection, frame, count in answers:
-            connection.answer(frame, count)
+            try:
+                connection.answer(frame, count)
+            except MemoryError:
+                connection.abort()
 
     def _on_synced(self, error: BaseException | None) -> None:
         synced, self._syncing = self._syncing, None
@@ -521,10 +524,14 @@ class Front:
                 committed, synced = prepared.committed, shipping.synced
                 shipping.shippable = committed if committed < synced else synced
         for connection, reply in touched.items():
-            if reply is None:
-                connection.flush()
-            else:
-                connection.answer_write(reply)
+            try:
+                if reply is None:
+                    connection.flush()
+                else:
+                    connection.answer_write(reply)
+            except MemoryError:
+                # Nobody else waits for that.
+                connection.abort()
         if self._round:
             self._look_at_round(moved)
         for replica, decree in pinned:

@@ -398,10 +398,10 @@ class Replica(Follower):
     def take_committed(
         self, touched: dict[ServerConnection, list[int] | None], now_ms: int
     ) -> bool:
-        """Hand over what the machine has just committed; answer into `touched` who was not.
+        """Hand over what the machine has just committed, and to `touched` who is to be told.
 
-        There is the reply of whoever has no other request under way; of others replies are in
-        `out`. False: all that is under way waits for members still, so nothing is new.
+        With its reply, if that is of a connection's only request; other replies are in `out`.
+        False: all that is under way waits for members still, so nothing is new.
         """
         committed = self.machine.prepared.committed
         in_flight = self.in_flight

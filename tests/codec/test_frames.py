@@ -19,12 +19,14 @@ from pegaskv.base.limits import (
 )
 from pegaskv.codec.frames import (
     HEADER_BYTES,
+    WHOLE_BYTES_MAX,
     FrameSplitter,
     encode_frame,
     encode_write_reply,
     whole_frame,
 )
 from pegaskv.codec.packing import pack
+from pegaskv.net.flow_control import LITTLE_BYTES
 
 MESSAGES: list[list[Any]] = [
     [1, 10, 1000, 3, 2, b"hash", b"sort"],
@@ -281,6 +283,11 @@ def test_a_whole_frame_is_what_a_splitter_finds_in_the_same_bytes(data: bytes) -
         frames = []
     whole = len(frames) == 1 and not splitter.held
     assert whole_frame(data) == (frames[0] if whole else None)
+
+
+def test_what_connections_take_for_whole_frames_needs_no_other_limit() -> None:
+    assert LITTLE_BYTES <= WHOLE_BYTES_MAX
+    assert WHOLE_BYTES_MAX <= BEFORE_HELLO_BYTES_MAX
 
 
 def test_a_changed_bit_is_no_whole_frame() -> None:

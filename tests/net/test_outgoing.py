@@ -21,6 +21,9 @@ class Replying:
     def flush(self) -> None:
         self.log.append(self.name)
 
+    def abort(self) -> None:
+        self.log.append(f"{self.name} aborted")
+
 
 def several(count: int, log: list[str]) -> list[Replying]:
     return [Replying(str(number), log) for number in range(count)]
@@ -72,6 +75,19 @@ async def test_only_so_many_bytes_wait(replies: int) -> None:
     assert len(log) == 4
     await turn()
     assert len(log) == 5
+
+
+async def test_one_that_cannot_be_flushed_is_aborted_and_keeps_nobody_waiting() -> None:
+    class Scarce(Replying):
+        def flush(self) -> None:
+            raise MemoryError
+
+    log: list[str] = []
+    outgoing = Outgoing()
+    for connection in (Replying("1", log), Scarce("2", log), Replying("3", log)):
+        outgoing.add(connection)
+    await turn()
+    assert log == ["1", "2 aborted", "3"]
 
 
 async def test_who_has_ended_is_not_the_last_one_any_more() -> None:

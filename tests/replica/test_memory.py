@@ -12,7 +12,7 @@ from pegaskv.replica import replica as replica_module
 from pegaskv.replica import writes as writes_module
 from pegaskv.replica.replay import mutation_rows
 from pegaskv.storage.mutation_log import LogRecord, MutationLog
-from tests.replica.stub_world import GPID, Server, play
+from tests.replica.stub_world import GPID, Connection, Server, play
 from tests.simulation.world import Life, World
 
 
@@ -112,6 +112,52 @@ def test_when_memory_never_comes_the_server_ends_and_does_not_wait_for_ever(
     play(scenario)
 
 
+class ScarceConnection(Connection):
+    """There is no memory for what it is to be sent."""
+
+    aborted = False
+
+    def answer_write(self, reply: list[int]) -> None:
+        raise MemoryError
+
+    def answer(self, frame: bytes, count: int) -> None:
+        raise MemoryError
+
+    def flush(self) -> None:
+        if self.out:
+            raise MemoryError
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+
+@pytest.mark.parametrize("durability", ["fsync", "os"])
+@pytest.mark.parametrize("requests", [1, 2])
+def test_a_reply_without_memory_ends_its_connection_and_no_other_waits(
+    durability: str, requests: int
+) -> None:
+    async def scenario(world: World, life: Life) -> None:
+        server = await opened(life, first=True, durability=durability)
+        await server.set(b"before", b"1")
+        good, scarce = server.connection, ScarceConnection()
+        asked = []
+        for number in range(3):
+            for connection in (good, scarce):
+                server.connection = connection
+                if connection is good or number < requests:
+                    asked.append((connection, server.send(Operation.SET, b"h", b"k", b"1", 0)))
+        for connection, request in asked:
+            server.connection = connection
+            if connection is good:
+                assert (await server.answer(request))[0] == 0
+        assert scarce.aborted
+        server.connection = good
+        await server.set(b"after", b"1")
+        assert not server.fatal
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_a_write_without_memory_is_in_the_batch_whole_or_not_at_all(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +165,7 @@ def test_a_write_without_memory_is_in_the_batch_whole_or_not_at_all(
     """What the engine gets and what the log has must stay the same, timestamps included."""
     scarcity = Scarcity(seed, 0.0)
     for module, names in (
-        (writes_module, ("pack", "pack_row_header")),
+        (writes_module, ("pack", "_pack_short", "pack_row_header")),
         (filling_module, ("pack", "encode_operation", "pack_row_header")),
     ):
         for name in names:

@@ -228,6 +228,7 @@ async def create_table(
             if name in wanted:
                 raise UsageError(f"the env {name} is given twice")
         wanted.update(each)
+    wanted = _meant(context, wanted)
     client = await context.client()
     made = await client.admin.create_table(
         table,
@@ -373,11 +374,19 @@ async def set_envs(context: Context, pairs: list[tuple[str, str]]) -> Result:
     envs = dict(pairs)
     if len(envs) < len(pairs):
         raise UsageError("an env is given twice")
-    if envs.get(MANUAL_COMPACT_ONCE) == "now":
-        envs[MANUAL_COMPACT_ONCE] = str(int(context.wall_s()))
     client = await context.client()
-    info = await client.admin.set_envs(context.table_name, envs, timeout=context.timeout_s)
+    info = await client.admin.set_envs(
+        context.table_name, _meant(context, envs), timeout=context.timeout_s
+    )
     return Result(dict(info.envs), Fields(info.envs), "OK", info.warnings)
+
+
+def _meant(context: Context, envs: Mapping[str, str]) -> dict[str, str]:
+    """Return what servers are to be told: they know numbers where an operator may say `now`."""
+    meant = dict(envs)
+    if meant.get(MANUAL_COMPACT_ONCE) == "now":
+        meant[MANUAL_COMPACT_ONCE] = str(int(context.wall_s()))
+    return meant
 
 
 @command(

@@ -303,6 +303,8 @@ async def test_envs_are_set_shown_and_removed(session: Session) -> None:
     name = "manual_compact.once.trigger_time"
     session.context.wall_s = lambda: 1_767_225_600.9
     assert await session.data(f"set_app_envs {name} now") == {name: "1767225600"}
+    made = await session.data(f"create compacted -e {name}=now -e durability=os")
+    assert made["envs"] == {name: "1767225600", "durability": "os"}
     assert "given twice" in await session.fails("set_app_envs a 1 a 2")
 
 

@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 _READY_S: Final = 120.0
+# However much a server has left to compact.
+_CALM_S: Final = 120.0
 _CLOCK_TICKS: Final = 100
 
 
@@ -52,12 +54,13 @@ def cpu_seconds(pid: int) -> float:
 async def calm(server: "Server") -> None:
     """Wait until a server has nothing to do in the background."""
     before = cpu_seconds(server.pid)
-    while True:
+    for _ in range(int(_CALM_S / 0.5)):
         await asyncio.sleep(0.5)
         after = cpu_seconds(server.pid)
         if after - before < 0.05:
             return
         before = after
+    raise SystemExit(f"a server still works {_CALM_S:.0f} s after its last request")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

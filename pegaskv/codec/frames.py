@@ -16,7 +16,13 @@ from google_crc32c import value as crc32c
 
 from pegaskv.base.errors import WireError
 from pegaskv.base.limits import CLIENT_FRAME_BYTES_MAX, FRAME_MESSAGES_MAX, FRAME_VALUES_MAX
-from pegaskv.codec.packing import HARMLESS_BYTES_MAX, pack, unpack, unpack_harmless
+from pegaskv.codec.packing import (
+    HARMLESS_BYTES_MAX,
+    forget_packed,
+    pack_unguarded,
+    unpack,
+    unpack_harmless,
+)
 
 __all__ = [
     "HEADER_BYTES",
@@ -43,7 +49,11 @@ _pack_write_reply = _WRITE_REPLY.pack
 
 def encode_frame(messages: list[Any]) -> bytes:
     """Return the frame that carries `messages` (1 to 1 024 of them)."""
-    body = pack(messages)
+    try:
+        body = pack_unguarded(messages)
+    except BaseException:
+        forget_packed()
+        raise
     return _pack_header(len(body), crc32c(body)) + body
 
 

@@ -21,7 +21,14 @@ from pegaskv.base.limits import (
     OPERATION_ROWS_MAX,
 )
 
-__all__ = ["HARMLESS_BYTES_MAX", "pack", "unpack", "unpack_harmless"]
+__all__ = [
+    "HARMLESS_BYTES_MAX",
+    "forget_packed",
+    "pack",
+    "pack_unguarded",
+    "unpack",
+    "unpack_harmless",
+]
 
 # The longest array that we ever send: a batch or a multi-operation as a flat list.
 _ARRAY_LENGTH_MAX = max(FRAME_MESSAGES_MAX, 4 * BATCH_ROWS_MAX, 2 * OPERATION_ROWS_MAX) + 16
@@ -40,14 +47,19 @@ _pack = _packer.pack
 unpack_harmless: Final[Callable[..., Any]] = _unpackb
 
 
+# The same for `pack`. Whoever calls it calls `forget_packed` when it raises whatever: out of memory
+# at the very end, it keeps what it has packed, and would put it before the next value, into
+# another connection's reply or into the log.
+pack_unguarded: Final[Callable[[Any], bytes]] = _pack
+forget_packed: Final[Callable[[], None]] = _packer.reset
+
+
 def pack(value: Any) -> bytes:
     """Return `value` as msgpack."""
     try:
         return _pack(value)  # type: ignore[no-any-return]
     except BaseException:
-        # Out of memory at the very end, it keeps what it has packed, and would put it before
-        # the next value: into another connection's reply, or into the log.
-        _packer.reset()
+        forget_packed()
         raise
 
 

@@ -255,8 +255,6 @@ class ServerConnection(FlowControl):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived, answer what can be answered at once, write once."""
-        if self.closed:
-            return
         size = len(data)
         self.received_bytes += size
         if (
@@ -322,6 +320,8 @@ class ServerConnection(FlowControl):
 
     def _read(self, data: bytes, size: int) -> None:
         """Split what arrived into frames; handle them, or keep them if others come first."""
+        if self.closed:
+            return
         began_us = 0
         if size > LITTLE_BYTES:
             self.write_waiting()
@@ -561,6 +561,8 @@ class ServerConnection(FlowControl):
 
     def _end(self) -> None:
         self.closed = True
+        # So that what comes is not looked at.
+        self._few = 0
         self.partial_since_ms = None
         self.unsent_since_ms = None
         self.out.clear()

@@ -58,7 +58,7 @@ class Applying(Admission):
     ) -> None:
         self.engine = engine
         # Rows of the engine; those that `applying` has too are younger there.
-        self._cache = cache
+        self.cache = cache
         # What the committed part of the log has made of the partition.
         self.participation = participation
         self.applying: dict[bytes, bytes | None] = {}
@@ -80,16 +80,16 @@ class Applying(Admission):
             row = self.applying.get(key, _MISSING)
             if row is not _MISSING:
                 return row  # type: ignore[no-any-return]
-        row = self._cache.young.get(key)
+        row = self.cache.young.get(key)
         return self._read(key) if row is None else row
 
     def _read(self, key: bytes) -> bytes | None:
-        row = self._cache.take_back(key)
+        row = self.cache.take_back(key)
         if row is None:
             self.row_cache_misses += 1
             row = self.engine.get(key)
             if row is not None:
-                self._cache.add(key, row)
+                self.cache.add(key, row)
         return row
 
     def snapshot_then(self, use: Callable[[Snapshot | BaseException], None]) -> None:
@@ -189,7 +189,7 @@ class Applying(Admission):
         else:
             self.applying_bytes -= size
             applying = self.applying
-            self._cache.drop(dict.fromkeys(rows[::2]))  # type: ignore[arg-type]
+            self.cache.drop(dict.fromkeys(rows[::2]))  # type: ignore[arg-type]
             for key, row in zip(rows[::2], rows[1::2], strict=True):
                 # A younger one stays. One deletion looks like any other, and leaves as much.
                 if applying[key] is row:  # type: ignore[index]
@@ -202,13 +202,13 @@ class Applying(Admission):
 
     def _forget_applied(self) -> None:
         self.unapplied = None
-        self._cache.drop(self.applying)
+        self.cache.drop(self.applying)
         self.applying.clear()
         self.applying_bytes = 0
 
     def forget_read(self, rows: Mapping[bytes, object]) -> None:
         """The engine was written beside the log: what was read of these keys is no more."""
-        self._cache.drop(rows)
+        self.cache.drop(rows)
 
     def _hand_out_snapshots(self, decree: int) -> None:
         """The engine is at `decree`: whoever waited for that has waited long enough."""

@@ -116,10 +116,11 @@ class ReadHandlers:
             self._guarded(connection, message)
             return
         replica.reads += 1
-        try:
-            row = replica.get(_pack_length(len(hash_key)) + hash_key + sort_key)
-        except CorruptionError as error:
-            raise self._on_corruption(replica, error) from error
+        key = _pack_length(len(hash_key)) + hash_key + sort_key
+        # `Replica.get`, written out for what was read lately.
+        row = None if replica.applying else replica.cache.young.get(key)
+        if row is None:
+            row = self._get(replica, key)
         if row is None or (
             (row >= LEAST_EXPIRY or row[11] & 1) and not is_visible(row, self._now())
         ):

@@ -198,7 +198,7 @@ def test_expired_rows_that_were_swept_are_not_kept() -> None:
         assert await server.get(b"a") == b"1"
         await world.sleep_ms(60_000)
         assert server.stub._sweeper.rows_expired == 1
-        cache = server.replica()._cache
+        cache = server.replica().cache
         assert not cache.young
         assert not cache.old
         assert await server.get(b"a") is None

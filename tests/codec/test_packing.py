@@ -260,22 +260,27 @@ def test_a_suspicious_body_is_decoded_alike(values: list[Any]) -> None:
 
 WITHOUT_MEMORY = """
 import os, resource
+from pegaskv.codec.frames import encode_frame
 from pegaskv.codec.packing import pack
 value = [bytes(30_000_000)]
 pack(value)
 held = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 resource.setrlimit(resource.RLIMIT_AS, (held + 20_000_000, resource.RLIM_INFINITY))
 try:
-    pack(value)
+    %s(value)
 except MemoryError:
     print("no memory")
 print(pack([1, 2]) == bytes([0x92, 1, 2]))
 """
 
 
-def test_what_found_no_memory_is_not_put_before_the_next_value() -> None:
+@pytest.mark.parametrize("function", ["pack", "encode_frame"])
+def test_what_found_no_memory_is_not_put_before_the_next_value(function: str) -> None:
     """The library keeps what it has packed when only the result found no room."""
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", WITHOUT_MEMORY % function],
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.stdout.split("\n")[:2] == ["no memory", "True"], done.stderr

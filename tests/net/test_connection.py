@@ -132,6 +132,17 @@ async def test_a_frame_over_4_kib_is_refused_by_its_header_before_hello() -> Non
     assert peer.connection.held_bytes == 0
 
 
+async def test_what_a_connection_sends_after_its_end_is_not_handled() -> None:
+    server = Server()
+    peer = server.greeted()
+    peer.connection.drain()
+    assert peer.refused
+    peer.send([echo(2)])
+    peer.send([echo(3), echo(4)])
+    assert server.handled == []
+    assert peer.replies() == []
+
+
 async def test_requests_behind_hello_in_one_packet_are_served() -> None:
     peer = Server().connect()
     peer.send([hello()], [echo(2)])

@@ -132,10 +132,15 @@ async def test_a_frame_over_4_kib_is_refused_by_its_header_before_hello() -> Non
     assert peer.connection.held_bytes == 0
 
 
-async def test_what_a_connection_sends_after_its_end_is_not_handled() -> None:
+@pytest.mark.parametrize("broken", [False, True])
+async def test_what_a_connection_sends_after_its_end_is_not_handled(broken: bool) -> None:
     server = Server()
     peer = server.greeted()
-    peer.connection.drain()
+    if broken:
+        peer.send_bytes(bytes(100))
+        assert len(peer.replies()) == 1
+    else:
+        peer.connection.drain()
     assert peer.refused
     peer.send([echo(2)])
     peer.send([echo(3), echo(4)])

@@ -135,12 +135,22 @@ def turns(sides: Mapping[str, SideT], number: int) -> list[tuple[str, SideT]]:
 
 
 def alternate(
-    comparison: Comparison, sides: Mapping[str, Callable[[], float]], rounds: int
+    comparison: Comparison,
+    sides: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    parts: int = 1,
 ) -> None:
-    """Let each side measure once in each round."""
+    """Let each side measure in each round, in so many parts, and take the mean of them.
+
+    A machine that is slower for half a second is so for all sides then.
+    """
     for number in range(rounds):
-        taken = {name: side() for name, side in turns(sides, number)}
-        comparison.add({name: taken[name] for name in sides})
+        taken: dict[str, list[float]] = {name: [] for name in sides}
+        for part in range(parts):
+            for name, side in turns(sides, number * parts + part):
+                taken[name].append(side())
+        comparison.add({name: statistics.fmean(rates) for name, rates in taken.items()})
 
 
 def spread(values: list[float], digits: int = 0) -> str:

@@ -41,23 +41,21 @@ HARMLESS_BYTES_MAX: Final = 768
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _unpackb = msgpack.unpackb
 
-_pack = _packer.pack
 # For bodies of up to `HARMLESS_BYTES_MAX`, with `max_ext_len=0`, by who cannot afford the call of
 # `unpack`. It raises half a dozen unrelated classes.
 unpack_harmless: Final[Callable[..., Any]] = _unpackb
 
-
 # The same for `pack`. Whoever calls it calls `forget_packed` when it raises whatever: out of memory
 # at the very end, it keeps what it has packed, and would put it before the next value, into
 # another connection's reply or into the log.
-pack_unguarded: Final[Callable[[Any], bytes]] = _pack
+pack_unguarded: Final[Callable[[Any], bytes]] = _packer.pack
 forget_packed: Final[Callable[[], None]] = _packer.reset
 
 
 def pack(value: Any) -> bytes:
     """Return `value` as msgpack."""
     try:
-        return _pack(value)  # type: ignore[no-any-return]
+        return pack_unguarded(value)
     except BaseException:
         forget_packed()
         raise

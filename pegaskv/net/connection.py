@@ -189,12 +189,13 @@ class ServerConnection(FlowControl):
         self.flush()
 
     def answer_write(self, reply: list[int]) -> None:
-        """Answer the one deferred request, a write, with [request id, 0, decree]."""
+        """Answer the last deferred request, a write, with [request id, 0, decree]."""
         try:
-            frame = encode_write_reply(reply[0], reply[2])
+            # If there is nothing else to say.
+            frame = b"" if self.closed or self.out else encode_write_reply(reply[0], reply[2])
         except MemoryError:
             frame = b""
-        if self.closed or self.out or not frame:
+        if not frame:
             self.finish(reply)
             self.flush()
             return

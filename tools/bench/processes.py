@@ -27,6 +27,7 @@ __all__ = [
 _READY_S: Final = 120.0
 # However much a server has left to compact.
 _CALM_S: Final = 120.0
+_CALM_LOOK_S: Final = 0.5
 _CLOCK_TICKS: Final = 100
 
 
@@ -54,8 +55,8 @@ def cpu_seconds(pid: int) -> float:
 async def calm(server: "Server") -> None:
     """Wait until a server has nothing to do in the background."""
     before = cpu_seconds(server.pid)
-    for _ in range(int(_CALM_S / 0.5)):
-        await asyncio.sleep(0.5)
+    for _ in range(int(_CALM_S / _CALM_LOOK_S)):
+        await asyncio.sleep(_CALM_LOOK_S)
         after = cpu_seconds(server.pid)
         if after - before < 0.05:
             return
